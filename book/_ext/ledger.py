@@ -1,0 +1,193 @@
+"""Sphinx extension: the statement ledger, from the records that the chapters left.
+
+`{statement-ledger}` becomes a table with one row a statement; `{statement-count}` a sentence
+with the number of each verdict. The records are glue data of `influence_lab.ledger.verdict`,
+so they are there after an execution and after a read from the execution cache alike. A
+statement of the inventory without exactly one record, or a record without its anchor in the
+same chapter, is a warning.
+"""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import yaml
+from docutils import nodes
+from influence_lab.ledger import PAPER_PREFIX, RECORD_PREFIX, VERDICTS
+from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
+from sphinx.util import logging
+from sphinx.util.docutils import SphinxDirective
+
+logger = logging.getLogger(__name__)
+
+HEADERS = ("Statement", "What it says", "Verdict", "Condition or counterexample", "Checks")
+WIDTHS = (14, 24, 14, 40, 8)
+
+
+class ledger_placeholder(nodes.General, nodes.Element):
+    """Stands for the table until every chapter has been read."""
+
+
+class count_placeholder(nodes.General, nodes.Element):
+    """Stands for the sentence with the numbers of verdicts."""
+
+
+class StatementLedger(SphinxDirective):
+    """`{statement-ledger}`: no argument, no content."""
+
+    def run(self) -> list[nodes.Node]:
+        return [ledger_placeholder()]
+
+
+class StatementCount(SphinxDirective):
+    """`{statement-count}`: no argument, no content."""
+
+    def run(self) -> list[nodes.Node]:
+        return [count_placeholder()]
+
+
+def records(env: BuildEnvironment) -> list[tuple[str, dict]]:
+    """(chapter, record) of every verdict, in the order of the chapters' names."""
+    found = []
+    for docname in sorted(env.found_docs):
+        keys = getattr(env, "nb_metadata", {}).get(docname, {}).get("glue", [])
+        if not any(key.startswith(RECORD_PREFIX) for key in keys):
+            continue
+        path = Path(env.mystnb_config.output_folder) / f"{docname}.glue.json"
+        glued = json.loads(path.read_text(encoding="utf8"))
+        found += [
+            (docname, json.loads(glued[key]["data"]["text/plain"]))
+            for key in keys
+            if key.startswith(RECORD_PREFIX)
+        ]
+    return found
+
+
+def statements(env: BuildEnvironment) -> list[dict]:
+    """The inventory's statements: id, paper, what."""
+    path = Path(env.srcdir) / env.config.ledger_inventory
+    return yaml.safe_load(path.read_text(encoding="utf8"))["statements"]
+
+
+def rows(env: BuildEnvironment) -> list[dict]:
+    """The paper's statements in the inventory's order, then those beyond it."""
+    listed = {entry["id"]: entry for entry in statements(env)}
+    order = list(listed)
+    table = [
+        record
+        | {"docname": docname}
+        | {
+            "label": listed.get(record["statement"], {}).get("paper", "Beyond the paper"),
+            "what": record["what"] or listed.get(record["statement"], {}).get("what", ""),
+        }
+        for docname, record in records(env)
+    ]
+    return sorted(
+        table,
+        key=lambda row: (
+            order.index(row["statement"]) if row["statement"] in listed else len(order)
+        ),
+    )
+
+
+def check(app: Sphinx, env: BuildEnvironment) -> None:
+    """Warn of statements without a verdict and of verdicts without a statement."""
+    counted = Counter(record["statement"] for _, record in records(env))
+    listed = {entry["id"] for entry in statements(env)}
+    for statement in sorted(listed | set(counted)):
+        if counted[statement] != 1:
+            logger.warning(f"ledger: {statement} has {counted[statement]} verdicts, not one")
+        if statement.startswith(PAPER_PREFIX) and statement not in listed:
+            logger.warning(f"ledger: {statement} is not in {app.config.ledger_inventory}")
+    proofs = getattr(env, "proof_list", {})
+    for docname, record in records(env):
+        if proofs.get(record["statement"], {}).get("docname") != docname:
+            logger.warning(
+                f"ledger: {record['statement']} has a verdict but no anchor in {docname}"
+            )
+
+
+def pages_to_rewrite(app: Sphinx, env: BuildEnvironment) -> list[str]:
+    """The pages that show the ledger: they change when any chapter does."""
+    return sorted(getattr(env, "ledger_pages", set()) & set(env.found_docs))
+
+
+def remember_page(app: Sphinx, doctree: nodes.document) -> None:
+    """Note which pages show the ledger."""
+    if any(doctree.findall(ledger_placeholder)) or any(doctree.findall(count_placeholder)):
+        if not hasattr(app.env, "ledger_pages"):
+            app.env.ledger_pages = set()
+        app.env.ledger_pages.add(app.env.docname)
+
+
+def resolve(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """Put table and sentence where their placeholders stand."""
+    for placeholder in list(doctree.findall(ledger_placeholder)):
+        placeholder.replace_self(_table(app, docname))
+    for placeholder in list(doctree.findall(count_placeholder)):
+        placeholder.replace_self(nodes.paragraph("", _count_sentence(app.env)))
+
+
+def _count_sentence(env: BuildEnvironment) -> str:
+    table = rows(env)
+    paper = [row for row in table if row["statement"].startswith(PAPER_PREFIX)]
+    counted = Counter(row["verdict"] for row in paper)
+    parts = ", ".join(f"{counted[verdict]} {verdict}" for verdict in VERDICTS)
+    return (
+        f"Of the paper's {len(paper)} statements: {parts}. "
+        f"{len(table) - len(paper)} statements go beyond the paper."
+    )
+
+
+def _table(app: Sphinx, docname: str) -> nodes.table:
+    group = nodes.tgroup(cols=len(HEADERS))
+    group += [nodes.colspec(colwidth=width) for width in WIDTHS]
+    head, body = nodes.thead(), nodes.tbody()
+    head += _row([[nodes.paragraph("", text)] for text in HEADERS])
+    for row in rows(app.env):
+        uri = app.builder.get_relative_uri(docname, row["docname"]) + "#" + row["statement"]
+        link = nodes.reference("", row["label"], refuri=uri, internal=True)
+        name = nodes.paragraph("", "", link, nodes.Text(" "), nodes.literal("", row["statement"]))
+        body += _row(
+            [
+                [name],
+                [_prose(row["what"])],
+                [_prose(row["verdict"])],
+                [_prose(text) for text in (row["condition"], row["counterexample"]) if text],
+                [_prose(str(len(row["checks"])))],
+            ]
+        )
+    group += [head, body]
+    table = nodes.table("", group, classes=["statement-ledger"])
+    return table
+
+
+def _row(cells: list[list[nodes.Node]]) -> nodes.row:
+    row = nodes.row()
+    for content in cells:
+        row += nodes.entry("", *content)
+    return row
+
+
+def _prose(text: str) -> nodes.paragraph:
+    """A paragraph in which what stands between dollar signs is mathematics."""
+    paragraph = nodes.paragraph()
+    for position, part in enumerate(text.split("$")):
+        if part:
+            paragraph += nodes.math(part, part) if position % 2 else nodes.Text(part)
+    return paragraph
+
+
+def setup(app: Sphinx) -> dict:
+    """Register directives and events."""
+    app.add_config_value("ledger_inventory", "book/inventory.yml", "env")
+    app.add_node(ledger_placeholder)
+    app.add_node(count_placeholder)
+    app.add_directive("statement-ledger", StatementLedger)
+    app.add_directive("statement-count", StatementCount)
+    app.connect("doctree-read", remember_page)
+    app.connect("env-updated", pages_to_rewrite)
+    app.connect("env-check-consistency", check)
+    app.connect("doctree-resolved", resolve)
+    return {"version": "1", "env_version": 1, "parallel_read_safe": False}
