@@ -1,0 +1,94 @@
+"""Random linear encoders and perturbations, scored through the core by differentiation."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from influence_ssl import EmpiricalFisher, ExactHessian, Identity, InfluenceScorer, Invariance
+from torch import nn
+
+SHAPES = ((1, 1), (1, 3), (3, 1), (2, 2), (1, 6), (5, 2), (3, 4), (4, 3), (2, 7), (6, 6))
+"""(k, d): one row, one column, square, wide and tall (k > d)."""
+
+
+@dataclass(frozen=True)
+class Instance:
+    """A linear encoder, n examples with their directions, a step and a damping.
+
+    W (k, d), x (n, d), deltas (n, d), ε = `eps`, λ = `lam`.
+    """
+
+    W: np.ndarray
+    x: np.ndarray
+    deltas: np.ndarray
+    eps: float
+    lam: float
+
+
+def random_instances(count: int, seed: int, n: int = 1, unit: bool = True) -> Iterator[Instance]:
+    """`count` instances over all `SHAPES`; ε from 0.01 to 10, λ from 0.001 to 10.
+
+    ε and λ are log-uniform; each tenth instance has ε = 10.
+
+    Args:
+        count: how many.
+        seed: of NumPy's generator.
+        n: examples in each.
+        unit: rows of `deltas` of length 1; otherwise normal.
+    """
+    rng = np.random.default_rng(seed)
+    for number in range(count):
+        k, d = SHAPES[(number + number // len(SHAPES)) % len(SHAPES)]
+        deltas = rng.normal(size=(n, d))
+        if unit:
+            deltas /= np.linalg.norm(deltas, axis=1, keepdims=True)
+        eps = 10.0 if number % 10 == 0 else 10 ** rng.uniform(-2, 1)
+        lam = 10 ** rng.uniform(-3, 1)
+        yield Instance(rng.normal(size=(k, d)), rng.normal(size=(n, d)), deltas, eps, lam)
+
+
+def linear_encoder(W: np.ndarray) -> nn.Linear:
+    """x ↦ Wx as a float64 `nn.Linear` without bias."""
+    k, d = W.shape
+    encoder = nn.Linear(d, k, bias=False).double()
+    with torch.no_grad():
+        encoder.weight.copy_(torch.as_tensor(W))
+    return encoder
+
+
+def core_influence(
+    instance: Instance,
+    curvature: ExactHessian | EmpiricalFisher | Identity,
+    distance: object = "squared",
+    encoder: nn.Module | None = None,
+) -> np.ndarray:
+    """I of every example, (n,), by automatic differentiation in `InfluenceScorer`.
+
+    The curvature is that of all n examples; x̂ = x + εδ.
+
+    Args:
+        instance: what is scored.
+        curvature: a curvature of the core.
+        distance: as in `Invariance`.
+        encoder: scored in place of x ↦ Wx, for example a reparametrised one.
+    """
+    deltas = torch.as_tensor(instance.deltas)
+
+    def perturbation(x: torch.Tensor, index: torch.Tensor, draw: int, seed: int) -> torch.Tensor:
+        return x + instance.eps * deltas[index]
+
+    scorer = InfluenceScorer(
+        linear_encoder(instance.W) if encoder is None else encoder,
+        objective=Invariance(perturbation, distance=distance),
+        curvature=curvature,
+        progress=False,
+    )
+    return scorer.score(torch.as_tensor(instance.x)).values
+
+
+def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
+    """Largest |found − expected|/|expected|, entry by entry; where `expected` is 0, |found|."""
+    found, expected = np.asarray(found, dtype=float), np.asarray(expected, dtype=float)
+    scale = np.where(expected == 0, 1.0, np.abs(expected))
+    return float(np.max(np.abs(found - expected) / scale))
