@@ -1,0 +1,362 @@
+r"""Curvatures: g ↦ gᵀ(H + λI)⁻¹g.
+
+A curvature has two methods. ``project(layers)`` sets each layer's projections (``left``, ``right``)
+before any gradient is taken. ``fit(gradients)`` sees the fitted data set's gradients and returns a
+function of a batch of gradients (B, k) that gives the quadratic forms (B,) in float64, with a
+dictionary ``provenance``. ``gradients`` has ``n``, ``layers``, iterates over batches (B, k), the
+layers' projected gradients side by side, and can form the exact Hessian.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from influence_ssl.errors import InfluenceTypeError, InfluenceValueError
+from influence_ssl.gradients import Layer
+
+
+class Gradients(Protocol):
+    """What :meth:`fit` sees of a data set."""
+
+    n: int
+    layers: list[Layer]
+    device: torch.device
+
+    def __iter__(self) -> Iterator[Tensor]: ...
+
+    def hessian(self) -> Tensor: ...
+
+
+class Curvature(Protocol):
+    """What the scorer asks of a curvature."""
+
+    def project(self, layers: list[Layer]) -> None: ...
+
+    def fit(self, gradients: Gradients) -> Callable[[Tensor], Tensor]: ...
+
+
+@dataclass(frozen=True)
+class Relative:
+    r"""Damping relative to the curvature: :math:`\lambda = c\,\mathrm{tr}(H_b)/\min(n, k_b)`.
+
+    The mean non-zero eigenvalue of each block b of dimension k_b, times c (LogIX's rule with
+    c = 0.1, where n ≥ k). A block without trace gets λ = 0.
+    """
+
+    c: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.c) and self.c >= 0):
+            raise InfluenceValueError(f"Relative: c={self.c} must be finite and at least 0.")
+
+
+Damping = float | Relative
+
+
+@dataclass
+class Fitted:
+    """A fitted curvature: the sum of its blocks' quadratic forms."""
+
+    blocks: list[tuple[slice, Callable[[Tensor], Tensor]]]
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __call__(self, gradients: Float[Tensor, "b k"]) -> Float64[Tensor, " b"]:
+        """gᵀ(H + λI)⁻¹g for each row."""
+        total = torch.zeros(len(gradients), dtype=torch.float64, device=gradients.device)
+        for columns, form in self.blocks:
+            total += form(gradients[:, columns].double())
+        return total
+
+
+class LoGra:
+    r"""Empirical Fisher of low-rank projected gradients, block by block.
+
+    With :math:`\tilde g_i = \mathrm{vec}(P G_i Q^\top)` of each layer,
+
+    .. math:: \tilde g_i^\top\Big(\tfrac1n\sum_j \tilde g_j \tilde g_j^\top + \lambda I\Big)^{-1}
+              \tilde g_i .
+
+    ``rank`` r: P is r × O and Q is r × I with orthonormal rows, random from ``seed`` and the
+    layer's position; r is clipped to min(O, I) of each layer; ``None`` is the full space.
+    ``joint=False``: one block a layer, as in LogIX; ``joint=True``: one block over all layers.
+    Memory: k² numbers a block of dimension k = Σ r². Source: Choe et al. 2024, arXiv:2405.13954.
+    """
+
+    def __init__(
+        self,
+        rank: int | None = 16,
+        joint: bool = False,
+        damping: Damping = Relative(0.1),
+        seed: int = 0,
+    ) -> None:
+        if rank is not None and (not isinstance(rank, int) or rank < 1):
+            raise InfluenceValueError(f"LoGra: rank={rank!r} must be a positive integer or None.")
+        self.rank = rank
+        self.joint = joint
+        self.damping = _checked(damping, "LoGra")
+        self.seed = seed
+
+    def project(self, layers: list[Layer]) -> None:
+        for number, layer in enumerate(layers):
+            if self.rank is None:
+                continue
+            generator = torch.Generator().manual_seed(self.seed * 100_003 + number)
+            rank = min(self.rank, layer.out_features, layer.in_features)
+            layer.left = _orthonormal(rank, layer.out_features, generator)
+            layer.right = _orthonormal(rank, layer.in_features, generator)
+
+    def fit(self, gradients: Gradients) -> Fitted:
+        sizes = [layer.size for layer in gradients.layers]
+        blocks = [slice(0, sum(sizes))] if self.joint else _consecutive(sizes)
+        if not self._fits(gradients, self.rank):
+            widest = max(min(layer.out_features, layer.in_features) for layer in gradients.layers)
+            ranks = range(min(self.rank or widest, widest), 0, -1)
+            largest = next((rank for rank in ranks if self._fits(gradients, rank)), None)
+            raise InfluenceValueError(
+                f"LoGra: rank={self.rank} with joint={self.joint} does not fit into memory; "
+                f"the largest rank that does is {largest}."
+            )
+        fitted = _fit_empirical_fisher(gradients, blocks, self.damping)
+        fitted.provenance["ranks"] = {
+            layer.name: list(layer.shape) for layer in gradients.layers
+        }
+        return fitted
+
+    def _fits(self, gradients: Gradients, rank: int | None) -> bool:
+        sizes = []
+        for layer in gradients.layers:
+            o, i = layer.out_features, layer.in_features
+            sizes.append(o * i if rank is None else min(rank, o, i) ** 2)
+        sizes = [sum(sizes)] if self.joint else sizes
+        return _empirical_fisher_bytes(gradients.n, sizes) <= free_memory(gradients.device)
+
+    def __repr__(self) -> str:
+        return (
+            f"LoGra(rank={self.rank}, joint={self.joint}, damping={self.damping}, seed={self.seed})"
+        )
+
+
+class EmpiricalFisher:
+    r"""Exact empirical Fisher over all of θ, from all per-example gradients; for small models.
+
+    .. math:: g_i^\top\Big(\tfrac1n\sum_j g_j g_j^\top + \lambda I\Big)^{-1} g_i ,
+
+    n times the ridge leverage of example i, so the magnitudes of the fitted set sum to n × the
+    effective dimension tr(H(H+λI)⁻¹). Formed in the p × p space of the weights or the n × n space
+    of the examples, whichever is smaller. Memory: p² or n·p + n² numbers.
+    """
+
+    def __init__(self, damping: Damping = Relative(0.1)) -> None:
+        self.damping = _checked(damping, "EmpiricalFisher")
+
+    def project(self, layers: list[Layer]) -> None:
+        """Keeps the full space."""
+
+    def fit(self, gradients: Gradients) -> Fitted:
+        size = sum(layer.size for layer in gradients.layers)
+        n, free = gradients.n, free_memory(gradients.device)
+        while n and _empirical_fisher_bytes(n, [size]) > free:
+            n = n * 9 // 10
+        if n < gradients.n:
+            raise InfluenceValueError(
+                f"EmpiricalFisher: {gradients.n} gradients of {size} weights do not fit into "
+                f"memory; the largest number that does is {n}. Use LoGra for more."
+            )
+        return _fit_empirical_fisher(gradients, [slice(0, size)], self.damping)
+
+    def __repr__(self) -> str:
+        return f"EmpiricalFisher(damping={self.damping})"
+
+
+class ExactHessian:
+    r"""Exact mean Hessian of the same loss, :math:`H = \frac1n\sum_j\nabla^2 L_j`; small models.
+
+    ``damping`` is λ itself. At λ = 0 a singular H is inverted on its range (the pseudo-inverse, the
+    limit λ → 0 of Theorem 1). H may be indefinite, so scores may have either sign; none is clipped.
+    Memory and cost: p² numbers and p backward passes.
+    """
+
+    def __init__(self, damping: float = 0.0) -> None:
+        if isinstance(damping, Relative):
+            raise InfluenceTypeError(
+                "ExactHessian: damping must be a float, as the trace of an indefinite Hessian is "
+                "no scale."
+            )
+        self.damping = _checked(damping, "ExactHessian")
+
+    def project(self, layers: list[Layer]) -> None:
+        """Keeps the full space."""
+
+    def fit(self, gradients: Gradients) -> Fitted:
+        size = sum(layer.size for layer in gradients.layers)
+        largest = math.isqrt(int(free_memory(gradients.device) / 32))
+        if size > largest:
+            raise InfluenceValueError(
+                f"ExactHessian: the Hessian of {size} weights does not fit into memory; the "
+                f"largest number that does is {largest}. Choose fewer `layers`, or LoGra."
+            )
+        hessian = gradients.hessian()
+        precision = torch.finfo(hessian.dtype).eps
+        e, v = torch.linalg.eigh(hessian.double())
+        assert isinstance(self.damping, float)
+        if self.damping == 0:
+            kept = e.abs() > e.abs().max() * size * precision
+            e, v = e[kept], v[:, kept]
+        scale = 1 / (e + self.damping)
+        return Fitted(
+            [(slice(0, size), lambda g: ((g @ v).square() * scale).sum(1))],
+            {"damping": [self.damping], "negative eigenvalues": int((e < 0).sum())},
+        )
+
+    def __repr__(self) -> str:
+        return f"ExactHessian(damping={self.damping})"
+
+
+class Identity:
+    r"""No curvature: the squared gradient norm :math:`|g_i|^2` over all of θ."""
+
+    def project(self, layers: list[Layer]) -> None:
+        """Keeps the full space."""
+
+    def fit(self, gradients: Gradients) -> Fitted:
+        size = sum(layer.size for layer in gradients.layers)
+        return Fitted([(slice(0, size), lambda g: g.square().sum(1))])
+
+    def __repr__(self) -> str:
+        return "Identity()"
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes that can still be taken on a device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        with open("/proc/meminfo") as lines:
+            known = dict(line.split(":") for line in lines)
+        return float(known["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2
+
+
+def _checked(damping: Damping, owner: str) -> Damping:
+    if isinstance(damping, Relative):
+        return damping
+    if isinstance(damping, bool) or not isinstance(damping, int | float):
+        raise InfluenceTypeError(
+            f"{owner}: damping={damping!r} must be a number or Relative(c)."
+        )
+    if not (math.isfinite(damping) and damping >= 0):
+        raise InfluenceValueError(f"{owner}: damping={damping} must be finite and at least 0.")
+    return float(damping)
+
+
+def _consecutive(sizes: list[int]) -> list[slice]:
+    ends = [sum(sizes[: n + 1]) for n in range(len(sizes))]
+    return [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
+
+
+def _orthonormal(rank: int, width: int, generator: torch.Generator) -> Float64[Tensor, "r w"]:
+    """Rows of a random subspace, uniform over all subspaces of this rank."""
+    return torch.linalg.qr(
+        torch.randn(width, rank, generator=generator, dtype=torch.float64)
+    ).Q.T.contiguous()
+
+
+def _empirical_fisher_bytes(n: int, sizes: list[int]) -> float:
+    """Covariance, factor and inverse in float64; or the gradients twice and the n × n Gram."""
+    return sum(24.0 * k * k if k <= n else 12.0 * n * k + 24.0 * n * n for k in sizes)
+
+
+def _fit_empirical_fisher(
+    gradients: Gradients, blocks: list[slice], damping: Damping
+) -> Fitted:
+    n, tall = gradients.n, [block.stop - block.start <= gradients.n for block in blocks]
+    covariances: list[Tensor | float] = [0.0] * len(blocks)
+    rows: list[list[Tensor]] = [[] for _ in blocks]
+    for batch in gradients:
+        for number, block in enumerate(blocks):
+            g = batch[:, block]
+            if tall[number]:
+                covariances[number] += (g.T @ g).double()
+            else:
+                rows[number].append(g)
+    fitted = Fitted([], {"damping": [], "effective dimension": []})
+    for number, block in enumerate(blocks):
+        k = block.stop - block.start
+        precision = torch.finfo(batch.dtype).eps * max(n, k)
+        if tall[number]:
+            h = covariances[number] / n
+            assert isinstance(h, Tensor)
+            λ = _value(damping, float(h.trace()), n, k)
+            form, dimension = _primal(h, λ, precision)
+        else:
+            g = torch.cat(rows[number])
+            rows[number].clear()
+            gram = _gram(g) / n
+            λ = _value(damping, float(gram.trace()), n, k)
+            form, dimension = _dual(g, gram, λ, precision)
+        fitted.blocks.append((block, form))
+        fitted.provenance["damping"].append(λ)
+        fitted.provenance["effective dimension"].append(dimension)
+    return fitted
+
+
+def _value(damping: Damping, trace: float, n: int, k: int) -> float:
+    return damping.c * trace / min(n, k) if isinstance(damping, Relative) else damping
+
+
+def _primal(
+    h: Float64[Tensor, "k k"], λ: float, precision: float
+) -> tuple[Callable[[Tensor], Tensor], float]:
+    """The form gᵀ(H + λI)⁻¹g from H itself, and tr(H(H + λI)⁻¹)."""
+    identity = torch.eye(len(h), dtype=h.dtype, device=h.device)
+    if λ > 0:
+        factor, failed = torch.linalg.cholesky_ex(h + λ * identity)
+        if not failed:
+            inverse = torch.linalg.solve_triangular(factor, identity, upper=False)
+            dimension = len(h) - λ * float(inverse.square().sum())
+            return lambda g: (g @ inverse.T).square().sum(1), dimension
+    e, v = torch.linalg.eigh(h)
+    kept = e > e.max().clamp(min=0) * precision
+    if λ > 0:
+        e = e.clamp(min=0)
+    else:
+        e, v = e[kept], v[:, kept]
+    return lambda g: ((g @ v).square() / (e + λ)).sum(1), float((e / (e + λ)).sum())
+
+
+def _gram(g: Float[Tensor, "n k"]) -> Float64[Tensor, "n n"]:
+    gram = torch.zeros(len(g), len(g), dtype=torch.float64, device=g.device)
+    for columns in g.split(65_536, dim=1):
+        gram += columns.double() @ columns.double().T
+    return gram
+
+
+def _dual(
+    g: Float[Tensor, "n k"], gram: Float64[Tensor, "n n"], λ: float, precision: float
+) -> tuple[Callable[[Tensor], Tensor], float]:
+    """The same form where n < k: H = GᵀG/n has the eigenvectors v = Gᵀu / √(n e)."""
+    n = len(g)
+    e, u = torch.linalg.eigh(gram)
+    kept = e > e.max().clamp(min=0) * precision
+    e, u = e[kept], u[:, kept]
+
+    def form(x: Float64[Tensor, "b k"]) -> Float64[Tensor, " b"]:
+        along = (x.to(g.dtype) @ g.T).double() @ u
+        inside = (along.square() / (n * e * (e + λ))).sum(1)
+        if λ == 0:
+            return inside
+        # What lies outside the fitted gradients' span meets λ alone. The residual itself, not a
+        # difference of squares, keeps this term exact where it should vanish.
+        outside = x - (((along / (n * e)) @ u.T).to(g.dtype) @ g).double()
+        return inside + outside.square().sum(1) / λ
+
+    return form, float((e / (e + λ)).sum())

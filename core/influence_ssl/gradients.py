@@ -1,0 +1,374 @@
+r"""Per-example gradients of a loss with respect to layer weights, projected; none is ever summed.
+
+For a ``Linear`` or ``Conv2d`` layer with weight W (O, I), where I counts the inputs of one output
+(channels per group × kernel area), the gradient of example i is a sum over positions t (pixels,
+tokens, views, repeated calls) of the layer's input a and the gradient δ at its output:
+
+.. math:: G_i = \sum_t \delta_{it}\, a_{it}^\top \in \mathbb R^{O \times I}.
+
+With a projection on each side (LoGra, Choe et al. 2024, arXiv:2405.13954),
+
+.. math:: P\, G_i\, Q^\top = \sum_t (P \delta_{it})(Q a_{it})^\top \in \mathbb R^{r \times r},
+
+so a is projected in the forward pass, δ in the backward pass, and no weight gradient is formed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from influence_ssl.errors import InfluenceTypeError, InfluenceValueError
+from influence_ssl.objectives import Encode
+
+Objective = Callable[[Encode, tuple[Tensor, ...], Tensor, int, int], Tensor]
+
+
+@dataclass
+class Layer:
+    """One weight of θ: the modules that use it, its shape as (O, I), its two projections.
+
+    ``left`` is P (r, O), ``right`` is Q (r, I); ``None`` stands for the identity.
+    """
+
+    name: str
+    modules: list[nn.Conv2d | nn.Linear]
+    out_features: int
+    in_features: int
+    left: Tensor | None = None
+    right: Tensor | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape of the projected gradient."""
+        rows = self.out_features if self.left is None else self.left.shape[0]
+        columns = self.in_features if self.right is None else self.right.shape[0]
+        return rows, columns
+
+    @property
+    def size(self) -> int:
+        """Number of entries of the projected gradient."""
+        return self.shape[0] * self.shape[1]
+
+    def project(self, weight_gradient: Float[Tensor, "o *i"]) -> Tensor:
+        """P G Qᵀ of a weight gradient that is already there (for checks and exact Hessians)."""
+        gradient = weight_gradient.reshape(self.out_features, self.in_features)
+        if self.left is not None:
+            gradient = self.left.to(gradient) @ gradient
+        return gradient if self.right is None else gradient @ self.right.to(gradient).T
+
+    def inputs(self, module: nn.Module, a: Tensor) -> Float[Tensor, "n g i t"]:
+        """Q a at each position: (rows, groups, r or I, positions)."""
+        if isinstance(module, nn.Linear):
+            a = a.reshape(a.shape[0], -1, a.shape[-1])
+            a = a if self.right is None else a @ self.right.T
+            return a.transpose(1, 2).unsqueeze(1)
+        assert isinstance(module, nn.Conv2d)
+        n, g, padding = a.shape[0], module.groups, module.padding
+        if module.padding_mode != "zeros" or isinstance(padding, str):
+            mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+            a = F.pad(a, module._reversed_padding_repeated_twice, mode=mode)
+            padding = (0, 0)
+        a = a.reshape(n * g, a.shape[1] // g, *a.shape[2:])
+        kernel, stride, dilation = module.kernel_size, module.stride, module.dilation
+        if self.right is None:
+            columns = F.unfold(a, kernel, dilation, padding, stride)
+        else:
+            filters = self.right.reshape(-1, a.shape[1], *kernel)
+            columns = F.conv2d(a, filters, None, stride, padding, dilation).flatten(2)
+        return columns.reshape(n, g, -1, columns.shape[-1])
+
+    def contract(
+        self, module: nn.Module, columns: Float[Tensor, "n g i t"], delta: Tensor
+    ) -> Float[Tensor, "n r c"]:
+        """Σ_t (P δ_t)(Q a_t)ᵀ for each row."""
+        n, g = columns.shape[:2]
+        if isinstance(module, nn.Linear):
+            delta = delta.reshape(n, -1, delta.shape[-1]).transpose(1, 2)
+        else:
+            delta = delta.flatten(2)
+        if g == 1:
+            if self.left is not None:
+                delta = self.left @ delta
+            return delta @ columns[:, 0].transpose(1, 2)
+        # Each group has its own inputs, so the positions are summed before P mixes the groups.
+        delta = delta.reshape(n, g, self.out_features // g, -1)
+        gradient = (delta @ columns.transpose(2, 3)).flatten(1, 2)
+        return gradient if self.left is None else self.left @ gradient
+
+
+def called_layers(
+    encoder: nn.Module, run: Callable[[], object], names: list[str] | None
+) -> list[Layer]:
+    """The Conv2d and Linear weights that a forward pass uses, in the order of the first call.
+
+    ``names`` restricts them; each must then be a Conv2d or Linear that the pass calls. Modules
+    that share one weight make one layer.
+    """
+    modules = dict(encoder.named_modules())
+    for name in names or []:
+        if not isinstance(modules.get(name), (nn.Conv2d, nn.Linear)):
+            known = [n for n, m in modules.items() if isinstance(m, (nn.Conv2d, nn.Linear))]
+            raise InfluenceValueError(
+                f"layers: {name!r} is not a Conv2d or Linear of the encoder; "
+                f"these are: {', '.join(known[:20])}{' …' if len(known) > 20 else ''}."
+            )
+    layers: dict[int, Layer] = {}
+    called: set[str] = set()
+
+    def record(name: str, module: nn.Module) -> None:
+        assert isinstance(module, (nn.Conv2d, nn.Linear))
+        called.add(name)
+        # A parametrised module makes a new weight tensor on each access: then it is its own key.
+        weight = module._parameters.get("weight")
+        key = id(module if weight is None else weight)
+        if key not in layers:
+            layers[key] = Layer(name, [], module.weight.shape[0], module.weight[0].numel())
+        if module not in layers[key].modules:
+            layers[key].modules.append(module)
+
+    handles = [
+        module.register_forward_pre_hook(lambda m, _, name=name: record(name, m))
+        for name, module in modules.items()
+        if isinstance(module, (nn.Conv2d, nn.Linear)) and (names is None or name in names)
+    ]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    if silent := sorted(set(names or []) - called):
+        raise InfluenceValueError(
+            f"layers: {silent[0]!r} is never called in the encoder's forward pass; leave it out."
+        )
+    if not layers:
+        raise InfluenceTypeError(
+            "the encoder calls no Conv2d or Linear module, so θ is empty; "
+            "influence is defined over the weights of such modules."
+        )
+    return list(layers.values())
+
+
+@dataclass
+class Call:
+    """What one call of a module left behind: for :func:`check_encoder`."""
+
+    name: str
+    inputs: Float[Tensor, "b *rest"]
+
+
+@dataclass
+class Capture:
+    """Runs an objective and collects the projected per-example gradients of its layers."""
+
+    encoder: nn.Module
+    layers: list[Layer]
+    objective: Objective
+    seed: int
+    calls: list[Call] | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        parameter = next((p for p in self.encoder.parameters() if p.is_floating_point()), None)
+        if parameter is None:
+            raise InfluenceTypeError("the encoder has no floating-point weights.")
+        self.device, self.dtype = parameter.device, parameter.dtype
+        # Projections stay in float32 at least, whatever the encoder runs in.
+        self.working = torch.float64 if self.dtype == torch.float64 else torch.float32
+
+    def losses(
+        self, batch: tuple[Tensor, ...], index: Int64[Tensor, " b"], draw: int, encode: Encode
+    ) -> Float[Tensor, " b"]:
+        """The objective's losses (B,), checked."""
+        batch = tuple(part.to(self.device) for part in batch)
+        losses = self.objective(encode, batch, index, draw, self.seed)
+        if losses.shape != index.shape:
+            raise InfluenceValueError(
+                f"the objective returned shape {tuple(losses.shape)} for {len(index)} examples; "
+                "it must return one loss for each."
+            )
+        return losses
+
+    def encode(self, x: Tensor, examples: int) -> Float[Tensor, "rows d"]:
+        """f(x) for v views of ``examples`` examples, checked."""
+        z = self.encoder(x)
+        if not isinstance(z, Tensor):
+            raise InfluenceTypeError(
+                f"the encoder returned a {type(z).__name__}; wrap it so that it returns one "
+                "tensor (B, D)."
+            )
+        if z.ndim != 2 or z.shape[0] != x.shape[0] or x.shape[0] % examples:
+            raise InfluenceValueError(
+                f"the encoder maps {tuple(x.shape)} to {tuple(z.shape)}; it must return (B, D)."
+            )
+        return z
+
+    def gradients(
+        self, batch: tuple[Tensor, ...], index: Int64[Tensor, " b"], draw: int
+    ) -> list[Float[Tensor, "b r c"]]:
+        """P G_i Qᵀ of each layer, (B, r, c), in the order of ``layers``."""
+        b = len(index)
+        sums: list[Tensor | None] = [None] * len(self.layers)
+        leaves: list[Tensor] = []
+        views = 1
+
+        def encode(x: Tensor) -> Tensor:
+            nonlocal views
+            views = max(1, x.shape[0] // b)
+            # The leaf makes autograd reach each layer's output while no weight asks for a gradient;
+            # the clone keeps an encoder that works in place away from the caller's images.
+            leaf = x.detach().to(self.dtype).requires_grad_()
+            leaves.append(leaf)
+            return self.encode(leaf.clone(), b)
+
+        def add(number: int, rows: Tensor) -> None:
+            if rows.shape[0] % (views * b):
+                raise InfluenceValueError(
+                    f"layer {self.layers[number].name!r} receives {rows.shape[0]} rows for {b} "
+                    "examples, so examples cannot be told apart; leave it out with `layers`."
+                )
+            rows = rows.reshape(views, b, -1, *rows.shape[1:]).sum((0, 2))
+            known = sums[number]
+            sums[number] = rows if known is None else known + rows
+
+        def hook(number: int, module: nn.Module, a: Tensor, output: Tensor) -> None:
+            layer = self.layers[number]
+            with torch.no_grad():
+                columns = layer.inputs(module, a.detach().to(self.working))
+            if self.calls is not None:
+                rows = columns.reshape(views, b, -1) if columns.shape[0] % (views * b) == 0 else None
+                self.calls.append(
+                    Call(layer.name, columns.new_full((b,), torch.nan) if rows is None else rows[0])
+                )
+            if output.requires_grad:
+                output.register_hook(
+                    lambda delta: add(
+                        number, layer.contract(module, columns, delta.to(self.working))
+                    )
+                )
+
+        handles = [
+            module.register_forward_hook(
+                lambda m, inputs, output, number=number: hook(number, m, inputs[0], output)
+            )
+            for number, layer in enumerate(self.layers)
+            for module in layer.modules
+        ]
+        try:
+            total = self.losses(batch, index, draw, encode).sum()
+            if total.requires_grad and leaves:
+                torch.autograd.grad(total, leaves, allow_unused=True)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return [
+            torch.zeros(b, *layer.shape, dtype=self.working, device=self.device)
+            if found is None
+            else found
+            for layer, found in zip(self.layers, sums, strict=True)
+        ]
+
+    def flat(
+        self, batch: tuple[Tensor, ...], index: Int64[Tensor, " b"], draw: int
+    ) -> Float[Tensor, "b k"]:
+        """All layers' projected gradients side by side."""
+        return torch.cat([g.flatten(1) for g in self.gradients(batch, index, draw)], 1)
+
+
+def check_encoder(
+    capture: Capture, batch: tuple[Tensor, ...], index: Int64[Tensor, " b"]
+) -> None:
+    """Refuse an encoder whose per-example gradients cannot be trusted.
+
+    Runs the first one or two examples alone and together. (1) The captured gradients must sum to
+    autograd's weight gradient, which finds layers that compute something else than their class.
+    (2) Each example must look the same alone and in company, which finds encoders that mix
+    examples; the first layer whose input differs is named.
+    """
+    tolerance = {torch.float64: 1e-6, torch.float32: 1e-2}.get(capture.dtype, 0.2)
+
+    def differ(x: Tensor, y: Tensor) -> bool:
+        scale = torch.maximum(x.norm(), y.norm())
+        return x.shape != y.shape or not bool((x - y).norm() <= tolerance * scale + 1e-30)
+
+    capture.calls = []
+    try:
+        together = capture.gradients(batch, index, 0)
+        calls_together, alone = capture.calls, []
+        for i in range(len(index)):
+            capture.calls = []
+            part = tuple(values[i : i + 1] for values in batch)
+            alone.append((capture.gradients(part, index[i : i + 1], 0), capture.calls))
+    finally:
+        capture.calls = None
+    for i, (gradients, calls) in enumerate(alone):
+        mixed = "the encoder" if len(calls) != len(calls_together) else None
+        for call, reference in zip(calls, calls_together, strict=False):
+            if mixed is None and differ(call.inputs[0], reference.inputs[i]):
+                mixed = f"the input of layer {call.name!r}"
+        for layer, gradient, reference in zip(capture.layers, gradients, together, strict=True):
+            if mixed is None and differ(gradient[0], reference[i]):
+                mixed = f"the gradient of layer {layer.name!r}"
+        if mixed is not None:
+            raise InfluenceValueError(
+                f"{mixed} depends on the other images of the batch or on chance, so a score would "
+                "not belong to one example; give an encoder that maps each image on its own."
+            )
+    # A parametrised weight is no leaf: what is captured is the gradient of its current value.
+    plain = [n for n, layer in enumerate(capture.layers) if layer.modules[0].weight.is_leaf]
+    if not plain:
+        return
+    weights = [capture.layers[n].modules[0].weight for n in plain]
+    with requires_grad(weights):
+        losses = capture.losses(
+            batch, index, 0, lambda x: capture.encode(x.to(capture.dtype), len(index))
+        )
+        reference = torch.autograd.grad(losses.sum(), weights, allow_unused=True)
+    for n, weight, weight_gradient in zip(plain, weights, reference, strict=True):
+        layer, gradients = capture.layers[n], together[n]
+        if weight_gradient is None:
+            weight_gradient = torch.zeros_like(weight)
+        exact = layer.project(weight_gradient.to(capture.working))
+        # Two examples may cancel; their own size is what rounding is measured by.
+        size = gradients.norm()
+        if not bool((gradients.sum(0) - exact).norm() <= tolerance * size + 1e-30):
+            raise InfluenceValueError(
+                f"layer {layer.name!r} does not compute a plain {type(layer.modules[0]).__name__} "
+                "of its weight, so its gradient cannot be captured; leave it out with `layers`."
+            )
+
+
+@contextmanager
+def requires_grad(weights: list[Tensor]) -> Iterator[None]:
+    """Let autograd track these weights, and nothing else change."""
+    before = [weight.requires_grad for weight in weights]
+    try:
+        for weight in weights:
+            weight.requires_grad_()
+        yield
+    finally:
+        for weight, flag in zip(weights, before, strict=True):
+            weight.requires_grad_(flag)
+
+
+@contextmanager
+def untouched(encoder: nn.Module) -> Iterator[None]:
+    """Eval mode, no weight gradients; everything as before at the end, whatever happens."""
+    modes = [(module, module.training) for module in encoder.modules()]
+    flags = [(parameter, parameter.requires_grad) for parameter in encoder.parameters()]
+    try:
+        encoder.eval()
+        for parameter, _ in flags:
+            parameter.requires_grad_(False)
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)

@@ -1,0 +1,142 @@
+"""Objectives: the loss of one example whose gradient is g_i.
+
+An objective is a callable ``objective(encode, batch, index, draw, seed) -> losses (B,)``. ``batch``
+is a tuple that begins with the images (B, ...); ``encode`` runs the encoder on B rows, or on v·B
+rows that stack v views of the batch one after the other, as ``torch.cat`` does. It may be called
+several times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from influence_ssl.errors import InfluenceTypeError, InfluenceValueError
+from influence_ssl.perturbations import GaussianNoise
+
+Encode = Callable[[Tensor], Tensor]
+
+
+class Invariance:
+    r"""Label-free loss: the distance between the representations of x and of its perturbed copy.
+
+    .. math:: L_i = d\big(f(x_i), f(\hat x_i)\big),\qquad \hat x_i = p(x_i)
+
+    ``distance="cosine"``: :math:`1 - \cos(z, \hat z)`, the paper's Equation 6.
+    ``distance="squared"``: :math:`|z - \hat z|^2`, the paper's Theorem 1.
+    A callable maps (z, ẑ), both (B, D), to (B,). The gradient flows through both f(x) and f(x̂).
+    """
+
+    def __init__(
+        self,
+        perturbation: Callable[..., Tensor] | None = None,
+        distance: str | Callable[[Tensor, Tensor], Tensor] = "cosine",
+    ) -> None:
+        perturbation = GaussianNoise() if perturbation is None else perturbation
+        if not callable(perturbation):
+            raise InfluenceTypeError(
+                f"Invariance: perturbation is a {type(perturbation).__name__}; give a callable "
+                "p(x, index, draw, seed) such as GaussianNoise(0.05, 0.2)."
+            )
+        if not callable(distance) and distance not in ("cosine", "squared"):
+            raise InfluenceValueError(
+                f"Invariance: distance={distance!r} is unknown; give 'cosine', 'squared' or a "
+                "callable (z, z_hat) -> (B,)."
+            )
+        self.perturbation = perturbation
+        self.distance = distance
+
+    def __call__(
+        self,
+        encode: Encode,
+        batch: tuple[Tensor, ...],
+        index: Int64[Tensor, " b"],
+        draw: int,
+        seed: int,
+    ) -> Float[Tensor, " b"]:
+        x = batch[0]
+        x_hat = self.perturbation(x, index, draw, seed)
+        if x_hat.shape != x.shape:
+            raise InfluenceValueError(
+                f"perturbation {self.perturbation!r} maps shape {tuple(x.shape)} to "
+                f"{tuple(x_hat.shape)}; it must keep the shape."
+            )
+        z, z_hat = encode(torch.cat([x, x_hat])).chunk(2)
+        if z.dtype in (torch.bfloat16, torch.float16):
+            z, z_hat = z.float(), z_hat.float()
+        for representation, which in ((z, "clean"), (z_hat, "perturbed")):
+            _refuse(~representation.isfinite().all(1), index, which, "not finite")
+        if self.distance == "squared":
+            return (z - z_hat).square().sum(1)
+        if callable(self.distance):
+            return self.distance(z, z_hat)
+        return self._cosine(z, z_hat, index)
+
+    @staticmethod
+    def _cosine(
+        z: Float[Tensor, "b d"], z_hat: Float[Tensor, "b d"], index: Int64[Tensor, " b"]
+    ) -> Float[Tensor, " b"]:
+        units = []
+        for representation, which in ((z, "clean"), (z_hat, "perturbed")):
+            # The largest entry goes first: |z|² must not under- or overflow.
+            largest = representation.detach().abs().amax(1, keepdim=True)
+            _refuse(largest[:, 0] == 0, index, which, "zero, where the cosine is undefined")
+            scaled = representation / largest
+            units.append(scaled / scaled.norm(dim=1, keepdim=True))
+        # Equal to 1 - cos for unit vectors, without its cancellation where the views nearly agree.
+        return 0.5 * (units[0] - units[1]).square().sum(1)
+
+    def __repr__(self) -> str:
+        return f"Invariance(perturbation={self.perturbation!r}, distance={self.distance!r})"
+
+
+class Supervised:
+    r"""Supervised loss :math:`L_i = \ell(f(x_i), y_i)` of items ``(x, y)``, for comparison.
+
+    ``loss="cross_entropy"`` expects logits (B, C) and integer labels; a callable maps (output, y)
+    to (B,).
+    """
+
+    def __init__(self, loss: str | Callable[[Tensor, Tensor], Tensor] = "cross_entropy") -> None:
+        if not callable(loss) and loss != "cross_entropy":
+            raise InfluenceValueError(
+                f"Supervised: loss={loss!r} is unknown; give 'cross_entropy' or a callable "
+                "(output, y) -> (B,)."
+            )
+        self.loss = loss
+
+    def __call__(
+        self,
+        encode: Encode,
+        batch: tuple[Tensor, ...],
+        index: Int64[Tensor, " b"],
+        draw: int,
+        seed: int,
+    ) -> Float[Tensor, " b"]:
+        if len(batch) < 2:
+            raise InfluenceTypeError(
+                "Supervised needs labels: give a data set whose items are (x, y)."
+            )
+        output = encode(batch[0])
+        if output.dtype in (torch.bfloat16, torch.float16):
+            output = output.float()
+        _refuse(~output.isfinite().all(1), index, "clean", "not finite")
+        if callable(self.loss):
+            return self.loss(output, batch[1].to(output.device))
+        return F.cross_entropy(output, batch[1].to(output.device), reduction="none")
+
+    def __repr__(self) -> str:
+        return f"Supervised(loss={self.loss!r})"
+
+
+def _refuse(bad: Tensor, index: Int64[Tensor, " b"], which: str, what: str) -> None:
+    if bad.any():
+        i = int(index[bad.cpu()][0])
+        raise InfluenceValueError(
+            f"the representation of the {which} image {i} is {what}; "
+            "check this image and the encoder's weights."
+        )

@@ -1,0 +1,55 @@
+"""Perturbations: x ↦ x̂, seeded per example.
+
+A perturbation is any callable ``p(x, index, draw, seed) -> x̂`` with x (B, ...) and index an int64
+CPU tensor (B,). x̂ has the shape of x. Example i's randomness may depend on (seed, i, draw) alone:
+then no score depends on batch size, order or sharding. :func:`example_generator` makes that easy.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from influence_ssl.errors import InfluenceValueError
+
+
+def example_generator(seed: int, index: int, draw: int) -> torch.Generator:
+    """The random generator of one example in one draw, a function of (seed, index, draw) alone.
+
+    The three numbers are hashed by NumPy's ``SeedSequence``, so neighbouring examples get
+    independent streams.
+    """
+    state = np.random.SeedSequence([seed, index, draw]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0]))
+
+
+class GaussianNoise:
+    r"""Additive noise :math:`\hat x = x + \mu + \sigma\eta,\ \eta \sim \mathcal N(0, I)`.
+
+    The paper's perturbation (section 4, :math:`\mathcal N(0.05, 0.2)`); ``std`` is the standard
+    deviation, in the units of the tensor that the encoder receives. Noise is drawn in float32 on
+    the CPU and then cast, so that neither dtype nor device changes it.
+    """
+
+    def __init__(self, mean: float = 0.05, std: float = 0.2) -> None:
+        if not math.isfinite(mean):
+            raise InfluenceValueError(f"GaussianNoise: mean={mean} is not finite; give a number.")
+        if not (math.isfinite(std) and std >= 0):
+            raise InfluenceValueError(f"GaussianNoise: std={std} must be finite and at least 0.")
+        self.mean = mean
+        self.std = std
+
+    def __call__(
+        self, x: Float[Tensor, "b *shape"], index: Int64[Tensor, " b"], draw: int, seed: int
+    ) -> Float[Tensor, "b *shape"]:
+        noise = torch.empty(x.shape, dtype=torch.float32)
+        for row, i in enumerate(index.tolist()):
+            noise[row].normal_(generator=example_generator(seed, i, draw))
+        return x + noise.mul_(self.std).add_(self.mean).to(x.device, x.dtype)
+
+    def __repr__(self) -> str:
+        return f"GaussianNoise(mean={self.mean}, std={self.std})"

@@ -1,0 +1,358 @@
+r"""The method: :math:`I_i = -g_i^\top (H + \lambda I)^{-1} g_i`, Equation 6 of the paper."""
+
+from __future__ import annotations
+
+import copy
+import platform
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from tqdm.auto import tqdm
+
+from influence_ssl.curvature import Curvature, LoGra, free_memory
+from influence_ssl.errors import InfluenceTypeError, InfluenceValueError
+from influence_ssl.gradients import (
+    Capture,
+    Layer,
+    Objective,
+    called_layers,
+    check_encoder,
+    untouched,
+)
+from influence_ssl.objectives import Invariance
+from influence_ssl.scores import Scores
+from influence_ssl.version import __version__
+
+
+class Dataset(Protocol):
+    """A map-style data set: its items are a tensor, or a tuple that begins with one."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int, /) -> Any: ...
+
+
+class InfluenceScorer:
+    r"""Self-influence of each image on an encoder's own representation of it.
+
+    .. math:: I_i = -g_i^\top (H + \lambda I)^{-1} g_i,\qquad g_i = \nabla_\theta L_i
+
+    with L_i the ``objective``'s loss of example i, θ the weights of the ``Conv2d`` and ``Linear``
+    modules that the forward pass calls (or of those named by ``layers``), and (H + λI)⁻¹ the
+    ``curvature``. With several ``draws`` of the perturbation H is fitted on all of them, and the
+    score is the mean of the per-draw scores. Cost: one forward and one backward pass a draw, the
+    backward pass without weight gradients. Source: the paper's Equation 6.
+
+    encoder : maps (B, ...) to (B, D). It runs in eval mode and is left as it was found.
+    objective : :class:`Invariance` by default, or :class:`Supervised`, or any such callable.
+    curvature : :class:`LoGra` by default, ``EmpiricalFisher``, ``ExactHessian`` or ``Identity``.
+    draws, seed : example i's randomness depends on (seed, i, draw) alone.
+    batch_size : for speed and memory only; values do not depend on it.
+    device, dtype : where and in what the encoder runs, on a copy where they differ from its own.
+    layers : names of the modules whose weights make θ; ``None`` for all that are called.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        objective: Objective | None = None,
+        curvature: Curvature | None = None,
+        draws: int = 1,
+        seed: int = 0,
+        batch_size: int = 256,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        layers: Sequence[str] | None = None,
+        progress: bool = True,
+    ) -> None:
+        if not isinstance(encoder, nn.Module):
+            raise InfluenceTypeError(
+                f"encoder is a {type(encoder).__name__}; give a torch.nn.Module."
+            )
+        for name, number, least in (("draws", draws, 1), ("batch_size", batch_size, 1),
+                                    ("seed", seed, 0)):  # fmt: skip
+            if not isinstance(number, int) or number < least:
+                raise InfluenceValueError(f"{name}={number!r} must be an integer ≥ {least}.")
+        if dtype is not None and not dtype.is_floating_point:
+            raise InfluenceValueError(f"dtype={dtype} must be a floating-point type.")
+        self.encoder = encoder
+        self.objective = Invariance() if objective is None else objective
+        self.curvature = LoGra() if curvature is None else curvature
+        self.draws = draws
+        self.seed = seed
+        self.batch_size = batch_size
+        self.device = device
+        self.dtype = dtype
+        self.layers = layers
+        self.progress = progress
+
+    def fit(self, images: Tensor | Dataset, index: Sequence[int] | None = None) -> InfluenceScorer:
+        """Fit the curvature on ``images``; later calls of :meth:`score` use it.
+
+        ``index`` (N,) gives the examples' indices where they are not 0 … N − 1.
+        """
+        with self._gradients(images, index, "fit") as gradients:
+            self.fitted_ = self.curvature.fit(gradients)
+            self.n_fitted_ = gradients.n
+            self.layers_ = [(layer.name, layer.shape) for layer in gradients.layers]
+        return self
+
+    def score(
+        self,
+        images: Tensor | Dataset,
+        index: Sequence[int] | None = None,
+        names: Sequence[str] | None = None,
+    ) -> Scores:
+        """Scores of ``images``; without an earlier :meth:`fit`, fitted on them for this call."""
+        with self._gradients(images, index, "score") as gradients:
+            if hasattr(self, "fitted_"):
+                fitted, n_fitted = self.fitted_, self.n_fitted_
+                if self.layers_ != [(layer.name, layer.shape) for layer in gradients.layers]:
+                    raise InfluenceValueError(
+                        "the encoder calls other layers than when the curvature was fitted; "
+                        "fit it again."
+                    )
+            else:
+                gradients.keep()
+                fitted, n_fitted = self.curvature.fit(gradients), gradients.n
+            values = torch.cat([-fitted(g).cpu() for g in gradients])
+            per_draw = values.reshape(self.draws, -1).numpy()
+            provenance = self._provenance(gradients, fitted, n_fitted)
+            found = gradients.index.numpy()
+        error = np.full(per_draw.shape[1], np.nan)
+        if self.draws > 1:
+            error = per_draw.std(0, ddof=1) / np.sqrt(self.draws)
+        return Scores(per_draw.mean(0), error, found, names, provenance)
+
+    @contextmanager
+    def _gradients(
+        self, images: Tensor | Dataset, index: Sequence[int] | None, stage: str
+    ) -> Iterator[_Gradients]:
+        examples = _Examples(images, index)
+        encoder = self.encoder
+        own = next((p for p in encoder.parameters() if p.is_floating_point()), None)
+        if own is None:
+            raise InfluenceTypeError("the encoder has no floating-point weights.")
+        device = own.device if self.device is None else torch.device(self.device)
+        dtype = self.dtype or own.dtype
+        with untouched(self.encoder):
+            first = range(min(2, len(examples)))
+            # On the encoder as it came: a copy in lower precision would blur the comparison.
+            capture = self._capture(encoder, examples)
+            check_encoder(capture, examples.batch(first), examples.index[list(first)])
+            if (device, dtype) != (own.device, own.dtype):
+                encoder = _copied(encoder, device, dtype)
+                capture = self._capture(encoder, examples)
+            with untouched(encoder):
+                yield _Gradients(capture, examples, self.draws, self.batch_size,
+                                 stage if self.progress else None)  # fmt: skip
+
+    def _capture(self, encoder: nn.Module, examples: _Examples) -> Capture:
+        """The encoder's layers as one example meets them, with the curvature's projections."""
+        names = None if self.layers is None else list(self.layers)
+        capture = Capture(encoder, [], self.objective, self.seed)
+        batch, index = examples.batch(range(1)), examples.index[:1]
+
+        def run() -> None:
+            capture.losses(batch, index, 0, lambda x: capture.encode(x.to(capture.dtype), 1))
+
+        capture.layers = called_layers(encoder, run, names)
+        self.curvature.project(capture.layers)
+        for layer in capture.layers:
+            if layer.left is not None:
+                layer.left = layer.left.to(capture.device, capture.working)
+            if layer.right is not None:
+                layer.right = layer.right.to(capture.device, capture.working)
+        return capture
+
+    def _provenance(
+        self, gradients: _Gradients, fitted: object, n_fitted: int
+    ) -> dict[str, Any]:
+        capture = gradients.capture
+        inside = {f"{layer.name}.weight" for layer in capture.layers}
+        shared = {id(layer.modules[0].weight) for layer in capture.layers}
+        return {
+            "encoder": type(self.encoder).__name__,
+            "objective": repr(self.objective),
+            "curvature": repr(self.curvature),
+            "draws": self.draws,
+            "seed": self.seed,
+            "examples": len(gradients.examples),
+            "fitted gradients": n_fitted,
+            "layers": {layer.name: [layer.out_features, layer.in_features]
+                       for layer in capture.layers},  # fmt: skip
+            "left out": [
+                name
+                for name, parameter in capture.encoder.named_parameters(remove_duplicate=False)
+                if name not in inside and id(parameter) not in shared
+            ],
+            "dtype": str(capture.dtype).removeprefix("torch."),
+            "device": str(capture.device),
+            "versions": {"influence_ssl": __version__, "torch": torch.__version__,
+                         "python": platform.python_version()},  # fmt: skip
+            **getattr(fitted, "provenance", {}),
+        }
+
+
+class _Gradients:
+    """The gradients of one data set, draw by draw and batch by batch: what a curvature sees."""
+
+    def __init__(
+        self, capture: Capture, examples: _Examples, draws: int, batch_size: int, stage: str | None
+    ) -> None:
+        self.capture = capture
+        self.examples = examples
+        self.draws = draws
+        self.stage = stage
+        self.layers: list[Layer] = capture.layers
+        self.device = capture.device
+        self.n = draws * len(examples)
+        self.index = examples.index
+        self._width = sum(layer.size for layer in self.layers) * capture.working.itemsize
+        # Unprojected gradients are large: then fewer examples at a time, which no value notices.
+        self._step = max(1, min(batch_size, int(2**29 // self._width)))
+        self._kept: list[Tensor] | None = None
+
+    def keep(self) -> None:
+        """Keep the gradients of the next pass for later ones, where half the memory holds them."""
+        if self.n * self._width < free_memory(self.device) / 3:
+            self._kept = []
+
+    def __iter__(self) -> Iterator[Tensor]:
+        if self._kept:
+            yield from self._kept
+            return
+        with tqdm(total=self.n, desc=self.stage, unit="image", disable=self.stage is None) as bar:
+            for draw in range(self.draws):
+                for rows in self._batches():
+                    found = self.capture.flat(
+                        self.examples.batch(rows), self.index[list(rows)], draw
+                    )
+                    if self._kept is not None:
+                        self._kept.append(found)
+                    yield found
+                    bar.update(len(rows))
+
+    def hessian(self) -> Tensor:
+        """Mean Hessian (p, p) of the objective in θ, the layers' weights flattened row by row."""
+        weights = {f"{layer.name}.weight": layer.modules[0].weight for layer in self.layers}
+        parts = [weight.numel() for weight in weights.values()]
+        shapes = [weight.shape for weight in weights.values()]
+        theta = torch.cat([weight.detach().flatten() for weight in weights.values()])
+
+        def total(theta: Tensor, rows: range, draw: int) -> Tensor:
+            pieces = theta.split(parts)
+            named = {name: piece.reshape(shape)
+                     for name, piece, shape in zip(weights, pieces, shapes, strict=True)}  # fmt: skip
+
+            def encode(x: Tensor) -> Tensor:
+                return functional_call(self.capture.encoder, named, (x.to(self.capture.dtype),))
+
+            batch, index = self.examples.batch(rows), self.index[list(rows)]
+            return self.capture.losses(batch, index, draw, encode).sum()
+
+        hessian = torch.zeros(len(theta), len(theta), dtype=theta.dtype, device=theta.device)
+        directions = torch.eye(len(theta), dtype=theta.dtype, device=theta.device)
+        for draw in range(self.draws):
+            for rows in self._batches():
+                leaf = theta.clone().requires_grad_()
+                (gradient,) = torch.autograd.grad(total(leaf, rows, draw), leaf, create_graph=True)
+                for start in range(0, len(theta), 256):
+                    chunk = slice(start, min(start + 256, len(theta)))
+                    (products,) = torch.autograd.grad(
+                        gradient, leaf, directions[chunk], retain_graph=True, is_grads_batched=True
+                    )
+                    hessian[chunk] += products
+        return (hessian + hessian.T) / (2 * self.n)
+
+    def _batches(self) -> Iterator[range]:
+        n = len(self.examples)
+        for start in range(0, n, self._step):
+            yield range(start, min(start + self._step, n))
+
+
+class _Examples:
+    """Images with their indices, checked at the boundary."""
+
+    def __init__(self, images: Tensor | Dataset, index: Sequence[int] | None) -> None:
+        try:
+            self.n = len(images)
+        except TypeError as error:
+            raise InfluenceTypeError(
+                f"images is a {type(images).__name__} without a length; give a tensor (N, ...) or "
+                "a map-style data set."
+            ) from error
+        if self.n == 0:
+            raise InfluenceValueError("images is empty; there is nothing to score.")
+        self.images = images
+        self.index = torch.arange(self.n) if index is None else torch.as_tensor(index).long().cpu()
+        if self.index.shape != (self.n,):
+            raise InfluenceValueError(
+                f"index has shape {tuple(self.index.shape)} for {self.n} images."
+            )
+        if (self.index < 0).any():
+            raise InfluenceValueError(f"index has the negative entry {int(self.index.min())}.")
+        self._shape: torch.Size | None = None
+
+    def __len__(self) -> int:
+        return self.n
+
+    def batch(self, rows: range) -> tuple[Tensor, ...]:
+        """The items of these rows, stacked; the images first."""
+        if isinstance(self.images, Tensor):
+            parts: tuple[Tensor, ...] = (self.images[rows.start : rows.stop],)
+            self._check(parts[0], rows)
+            return parts
+        items = [self._item(i) for i in rows]
+        return tuple(torch.stack(list(column)) for column in zip(*items, strict=True))
+
+    def _item(self, i: int) -> tuple[Tensor, ...]:
+        item = self.images[i]
+        item = tuple(item) if isinstance(item, tuple | list) else (item,)
+        if not item or not isinstance(item[0], Tensor):
+            kind = type(item[0]).__name__ if item else "empty tuple"
+            raise InfluenceTypeError(
+                f"item {i} of the data set is a {kind}; items must be a tensor or a tuple that "
+                "begins with one."
+            )
+        if self._shape is None:
+            self._shape = item[0].shape
+        if item[0].shape != self._shape:
+            raise InfluenceValueError(
+                f"image {i} has shape {tuple(item[0].shape)}, the ones before it "
+                f"{tuple(self._shape)}; resize them to one shape."
+            )
+        self._check(item[0][None], range(i, i + 1))
+        # What is no number (a path, say) is of no use to an objective.
+        rest = (torch.as_tensor(part) for part in item[1:] if isinstance(part, Tensor | int | float))
+        return (item[0], *rest)
+
+    def _check(self, images: Tensor, rows: range) -> None:
+        if not images.is_floating_point():
+            raise InfluenceTypeError(
+                f"images are {images.dtype}; convert them to floating point as the encoder "
+                "expects, for instance images.float() / 255."
+            )
+        bad = ~images.isfinite().flatten(1).all(1)
+        if bad.any():
+            i = rows[int(bad.nonzero()[0])]
+            raise InfluenceValueError(f"image {i} has NaN or infinite values; repair or leave it out.")
+
+
+def _copied(encoder: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    try:
+        return copy.deepcopy(encoder).to(device, dtype)
+    except (RuntimeError, AssertionError) as error:
+        raise InfluenceValueError(
+            f"device={str(device)!r} cannot be used: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def score(encoder: nn.Module, images: Tensor | Dataset, **settings: Any) -> Scores:
+    """``InfluenceScorer(encoder, **settings).score(images)`` in one line."""
+    return InfluenceScorer(encoder, **settings).score(images)

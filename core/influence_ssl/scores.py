@@ -1,0 +1,193 @@
+"""Scores: values, order, uncertainty; saved and loaded with their provenance."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+from influence_ssl.errors import InfluenceOSError, InfluenceTypeError, InfluenceValueError
+
+if TYPE_CHECKING:
+    import pandas
+
+_COMMENT = "# provenance: "
+
+
+@dataclass(frozen=True)
+class Scores:
+    r"""Influence scores :math:`I_i = -g_i^\top(H+\lambda I)^{-1}g_i` of N examples.
+
+    ``values`` (N,) float64 are signed as in the paper's Equation 6, ≤ 0 where H + λI is positive
+    definite; with several draws the mean over draws. ``standard_error`` (N,) over draws, NaN for
+    one draw. ``index`` (N,) the examples' indices, ``names`` their paths where there are any,
+    ``provenance`` how the scores were made.
+    """
+
+    values: Float64[np.ndarray, " n"]
+    standard_error: Float64[np.ndarray, " n"]
+    index: Int64[np.ndarray, " n"]
+    names: Sequence[str] | None = None
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        lengths = {len(self.values), len(self.standard_error), len(self.index)}
+        if self.names is not None:
+            lengths.add(len(self.names))
+        if len(lengths) > 1:
+            raise InfluenceValueError(f"Scores: the columns have different lengths {lengths}.")
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def magnitude(self) -> Float64[np.ndarray, " n"]:
+        """−values: "highest influence" always means the largest magnitude."""
+        return -self.values
+
+    def order(self, which: str = "highest") -> Int64[np.ndarray, " n"]:
+        """Positions sorted by magnitude, ``"highest"`` or ``"lowest"`` first; ties by index."""
+        if which not in ("highest", "lowest"):
+            raise InfluenceValueError(f"order: which={which!r} must be 'highest' or 'lowest'.")
+        key = self.values if which == "highest" else self.magnitude
+        return np.lexsort((self.index, key))
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """A table with the columns index, name (where there are names), score, standard_error."""
+        try:
+            import pandas
+        except ImportError as error:
+            raise InfluenceTypeError(
+                "pandas is not installed; install it with: pip install 'influence-ssl[report]'"
+            ) from error
+        columns: dict[str, Any] = {"index": self.index}
+        if self.names is not None:
+            columns["name"] = list(self.names)
+        columns |= {"score": self.values, "standard_error": self.standard_error}
+        return pandas.DataFrame(columns)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write to ``.npz``, ``.csv`` or ``.parquet``; the file appears whole or not at all."""
+        path = Path(path)
+        write = _WRITERS.get(path.suffix)
+        if write is None:
+            raise InfluenceValueError(f"{path}: the suffix must be one of {', '.join(_WRITERS)}.")
+        try:
+            handle, name = tempfile.mkstemp(suffix=path.suffix, dir=path.parent)
+            os.close(handle)
+        except OSError as error:
+            raise InfluenceOSError(f"{path}: cannot be written: {error.strerror}.") from error
+        try:
+            write(self, name)
+            mask = os.umask(0)
+            os.umask(mask)
+            os.chmod(name, 0o666 & ~mask)
+            os.replace(name, path)
+        except OSError as error:
+            raise InfluenceOSError(f"{path}: cannot be written: {error.strerror}.") from error
+        finally:
+            Path(name).unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Scores:
+        """Read what :meth:`save` wrote."""
+        path = Path(path)
+        read = _READERS.get(path.suffix)
+        if read is None:
+            raise InfluenceValueError(f"{path}: the suffix must be one of {', '.join(_READERS)}.")
+        try:
+            return read(path)
+        except InfluenceTypeError:
+            raise
+        except OSError as error:
+            raise InfluenceOSError(f"{path}: cannot be read: {error.strerror or error}.") from error
+        except Exception as error:
+            raise InfluenceValueError(f"{path}: is not a file of scores ({error}).") from error
+
+
+def _write_npz(scores: Scores, path: str) -> None:
+    extra = {} if scores.names is None else {"names": np.array(list(scores.names), dtype=str)}
+    np.savez_compressed(
+        path,
+        values=scores.values,
+        standard_error=scores.standard_error,
+        index=scores.index,
+        provenance=np.array(json.dumps(scores.provenance)),
+        **extra,
+    )
+
+
+def _read_npz(path: Path) -> Scores:
+    with np.load(path, allow_pickle=False) as file:
+        names = [str(name) for name in file["names"]] if "names" in file else None
+        return Scores(
+            file["values"],
+            file["standard_error"],
+            file["index"],
+            names,
+            json.loads(str(file["provenance"])),
+        )
+
+
+def _write_csv(scores: Scores, path: str) -> None:
+    table = scores.to_pandas()
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        file.write(_COMMENT + json.dumps(scores.provenance) + "\n")
+        table.to_csv(file, index=False, float_format="%.17g")
+
+
+def _read_csv(path: Path) -> Scores:
+    import pandas
+
+    with open(path, encoding="utf-8", newline="") as file:
+        first = file.readline()
+        if not first.startswith(_COMMENT):
+            raise ValueError("its first line is no provenance")
+        table = pandas.read_csv(file, keep_default_na=False, na_values={"standard_error": [""]},
+                                float_precision="round_trip", dtype={"name": str})
+    return _from_table(table, json.loads(first.removeprefix(_COMMENT)))
+
+
+def _write_parquet(scores: Scores, path: str) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    table = pyarrow.Table.from_pandas(scores.to_pandas(), preserve_index=False)
+    metadata = {**(table.schema.metadata or {}), b"provenance": json.dumps(scores.provenance)}
+    pyarrow.parquet.write_table(table.replace_schema_metadata(metadata), path)
+
+
+def _read_parquet(path: Path) -> Scores:
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.read_table(path)
+    return _from_table(table.to_pandas(), json.loads(table.schema.metadata[b"provenance"]))
+
+
+def _from_table(table: pandas.DataFrame, provenance: dict[str, Any]) -> Scores:
+    return Scores(
+        table["score"].to_numpy(np.float64),
+        table["standard_error"].to_numpy(np.float64),
+        table["index"].to_numpy(np.int64),
+        table["name"].tolist() if "name" in table else None,
+        provenance,
+    )
+
+
+_WRITERS: dict[str, Callable[[Scores, str], None]] = {
+    ".npz": _write_npz,
+    ".csv": _write_csv,
+    ".parquet": _write_parquet,
+}
+_READERS: dict[str, Callable[[Path], Scores]] = {
+    ".npz": _read_npz,
+    ".csv": _read_csv,
+    ".parquet": _read_parquet,
+}
