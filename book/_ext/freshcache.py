@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
     from sphinx.config import Config
+    from sphinx.environment import BuildEnvironment
 
 FOLDERS = ("core", "book/results", "book/_ext")
 FILES = ("requirements.lock", "book/inventory.yml")
@@ -31,31 +32,36 @@ def fingerprint(root: Path) -> str:
     digest = hashlib.sha256(sys.version.encode())
     for path in sorted(paths):
         parts = path.relative_to(root).parts
-        if not path.is_file() or _IGNORED & set(parts) or any(p.endswith(".egg-info") for p in parts):
+        if (
+            not path.is_file()
+            or _IGNORED & set(parts)
+            or any(p.endswith(".egg-info") for p in parts)
+        ):
             continue
         content = hashlib.sha256(path.read_bytes()).hexdigest()
         digest.update(f"{'/'.join(parts)}\0{content}\n".encode())
     return digest.hexdigest()
 
 
-def _wipe(app: Sphinx, config: Config) -> None:
-    # JupyterBook leaves the path empty and myst_nb then puts the cache beside the html folder.
-    cache = Path(config.nb_execution_cache_path or Path(app.outdir).parent / ".jupyter_cache")
-    stamp = cache / "fingerprint"
-    current = fingerprint(Path(app.srcdir))
-    if not stamp.exists() or stamp.read_text() != current:
-        shutil.rmtree(cache, ignore_errors=True)
-        cache.mkdir(parents=True)
-        stamp.write_text(current)
-        app._freshcache_wiped = True  # type: ignore[attr-defined]
-
-
-def _outdated(app: Sphinx, env: Any, *_: Any) -> list[str]:
-    return sorted(env.found_docs) if getattr(app, "_freshcache_wiped", False) else []
-
-
 def setup(app: Sphinx) -> dict[str, Any]:
     """Connect before myst_nb opens the cache, which it does when the builder starts."""
-    app.connect("config-inited", _wipe)
-    app.connect("env-get-outdated", _outdated)
+    wiped = False
+
+    def wipe(app: Sphinx, config: Config) -> None:
+        nonlocal wiped
+        # JupyterBook leaves the setting empty; myst_nb then puts the cache beside the html folder.
+        cache = Path(config.nb_execution_cache_path or Path(app.outdir).parent / ".jupyter_cache")
+        stamp = cache / "fingerprint"
+        current = fingerprint(Path(app.srcdir))
+        wiped = not stamp.exists() or stamp.read_text() != current
+        if wiped:
+            shutil.rmtree(cache, ignore_errors=True)
+            cache.mkdir(parents=True)
+            stamp.write_text(current)
+
+    def outdated(app: Sphinx, env: BuildEnvironment, *_: Any) -> list[str]:
+        return sorted(env.found_docs) if wiped else []
+
+    app.connect("config-inited", wipe)
+    app.connect("env-get-outdated", outdated)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

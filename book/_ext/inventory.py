@@ -91,7 +91,11 @@ def _fill(app: Sphinx, doctree: nodes.document, docname: str) -> None:
                 where: nodes.Node = nodes.reference("", title, internal=True, refuri=uri)
             else:
                 where = nodes.emphasis("", ABSENT)
-            cells = [_cell(nodes.Text(item["paper"])), _cell(nodes.Text(item["what"])), _cell(where)]
+            cells = [
+                _cell(nodes.Text(item["paper"])),
+                _cell(nodes.Text(item["what"])),
+                _cell(where),
+            ]
             if kind == "displays":
                 cells.append(_cell(nodes.literal("", command)) if command else _cell())
             rows.append(nodes.row("", *cells))

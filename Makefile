@@ -1,0 +1,73 @@
+# Two commands are all a reader needs: `make book` and `make test`. Both make .venv first.
+
+PY := .venv/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check --no-input -q
+# Chapters and their tests must not run a reader's own IPython start-up files.
+IPYTHONDIR := $(CURDIR)/_build/ipython
+export IPYTHONDIR
+export PIP_ROOT_USER_ACTION := ignore
+export PYDEVD_DISABLE_FILE_VALIDATION := 1
+
+files = $(shell find $(1) -type f -not -path '*/__pycache__/*' -not -path '*.egg-info/*' -not -path '*/.*')
+SITE := _config.yml _toc.yml CHANGELOG.md $(call files,book core)
+TESTED := $(SITE) pyproject.toml Makefile README.md $(wildcard data/cifar10) $(call files,tests)
+
+.PHONY: help install book test notebooks lab lock clean
+
+help:
+	@echo "make book       install, run every chapter, build the site into _build/html"
+	@echo "make test       install, then everything that the continuous integration runs"
+	@echo "make notebooks  refresh the outputs that the chapters are tested against"
+	@echo "make lab        open the chapters in JupyterLab"
+	@echo "make lock       resolve the dependencies again (needs uv)"
+	@echo "make clean      remove everything that was built; .venv stays"
+
+install: .venv/installed
+
+.venv/installed: requirements.lock pyproject.toml
+	@test -x $(PY) && $(PY) -m pip --version >/dev/null 2>&1 || { python=$$(.ci/python) && "$$python" -m venv .venv; }
+	@echo "Installing the pinned packages into .venv (7 GB, minutes the first time)"
+	@$(PIP) install --require-hashes -r requirements.lock
+	@$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
+_build/ipython/profile_default/ipython_kernel_config.json:
+	@mkdir -p $(@D)
+	@echo '{"IPKernelApp": {"log_level": 40}}' > $@
+
+_build/stamps/book: .venv/installed _build/ipython/profile_default/ipython_kernel_config.json $(SITE)
+	@rm -rf _build/html
+	.venv/bin/jupyter-book build . --all -n -W --keep-going
+	@mkdir -p $(@D) && touch $@
+
+book: _build/stamps/book
+	@echo "The book is ready. Open $(CURDIR)/_build/html/index.html"
+
+_build/stamps/lint: .venv/installed $(TESTED)
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/codespell
+	@mkdir -p $(@D) && touch $@
+
+# One run, two processes, one thread each: the numbers do not depend on the machine's cores.
+_build/stamps/test: _build/stamps/lint _build/stamps/book $(TESTED)
+	@$(PY) tests/site/browser.py
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --nbval --nbval-current-env
+	@mkdir -p $(@D) && touch $@
+
+test: _build/stamps/test
+
+notebooks: _build/stamps/book
+	@$(PY) tests/notebooks/refresh.py
+
+lab: .venv/installed
+	.venv/bin/jupytext --quiet --to ipynb --update book/*.md book/*/*.md
+	.venv/bin/jupyter-lab book
+
+lock:
+	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --all-extras \
+	    --python-version 3.11 --output-file requirements.lock pyproject.toml
+
+clean:
+	rm -rf _build

@@ -1,0 +1,37 @@
+"""The pages that the contents promise, read from ``_toc.yml`` and not from what was built."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+SITE = ROOT / "_build" / "html"
+
+
+def _files(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if key in ("root", "file"):
+                yield value
+            else:
+                yield from _files(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _files(value)
+
+
+DOCUMENTS = list(_files(yaml.safe_load((ROOT / "_toc.yml").read_text("utf-8"))))
+PAGES = [*(f"{document}.html" for document in DOCUMENTS), "search.html"]
+
+
+def one_of_each_kind() -> list[str]:
+    """The first page of every folder, and those outside the parts: the layouts that differ."""
+    seen: dict[str, str] = {}
+    for page in PAGES:
+        folder = str(Path(page).parent)
+        seen.setdefault(page if folder in (".", "book") else folder, page)
+    return list(seen.values())
