@@ -1,0 +1,117 @@
+"""One module per method: an encoder with what the method puts on it, and its loss on two views."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..encoders import CifarResNet18, cifar_resnet18
+from ..losses import barlow_twins, byol_regression, nt_xent
+from .settings import Settings
+
+
+def _head(sizes: tuple[int, ...]) -> nn.Sequential:
+    """Linear layers with batch normalisation and ReLU between them."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in zip(sizes[:-2], sizes[1:-1], strict=True):
+        layers += [nn.Linear(inputs, outputs), nn.BatchNorm1d(outputs), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(sizes[-2], sizes[-1]))
+
+
+class Method(nn.Module):
+    """What is trained. ``views`` is how many views of each image ``loss`` asks for."""
+
+    views = 2
+
+    def __init__(self, settings: Settings, num_classes: int | None = None) -> None:
+        super().__init__()
+        self.settings = settings
+        self.encoder: CifarResNet18 = cifar_resnet18(settings.width, num_classes)
+
+    def loss(self, views: list[Tensor], labels: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def after_step(self, tau: float) -> None:
+        """What a method does beside the optimiser's step; ``tau`` is the target's momentum."""
+
+    def _two(self, module: nn.Module, views: list[Tensor]) -> tuple[Tensor, Tensor]:
+        # One pass over both views: their statistics in batch normalisation are shared.
+        a, b = module(torch.cat(views)).float().chunk(2)
+        return a, b
+
+
+class SimCLR(Method):
+    """Chen et al. 2020: a projection of two layers, the loss :func:`..losses.nt_xent`."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        sizes = (self.encoder.num_features, settings.hidden, settings.output)
+        self.projector = _head(sizes)
+        self.online = nn.Sequential(self.encoder, self.projector)
+
+    def loss(self, views: list[Tensor], labels: Tensor) -> Tensor:
+        return nt_xent(*self._two(self.online, views), self.settings.temperature)
+
+
+class BarlowTwins(Method):
+    """Zbontar et al. 2021: a projection of three layers, :func:`..losses.barlow_twins`."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        hidden = settings.hidden
+        self.projector = _head((self.encoder.num_features, hidden, hidden, settings.output))
+        self.online = nn.Sequential(self.encoder, self.projector)
+
+    def loss(self, views: list[Tensor], labels: Tensor) -> Tensor:
+        a, b = self._two(self.online, views)
+        return self.settings.loss_scale * barlow_twins(a, b, self.settings.off_diagonal)
+
+
+class BYOL(Method):
+    """Grill et al. 2020: a predictor on one network, a slowly following target network."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        sizes = (self.encoder.num_features, settings.hidden, settings.output)
+        self.projector = _head(sizes)
+        self.online = nn.Sequential(self.encoder, self.projector)
+        self.predictor = _head((settings.output, settings.hidden, settings.output))
+        self.target = copy.deepcopy(self.online).requires_grad_(False)
+
+    def loss(self, views: list[Tensor], labels: Tensor) -> Tensor:
+        p, q = self._two(nn.Sequential(self.online, self.predictor), views)
+        with torch.no_grad():
+            a, b = self._two(self.target, views)
+        return byol_regression(p, b) + byol_regression(q, a)
+
+    @torch.no_grad()
+    def after_step(self, tau: float) -> None:
+        pairs = zip(self.target.parameters(), self.online.parameters(), strict=True)
+        for target, online in pairs:
+            target.lerp_(online, 1 - tau)
+
+
+class Supervised(Method):
+    """Cross-entropy of a linear layer on the representation, one view per image."""
+
+    views = 1
+
+    def __init__(self, settings: Settings, num_classes: int) -> None:
+        super().__init__(settings, num_classes)
+
+    def loss(self, views: list[Tensor], labels: Tensor) -> Tensor:
+        logits = self.encoder(views[0]).float()
+        return F.cross_entropy(logits, labels, label_smoothing=self.settings.label_smoothing)
+
+
+def build(settings: Settings, num_classes: int, seed: int) -> Method:
+    """The method of ``settings`` with weights that depend on ``seed`` alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if settings.method == "supervised":
+            return Supervised(settings, num_classes)
+        kind = {"simclr": SimCLR, "byol": BYOL, "barlow": BarlowTwins}[settings.method]
+        return kind(settings)

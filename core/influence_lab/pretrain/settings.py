@@ -1,0 +1,155 @@
+"""The settings of every method and profile, as data.
+
+``TABLE_1``, ``TABLE_2`` and ``TABLE_3`` hold the paper's tables; profile ``paper`` is made from
+them, and the other profiles state what they change.
+
+Table 1 was printed without its row names. Twelve values stand in it: 0.8, 0.8, 0.8, 0.2, 0.8, 0.2,
+0.5, 0.2, 0.2, 32, 0.08, 1.0. solo-learn's command line asks for exactly twelve, and its order
+(brightness, contrast, saturation, hue; probabilities of jitter, grey, flip, blur and solarisation;
+crop size, least and greatest scale) gives each a value of a usual size, so these are the names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from influence_ssl.errors import InfluenceValueError
+
+METHODS = ("simclr", "byol", "barlow", "supervised")
+PROFILES = ("tiny", "cpu", "gpu", "paper")
+
+TABLE_1: dict[str, float] = {
+    "brightness": 0.8,
+    "contrast": 0.8,
+    "saturation": 0.8,
+    "hue": 0.2,
+    "jitter": 0.8,
+    "grey": 0.2,
+    "flip": 0.5,
+    "blur": 0.2,
+    "solarise": 0.2,
+    "crop": 32,
+    "least_scale": 0.08,
+    "greatest_scale": 1.0,
+}
+
+_COMMON_2 = {"epochs": 1000, "batch": 256, "eta": 0.02, "warmup": 10, "start_lr": 0.003}
+TABLE_2: dict[str, dict[str, Any]] = {
+    "simclr": {**_COMMON_2, "hidden": 2048, "output": 256, "lr": 0.4, "weight_decay": 1e-5,
+               "temperature": 0.2},
+    "byol": {**_COMMON_2, "hidden": 4096, "output": 256, "lr": 1.0, "weight_decay": 1e-5},
+    "barlow": {**_COMMON_2, "hidden": 2048, "output": 2048, "lr": 0.3, "weight_decay": 1e-4},
+}  # fmt: skip
+
+_COMMON_3 = {"epochs": 250, "batch": 512, "eta": 0.02, "warmup": 10}
+TABLE_3: dict[str, dict[str, Any]] = {
+    "simclr": {**_COMMON_3, "hidden": 2048, "output": 256, "lr": 0.4, "weight_decay": 1e-4,
+               "temperature": 0.2},
+    "byol": {**_COMMON_3, "hidden": 2048, "output": 256, "lr": 0.35, "weight_decay": 3e-5,
+             "temperature": 0.2},
+    "barlow": {**_COMMON_3, "hidden": 2048, "output": 512, "lr": 0.35, "weight_decay": 3e-5,
+               "temperature": 0.1},
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Strengths and probabilities of one view's augmentation; see :mod:`.augment`."""
+
+    crop: int = 32
+    least_scale: float = 0.08
+    greatest_scale: float = 1.0
+    flip: float = 0.5
+    jitter: float = 0.8
+    brightness: float = 0.8
+    contrast: float = 0.8
+    saturation: float = 0.8
+    hue: float = 0.2
+    grey: float = 0.2
+    blur: float = 0.2
+    solarise: float = 0.2
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides a pre-training, the seed apart.
+
+    ``lr`` is per 256 examples, as in solo-learn: the rate is ``lr * batch / 256``. ``tau`` is
+    BYOL's momentum at the start, raised to 1 along a cosine. ``eta`` > 0 selects LARS, 0 plain SGD
+    with Nesterov momentum. Epochs and warm-up are in epochs.
+    """
+
+    method: str
+    profile: str
+    width: int
+    epochs: int
+    batch: int
+    lr: float
+    weight_decay: float
+    warmup: float
+    start_lr: float = 0.003
+    momentum: float = 0.9
+    eta: float = 0.02
+    hidden: int = 2048
+    output: int = 256
+    temperature: float = 0.2
+    tau: float = 0.99
+    off_diagonal: float = 0.0051
+    loss_scale: float = 1.0
+    label_smoothing: float = 0.0
+    bf16: bool = True
+    augmentation: Augmentation = field(default_factory=Augmentation)
+
+
+# Labelled training uses the usual shift-and-flip: a crop of nearly the whole image, no colours.
+_LABELLED = Augmentation(
+    least_scale=0.25, jitter=0.0, grey=0.0, blur=0.0, solarise=0.0,
+)  # fmt: skip
+
+# What the paper leaves open. Supervised: none of the tables has it; SGD as for CIFAR ResNets.
+# Barlow Twins: solo-learn multiplies the loss by 0.1, which LARS does not see but biases and
+# normalisation do; the "loss temperature" of 0.1 in Table 3 can only be that factor.
+_PAPER: dict[str, Settings] = {
+    method: Settings(method=method, profile="paper", width=64, **TABLE_2[method])
+    for method in ("simclr", "byol", "barlow")
+}
+_PAPER["barlow"] = replace(_PAPER["barlow"], loss_scale=0.1)
+_PAPER["supervised"] = Settings(
+    method="supervised", profile="paper", width=64, epochs=200, batch=256, lr=0.1,
+    weight_decay=5e-4, warmup=5, eta=0.0, augmentation=_LABELLED,
+)  # fmt: skip
+
+# Two cores: a quarter of the width, crops of 24 pixels for training (44 % less work; at test time
+# the whole 32-pixel image, whose objects are then as large as the crops made them), few epochs.
+_CPU: dict[str, dict[str, Any]] = {
+    "simclr": {"epochs": 20, "hidden": 512, "output": 128},
+    "byol": {"epochs": 20, "hidden": 1024, "output": 256},
+    "barlow": {"epochs": 20, "hidden": 1024, "output": 1024},
+    "supervised": {"epochs": 20, "lr": 0.2, "label_smoothing": 0.1},
+}
+
+
+def settings_for(method: str, profile: str) -> Settings:
+    """The settings of ``method`` (one of :data:`METHODS`) in ``profile`` (of :data:`PROFILES`)."""
+    if method not in METHODS:
+        raise InfluenceValueError(f"method {method!r}: expected one of {', '.join(METHODS)}")
+    if profile not in PROFILES:
+        raise InfluenceValueError(f"profile {profile!r}: expected one of {', '.join(PROFILES)}")
+    paper = _PAPER[method]
+    if profile == "paper":
+        return paper
+    augmentation = paper.augmentation
+    if profile == "gpu":
+        epochs = 30 if method == "supervised" else 60
+        return replace(paper, **TABLE_3.get(method, {}) | {"profile": "gpu", "epochs": epochs})
+    if profile == "cpu":
+        changes = dict(_CPU[method])
+        return replace(
+            paper, profile="cpu", width=16, warmup=1, start_lr=0.0,
+            augmentation=replace(augmentation, crop=24), **changes,
+        )  # fmt: skip
+    return replace(
+        paper, profile="tiny", width=4, epochs=2, batch=32, warmup=0.5, start_lr=0.0, hidden=32,
+        output=16, bf16=False, augmentation=replace(augmentation, crop=16),
+    )  # fmt: skip
