@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from influence_ssl.curvature import Curvature, LoGra, free_memory
 from influence_ssl.errors import InfluenceTypeError, InfluenceValueError
