@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -85,6 +86,35 @@ def core_influence(
         progress=False,
     )
     return scorer.score(torch.as_tensor(instance.x)).values
+
+
+def core_derivatives(
+    instance: Instance, distance: object = "squared"
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The core's own loss of each example, and its derivatives in W by autograd.
+
+    Returns:
+        losses (n,), gradients (n, k, d), Hessians (n, kd, kd) with vec row-major.
+    """
+    x, deltas = torch.as_tensor(instance.x), torch.as_tensor(instance.deltas)
+    objective = Invariance(lambda x, index, draw, seed: x + instance.eps * deltas[index], distance)
+    weight = torch.as_tensor(instance.W)
+
+    def loss(flat: torch.Tensor, i: int) -> torch.Tensor:
+        return objective(
+            lambda batch: batch @ flat.reshape(weight.shape).T,
+            (x[i : i + 1],), torch.tensor([i]), 0, 0,
+        )[0]  # fmt: skip
+
+    losses, gradients, hessians = [], [], []
+    for i in range(len(x)):
+        flat = weight.reshape(-1).clone().requires_grad_()
+        value = loss(flat, i)
+        losses.append(value.item())
+        gradients.append(torch.autograd.grad(value, flat)[0].reshape(weight.shape).numpy())
+        hessian = torch.autograd.functional.hessian(partial(loss, i=i), flat.detach())
+        hessians.append(hessian.numpy())
+    return np.array(losses), np.array(gradients), np.array(hessians)
 
 
 def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
