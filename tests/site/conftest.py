@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
+
 from browser import FLAGS, MISSING, find
 from pages import SITE
 

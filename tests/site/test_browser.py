@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+
 from pages import PAGES, SITE, one_of_each_kind
 
 PHONE = {"width": 390, "height": 844}
@@ -60,9 +61,11 @@ def overflow(page: Any) -> dict[str, Any]:
     return page.evaluate(
         """() => {
             const wide = document.scrollingElement.scrollWidth - window.innerWidth;
-            const scrolls = e => e && (getComputedStyle(e).overflowX !== 'visible' || scrolls(e.parentElement));
+            const scrolls = e =>
+                e && (getComputedStyle(e).overflowX !== 'visible' || scrolls(e.parentElement));
+            const sticksOut = e => e.getBoundingClientRect().right > window.innerWidth + 1;
             const who = wide <= 0 ? [] : [...document.body.querySelectorAll('*')].filter(
-                e => e.getBoundingClientRect().right > window.innerWidth + 1 && !scrolls(e.parentElement));
+                e => sticksOut(e) && !scrolls(e.parentElement));
             return {wide, who: who.slice(0, 3).map(e => e.outerHTML.slice(0, 120))};
         }"""
     )

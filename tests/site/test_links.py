@@ -10,6 +10,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 import yaml
 from bs4 import BeautifulSoup, Tag
+
 from pages import DOCUMENTS, PAGES, ROOT, SITE
 
 INVENTORY = yaml.safe_load((ROOT / "book" / "inventory.yml").read_text("utf-8"))
