@@ -1,8 +1,7 @@
 """Random linear encoders and perturbations, scored through the core by differentiation."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -88,33 +87,43 @@ def core_influence(
     return scorer.score(torch.as_tensor(instance.x)).values
 
 
+def core_losses(instance: Instance, distance: object = "squared") -> np.ndarray:
+    """The core's own loss of each example, (n,)."""
+    weight = torch.as_tensor(instance.W)
+    return _losses(instance, distance, np.arange(len(instance.x)))(weight).numpy()
+
+
 def core_derivatives(
     instance: Instance, distance: object = "squared"
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The core's own loss of each example, and its derivatives in W by autograd.
+) -> tuple[np.ndarray, np.ndarray]:
+    """Derivatives in W of the core's own loss of each example, by autograd.
 
     Returns:
-        losses (n,), gradients (n, k, d), Hessians (n, kd, kd) with vec row-major.
+        gradients (n, k, d), Hessians (n, kd, kd) with vec row-major.
     """
+    shape = instance.W.shape
+    flat = torch.as_tensor(instance.W).reshape(-1)
+    gradients, hessians = [], []
+    for i in range(len(instance.x)):
+        losses = _losses(instance, distance, np.array([i]))
+
+        def loss(w: torch.Tensor, losses: Callable = losses) -> torch.Tensor:
+            return losses(w.reshape(shape))[0]
+
+        gradients.append(torch.func.grad(loss)(flat).reshape(shape).numpy())
+        hessians.append(torch.autograd.functional.hessian(loss, flat).numpy())
+    return np.array(gradients), np.array(hessians)
+
+
+def _losses(instance: Instance, distance: object, index: np.ndarray) -> Callable:
     x, deltas = torch.as_tensor(instance.x), torch.as_tensor(instance.deltas)
-    objective = Invariance(lambda x, index, draw, seed: x + instance.eps * deltas[index], distance)
-    weight = torch.as_tensor(instance.W)
+    chosen = torch.as_tensor(index)
+    objective = Invariance(lambda x, i, draw, seed: x + instance.eps * deltas[i], distance)
 
-    def loss(flat: torch.Tensor, i: int) -> torch.Tensor:
-        return objective(
-            lambda batch: batch @ flat.reshape(weight.shape).T,
-            (x[i : i + 1],), torch.tensor([i]), 0, 0,
-        )[0]  # fmt: skip
+    def of_weight(weight: torch.Tensor) -> torch.Tensor:
+        return objective(lambda batch: batch @ weight.T, (x[chosen],), chosen, 0, 0)
 
-    losses, gradients, hessians = [], [], []
-    for i in range(len(x)):
-        flat = weight.reshape(-1).clone().requires_grad_()
-        value = loss(flat, i)
-        losses.append(value.item())
-        gradients.append(torch.autograd.grad(value, flat)[0].reshape(weight.shape).numpy())
-        hessian = torch.autograd.functional.hessian(partial(loss, i=i), flat.detach())
-        hessians.append(hessian.numpy())
-    return np.array(losses), np.array(gradients), np.array(hessians)
+    return of_weight
 
 
 def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
