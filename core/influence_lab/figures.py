@@ -44,7 +44,7 @@ COLORS: dict[str, str] = {
 """Colours by name and by role; distinguishable with the common colour-vision deficiencies and at
 least 3:1 in contrast against white (after Okabe and Ito, with the pale ones darkened)."""
 
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "figure.figsize": (WIDTH, 3.4),
     "figure.dpi": 96,
     "figure.facecolor": "white",
