@@ -36,6 +36,7 @@ class BasicBlock(nn.Module):
             )
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d i j"]:
+        """relu(bn(conv(relu(bn(conv(x))))) + shortcut(x))."""
         shortcut = x if self.downsample is None else self.downsample(x)
         out = torch.relu_(self.bn1(self.conv1(x)))
         return torch.relu_(self.bn2(self.conv2(out)).add_(shortcut))
@@ -74,6 +75,7 @@ class CifarResNet18(nn.Module):
         return x.mean((2, 3))
 
     def forward(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+        """The representation, or the logits where there is a classifier."""
         z = self.features(x)
         return z if self.fc is None else self.fc(z)
 
@@ -84,7 +86,7 @@ def cifar_resnet18(width: int = 64, num_classes: int | None = None) -> CifarResN
 
 
 def normalise(images: Tensor) -> Tensor:
-    """uint8 images (..., 3, H, W) to float32, scaled to [0, 1], less CIFAR-10's mean, over its std."""
+    """uint8 images (..., 3, H, W) to float32: (x / 255 − mean) / std, both CIFAR-10's."""
     mean = torch.tensor(CIFAR10_MEAN, device=images.device).view(3, 1, 1)
     std = torch.tensor(CIFAR10_STD, device=images.device).view(3, 1, 1)
     return (images.float() / 255 - mean) / std

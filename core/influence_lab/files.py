@@ -21,6 +21,10 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
+        # safetensors makes files for the owner's eyes only; a record is for everyone's.
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)
         os.replace(temporary, path)
     except OSError as error:
         reason = error.strerror or error

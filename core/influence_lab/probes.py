@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
@@ -65,13 +63,6 @@ def knn_predict(
     return torch.cat(predictions)
 
 
-class Accuracy(NamedTuple):
-    """Shares of the queries that were classified rightly."""
-
-    knn: float
-    linear: float
-
-
 def knn_accuracy(
     bank: Float[Tensor, "n d"],
     labels: Int64[Tensor, " n"],
@@ -102,7 +93,9 @@ def linear_accuracy(
     classes = int(labels.max()) + 1
     weight = torch.zeros(classes, bank.shape[1], requires_grad=True)
     bias = torch.zeros(classes, requires_grad=True)
-    optimiser = torch.optim.LBFGS([weight, bias], max_iter=iterations, line_search_fn="strong_wolfe")
+    optimiser = torch.optim.LBFGS(
+        [weight, bias], max_iter=iterations, line_search_fn="strong_wolfe"
+    )
 
     def closure() -> Tensor:
         optimiser.zero_grad()

@@ -13,8 +13,8 @@ from PIL import Image, UnidentifiedImageError
 
 from influence_ssl.errors import InfluenceError, InfluenceOSError, InfluenceValueError
 
-from .base import Images, cache_root, data_root
 from ..files import replacing
+from .base import Images, cache_root, data_root
 
 CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
@@ -53,7 +53,9 @@ def load_cifar10(split: str, root: str | Path | None = None) -> Images:
 
 
 def _from_batches(folder: Path, split: str) -> Images:
-    pixels, labels, names = [], [], []
+    pixels: list[np.ndarray] = []
+    labels: list[int] = []
+    names: list[str] = []
     for batch in BATCHES[split]:
         content = _unpickle(folder / batch)
         data = content["data"]
@@ -126,9 +128,8 @@ def _cached(folder: Path, files: list[Path]) -> np.ndarray:
     # A cache that cannot be written costs time and nothing else.
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(cache) as temporary:
-            with temporary.open("wb") as file:
-                np.save(file, pixels)
+        with replacing(cache) as temporary, temporary.open("wb") as file:
+            np.save(file, pixels)
     except InfluenceError as error:
         print(f"not cached: {error}", file=sys.stderr)
     return pixels

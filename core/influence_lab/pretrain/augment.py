@@ -1,7 +1,7 @@
 """Augmentation of whole batches on the device, one random draw per example.
 
-The order is solo-learn's: crop and resize, colour jitter, grey, blur, solarise, flip. Values stay in
-[0, 1]; normalisation comes after. All random numbers come from one generator, so a generator's
+The order is solo-learn's: crop and resize, colour jitter, grey, blur, solarise, flip. Values stay
+in [0, 1]; normalisation comes after. All random numbers come from one generator, so a generator's
 state decides the batch.
 """
 
@@ -106,10 +106,8 @@ def _grey(x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 h w"]:
     return (GREY[0] * red + GREY[1] * green + GREY[2] * blue).unsqueeze(1)
 
 
-def turn_hue(
-    x: Float[Tensor, "b 3 h w"], turn: Float[Tensor, "b 1 1"]
-) -> Float[Tensor, "b 3 h w"]:
-    """Every pixel's hue moved by ``turn`` (1 is the whole circle) with value and saturation kept."""
+def turn_hue(x: Float[Tensor, "b 3 h w"], turn: Float[Tensor, "b 1 1"]) -> Float[Tensor, "b 3 h w"]:
+    """Every pixel's hue moved by ``turn`` (1: the whole circle), value and saturation kept."""
     high, low = x.amax(1), x.amin(1)
     spread = high - low
     red, green, blue = x.unbind(1)
@@ -137,9 +135,9 @@ def _blur(x: Float[Tensor, "b 3 h w"], generator: torch.Generator) -> Float[Tens
     taps = torch.arange(-BLUR_RADIUS, BLUR_RADIUS + 1, device=x.device)
     kernel = torch.exp(-(taps**2) / (2 * sigma**2))
     kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(channels, 0)
-    flat = F.pad(x, [BLUR_RADIUS] * 4, mode="reflect").reshape(1, n * channels, *(
-        size + 2 * BLUR_RADIUS for size in (height, width)
-    ))
+    flat = F.pad(x, [BLUR_RADIUS] * 4, mode="reflect").reshape(
+        1, n * channels, *(size + 2 * BLUR_RADIUS for size in (height, width))
+    )
     flat = F.conv2d(flat, kernel[:, None, None, :], groups=n * channels)
     flat = F.conv2d(flat, kernel[:, None, :, None], groups=n * channels)
     return flat.view(n, channels, height, width)

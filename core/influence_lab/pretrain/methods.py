@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from .settings import Settings
 def _head(sizes: tuple[int, ...]) -> nn.Sequential:
     """Linear layers with batch normalisation and ReLU between them."""
     layers: list[nn.Module] = []
-    for inputs, outputs in zip(sizes[:-2], sizes[1:-1], strict=True):
+    for inputs, outputs in pairwise(sizes[:-1]):
         layers += [nn.Linear(inputs, outputs), nn.BatchNorm1d(outputs), nn.ReLU()]
     return nn.Sequential(*layers, nn.Linear(sizes[-2], sizes[-1]))
 
@@ -32,6 +33,7 @@ class Method(nn.Module):
         self.encoder: CifarResNet18 = cifar_resnet18(settings.width, num_classes)
 
     def loss(self, views: list[Tensor], labels: Tensor) -> Tensor:
+        """The loss of one batch; every view is (B, 3, H, W)."""
         raise NotImplementedError
 
     def after_step(self, tau: float) -> None:
@@ -53,6 +55,7 @@ class SimCLR(Method):
         self.online = nn.Sequential(self.encoder, self.projector)
 
     def loss(self, views: list[Tensor], labels: Tensor) -> Tensor:
+        """NT-Xent of the two projections."""
         return nt_xent(*self._two(self.online, views), self.settings.temperature)
 
 
@@ -66,6 +69,7 @@ class BarlowTwins(Method):
         self.online = nn.Sequential(self.encoder, self.projector)
 
     def loss(self, views: list[Tensor], labels: Tensor) -> Tensor:
+        """``loss_scale`` times Barlow Twins' loss of the two projections."""
         a, b = self._two(self.online, views)
         return self.settings.loss_scale * barlow_twins(a, b, self.settings.off_diagonal)
 
@@ -82,6 +86,7 @@ class BYOL(Method):
         self.target = copy.deepcopy(self.online).requires_grad_(False)
 
     def loss(self, views: list[Tensor], labels: Tensor) -> Tensor:
+        """Each view predicts the target network's projection of the other."""
         p, q = self._two(nn.Sequential(self.online, self.predictor), views)
         with torch.no_grad():
             a, b = self._two(self.target, views)
@@ -89,6 +94,7 @@ class BYOL(Method):
 
     @torch.no_grad()
     def after_step(self, tau: float) -> None:
+        """target ← τ target + (1 − τ) online, weights only."""
         pairs = zip(self.target.parameters(), self.online.parameters(), strict=True)
         for target, online in pairs:
             target.lerp_(online, 1 - tau)
@@ -103,6 +109,7 @@ class Supervised(Method):
         super().__init__(settings, num_classes)
 
     def loss(self, views: list[Tensor], labels: Tensor) -> Tensor:
+        """Cross-entropy with label smoothing; ``views`` has one entry."""
         logits = self.encoder(views[0]).float()
         return F.cross_entropy(logits, labels, label_smoothing=self.settings.label_smoothing)
 

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from influence_ssl.errors import InfluenceOSError, InfluenceValueError
 
 from ..datasets.base import Images, cache_root
-from ..encoders import normalise
+from ..encoders import CifarResNet18, normalise
 from ..files import replacing
 from ..probes import extract, knn_accuracy
 from .augment import augment
@@ -39,16 +39,18 @@ class Run:
     epochs: list[dict[str, float]]
 
     @property
-    def encoder(self) -> nn.Module:
+    def encoder(self) -> CifarResNet18:
+        """What the method trains and the others use."""
         return self.method.encoder
 
     @property
     def done(self) -> bool:
+        """Whether every epoch was trained."""
         return len(self.epochs) == self.settings.epochs
 
 
 def run_folder(method: str, profile: str, seed: int, root: Path | None = None) -> Path:
-    """Where a run stands: ``runs/PROFILE/METHOD-SEED`` below the cache, outside any working tree."""
+    """Where a run stands: ``runs/PROFILE/METHOD-SEED`` in the user's cache, or below ``root``."""
     root = cache_root() / "runs" if root is None else root
     return root / profile / f"{method}-{seed}"
 
@@ -65,11 +67,11 @@ def pretrain(
 ) -> Run:
     """Train to the end of ``settings.epochs``, from ``folder``'s checkpoint if there is one.
 
-    After each epoch ``checkpoint.pt`` (weights, optimiser, curves) and ``curves.json`` are replaced.
-    Epoch e draws its order and augmentations from a generator seeded by (seed, e), so a run that was
-    stopped between two epochs ends in the weights of one that was not; one stopped within an epoch
-    repeats that epoch. On the CPU with the same number of threads the weights are the same bit for
-    bit. ``stop_after`` epochs of this call it returns early.
+    After each epoch ``checkpoint.pt`` (weights, optimiser, curves) and ``curves.json`` are
+    replaced. Epoch e draws its order and augmentations from a generator seeded by (seed, e), so a
+    run that was stopped between two epochs ends in the weights of one that was not; one stopped
+    within an epoch repeats that epoch. On the CPU with the same number of threads the weights are
+    the same bit for bit. ``stop_after`` epochs of this call it returns early.
     """
     device = torch.device(device)
     if len(train) < settings.batch:
@@ -105,12 +107,10 @@ def pretrain(
 def _optimiser(method: Method, settings: Settings) -> torch.optim.Optimizer:
     parameters = [p for p in method.parameters() if p.requires_grad]
     if settings.eta:
-        return LARS(
-            parameters, settings.lr, settings.momentum, settings.weight_decay, settings.eta
-        )
+        return LARS(parameters, settings.lr, settings.momentum, settings.weight_decay, settings.eta)
     kernels = [p for p in parameters if p.ndim > 1]
     rest = [p for p in parameters if p.ndim == 1]
-    groups = [{"params": kernels}, {"params": rest, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [{"params": kernels}, {"params": rest, "weight_decay": 0.0}]
     return torch.optim.SGD(
         groups, settings.lr, settings.momentum, weight_decay=settings.weight_decay, nesterov=True
     )
@@ -170,11 +170,11 @@ def _curve_point(run: Run, train: Images, test: Images) -> float:
     chosen = torch.randperm(len(train), generator=order)[bank].numpy()
     asked = torch.randperm(len(test), generator=order)[queries].numpy()
     some, others = train.subset(chosen), test.subset(asked)
-    features = [extract(run.encoder, part.tensor(), bf16=run.settings.bf16) for part in (some, others)]
-    return knn_accuracy(
-        features[0], torch.from_numpy(some.labels.copy()),
-        features[1], torch.from_numpy(others.labels.copy()),
-    )  # fmt: skip
+    bank_features, query_features = (
+        extract(run.encoder, part.tensor(), bf16=run.settings.bf16) for part in (some, others)
+    )
+    labels, truth = (torch.from_numpy(part.labels.copy()) for part in (some, others))
+    return knn_accuracy(bank_features, labels, query_features, truth)
 
 
 def _save(run: Run, optimiser: torch.optim.Optimizer, digest: str) -> None:
@@ -192,9 +192,7 @@ def _save(run: Run, optimiser: torch.optim.Optimizer, digest: str) -> None:
         path.write_text(json.dumps(run.epochs, indent=1))
 
 
-def _resume(
-    run: Run, optimiser: torch.optim.Optimizer, device: torch.device, digest: str
-) -> None:
+def _resume(run: Run, optimiser: torch.optim.Optimizer, device: torch.device, digest: str) -> None:
     path = run.folder / "checkpoint.pt"
     if not path.exists():
         return

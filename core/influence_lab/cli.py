@@ -1,0 +1,128 @@
+"""The ``influence-lab`` command: pre-train, score, reproduce."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from influence_ssl.errors import InfluenceError
+
+METHODS = ("simclr", "byol", "barlow", "supervised")
+PROFILES = ("tiny", "cpu", "gpu", "paper")
+FIGURES = ("fig-9",)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; 0 where it went well, 1 after an error, 130 after Ctrl-C."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except InfluenceError as error:
+        print(f"influence-lab: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("influence-lab: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="influence-lab", description="Train, score and record what the book's figures show."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    pretrain = _command(
+        commands, "pretrain", "train an encoder, measure and record it; resumes where it stopped",
+        "influence-lab pretrain simclr --profile cpu --seed 0", _pretrain,
+    )  # fmt: skip
+    pretrain.add_argument("method", choices=METHODS)
+    score = _command(
+        commands, "score", "score a data set with a recorded encoder and record the result",
+        "influence-lab score simclr --profile cpu --seed 0 --split train", _score,
+    )  # fmt: skip
+    score.add_argument("method", choices=METHODS)
+    score.add_argument("--split", choices=("train", "test"), default="train")
+    score.add_argument(
+        "--from", dest="made", type=Path, metavar="FILE",
+        help="record this file of `influence-ssl score` instead of scoring again",
+    )  # fmt: skip
+    reproduce = _command(
+        commands, "reproduce", "make a figure of the paper, with whatever it still needs",
+        "influence-lab reproduce fig-9 --profile tiny", _reproduce,
+    )  # fmt: skip
+    reproduce.add_argument("figure", choices=FIGURES)
+    reproduce.add_argument("--out", type=Path, help="file for the picture (default: FIGURE.svg)")
+    for command in (pretrain, score, reproduce):
+        command.add_argument("--profile", choices=PROFILES, default="cpu")
+        command.add_argument("--seed", type=_seed, default=0)
+        command.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+        command.add_argument(
+            "--results", type=Path, help="folder of recorded results (default: book/results)"
+        )
+        command.add_argument(
+            "--runs", type=Path, help="folder of checkpoints (default: in the user's cache)"
+        )
+    return parser
+
+
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    purpose: str,
+    example: str,
+    run: Callable[[argparse.Namespace], None],
+) -> argparse.ArgumentParser:
+    description = purpose[0].upper() + purpose[1:] + "."
+    parser = commands.add_parser(
+        name, help=purpose, description=description, epilog=f"example: {example}"
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer ≥ 0")
+    return int(text)
+
+
+def _pretrain(options: argparse.Namespace) -> None:
+    from .tasks import pretrain_and_record
+
+    record = pretrain_and_record(
+        options.method, options.profile, options.seed, options.device, runs=options.runs,
+        root=options.results,
+    )  # fmt: skip
+    accuracy = record["accuracy"]
+    print(
+        f"{options.method}, profile {options.profile}, seed {options.seed}: "
+        f"kNN {accuracy['knn']:.2%}, linear {accuracy['linear']:.2%} "
+        f"on {record['test images']:,} test images"
+    )
+
+
+def _score(options: argparse.Namespace) -> None:
+    from .experiments.distributions import summary
+    from .tasks import score_and_record
+
+    recorded = score_and_record(
+        options.method, options.profile, options.seed, options.split, options.device,
+        options.made, root=options.results,
+    )  # fmt: skip
+    row = summary(recorded.magnitude)
+    print(
+        f"{options.method}, profile {options.profile}, seed {options.seed}: {len(recorded):,} "
+        f"scores of {options.split}, ln |I| {row.mean:.2f} ± {row.std:.2f}"
+    )
+
+
+def _reproduce(options: argparse.Namespace) -> None:
+    from .experiments import distributions
+
+    out = options.out or Path(f"{options.figure}.svg")
+    distributions.reproduce(
+        options.profile, options.seed, out, options.device, options.runs, options.results
+    )
+    print(f"{options.figure}, profile {options.profile}: {out}")

@@ -1,0 +1,99 @@
+"""Figure 9: how the influence scores of a data set are distributed, method by method."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from .. import results
+from ..files import replacing
+from ..tasks import pretrain_and_record, score_and_record
+
+METHODS = ("simclr", "byol", "barlow", "supervised")
+LABELS = {
+    "simclr": "SimCLR",
+    "byol": "BYOL",
+    "barlow": "Barlow Twins",
+    "supervised": "supervised",
+}
+
+
+class Summary(NamedTuple):
+    """Mean and standard deviation of ln |I|."""
+
+    mean: float
+    std: float
+
+
+# Appendix B.1 of the paper, CIFAR-10; the base of its logarithm is not stated.
+PAPER = {
+    "simclr": Summary(8.13, 1.27),
+    "byol": Summary(8.47, 1.03),
+    "barlow": Summary(8.71, 0.85),
+}
+
+
+def summary(magnitude: Float[np.ndarray, " n"]) -> Summary:
+    """Mean and standard deviation (over n, not n − 1) of ln |I|, examples that score 0 left out."""
+    logs = np.log(magnitude[magnitude > 0])
+    return Summary(float(logs.mean()), float(logs.std()))
+
+
+def recorded(
+    profile: str, split: str, seed: int = 0, root: Path | None = None
+) -> dict[str, results.RecordedScores | None]:
+    """The recorded scores of every method, ``None`` where a method is not there yet."""
+    return {method: results.load_scores(profile, method, seed, split, root) for method in METHODS}
+
+
+def draw(axis: Any, scores: dict[str, Float[np.ndarray, " n"]]) -> None:
+    """Densities of ln |I| as outlines, one colour and one line style per method."""
+    from ..figures import COLORS
+
+    logs = {method: np.log(m[m > 0]) for method, m in scores.items()}
+    low = min(np.quantile(values, 0.001) for values in logs.values())
+    high = max(values.max() for values in logs.values())
+    edges = np.linspace(low, high, 61)
+    styles = {"simclr": "-", "byol": "--", "barlow": "-.", "supervised": ":"}
+    for method, values in logs.items():
+        density, _ = np.histogram(values, edges, density=True)
+        axis.stairs(
+            density, edges, color=COLORS[method], linestyle=styles[method], linewidth=1.8,
+            label=LABELS[method],
+        )  # fmt: skip
+    axis.set_xlabel("ln |I| (natural logarithm)")
+    axis.set_ylabel("density")
+    axis.legend(loc="upper left")
+
+
+def reproduce(
+    profile: str,
+    seed: int,
+    out: Path,
+    device: str = "cpu",
+    runs: Path | None = None,
+    root: Path | None = None,
+) -> dict[str, Summary]:
+    """Train and score what is not recorded yet, draw Figure 9 to ``out``, return its numbers."""
+    import matplotlib.pyplot as plt
+
+    from ..figures import use_style
+
+    magnitudes = {}
+    for method in METHODS:
+        if results.load_encoder(profile, method, seed, root) is None:
+            pretrain_and_record(method, profile, seed, device, runs=runs, root=root)
+        scores = results.load_scores(profile, method, seed, "train", root)
+        if scores is None:
+            scores = score_and_record(method, profile, seed, "train", device, root=root)
+        magnitudes[method] = scores.magnitude
+    use_style()
+    figure, axis = plt.subplots()
+    draw(axis, magnitudes)
+    with replacing(out) as temporary:
+        figure.savefig(temporary, format=out.suffix.removeprefix(".") or "svg")
+    plt.close(figure)
+    return {method: summary(magnitude) for method, magnitude in magnitudes.items()}

@@ -1,0 +1,168 @@
+"""Train and record, score and record: what ``influence-lab`` and the experiments call."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from influence_ssl import InfluenceScorer, Scores
+from influence_ssl.errors import InfluenceValueError
+
+from . import results
+from .datasets import Images, load, make_scenes
+from .encoders import normalise
+from .pretrain import Run, pretrain, run_folder, settings_for
+from .pretrain.train import read_checkpoint
+from .probes import extract, knn_accuracy, linear_accuracy
+
+TINY_SCENES = 512
+
+
+def data_for(profile: str, split: str) -> Images:
+    """The data of a profile: ``scenes`` (seeds 0 and 1) for ``tiny``, else real CIFAR-10."""
+    if profile == "tiny":
+        return make_scenes(TINY_SCENES, seed=0 if split == "train" else 1).images
+    return load("cifar10", split)
+
+
+def accuracies(encoder: torch.nn.Module, train: Images, test: Images) -> dict[str, float]:
+    """Weighted kNN and linear accuracy on all of ``test``, from all of ``train``."""
+    bank, queries = (extract(encoder, part.tensor()) for part in (train, test))
+    labels, truth = (torch.from_numpy(part.labels.copy()) for part in (train, test))
+    return {
+        "knn": knn_accuracy(bank, labels, queries, truth),
+        "linear": linear_accuracy(bank, labels, queries, truth),
+    }
+
+
+def baselines(width: int, train: Images, test: Images) -> dict[str, float]:
+    """kNN accuracy of the raw pixels and of an untrained encoder (seed 0)."""
+    labels, truth = (torch.from_numpy(part.labels.copy()) for part in (train, test))
+    pixels = [normalise(part.tensor()).flatten(1) for part in (train, test)]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        untrained = results.cifar_resnet18(width)
+    features = [extract(untrained, part.tensor()) for part in (train, test)]
+    return {
+        "raw pixels": knn_accuracy(pixels[0], labels, pixels[1], truth),
+        "untrained encoder": knn_accuracy(features[0], labels, features[1], truth),
+    }
+
+
+def pretrain_and_record(
+    method: str,
+    profile: str,
+    seed: int,
+    device: str = "cpu",
+    progress: bool = True,
+    runs: Path | None = None,
+    root: Path | None = None,
+) -> dict[str, Any]:
+    """Train (or resume) a run, measure its encoder as it is tracked, and record both.
+
+    Accuracies are those of the float16 encoder that is written, so that a reader finds the same.
+    """
+    settings = settings_for(method, profile)
+    train, test = data_for(profile, "train"), data_for(profile, "test")
+    folder = run_folder(method, profile, seed, runs)
+    run = pretrain(settings, seed, train, test, folder, device, progress=progress)
+    return _record(run, train, test, device, root)
+
+
+def _record(
+    run: Run, train: Images, test: Images, device: str, root: Path | None
+) -> dict[str, Any]:
+    settings = run.settings
+    place = results.folder_of(settings.profile, settings.method, run.seed, root)
+    results.save_encoder(run.encoder, place / "encoder.safetensors")
+    encoder = results.load_encoder(settings.profile, settings.method, run.seed, root)
+    assert encoder is not None
+    checkpoint = read_checkpoint(run.folder / "checkpoint.pt")
+    command = (
+        f"influence-lab pretrain {settings.method} --profile {settings.profile} --seed {run.seed}"
+    )
+    record = {
+        "provenance": results.provenance(
+            command, settings.profile, run.seed, f"{train.name} train ({len(train):,} images)",
+            train.digest, results.device_name(device), sum(e["seconds"] for e in run.epochs),
+        ),
+        "settings": checkpoint["settings"],
+        "epochs": run.epochs,
+        "accuracy": accuracies(encoder.to(device), train, test),
+        "test images": len(test),
+    }  # fmt: skip
+    results.save_json(place / "run.json", record)
+    return record
+
+
+def score_images(
+    encoder: torch.nn.Module, images: Images, device: str = "cpu", progress: bool = True, **how: Any
+) -> Scores:
+    """Scores of all images with the paper's settings (library defaults) unless ``how`` differs."""
+    scorer = InfluenceScorer(encoder, device=device, progress=progress, **how)
+    return scorer.score(normalise(images.tensor()), names=images.names)
+
+
+def score_and_record(
+    method: str,
+    profile: str,
+    seed: int,
+    split: str,
+    device: str = "cpu",
+    made: Path | None = None,
+    progress: bool = True,
+    root: Path | None = None,
+) -> results.RecordedScores:
+    """Score ``split`` with the recorded encoder and record it.
+
+    ``made`` is a file that ``influence-ssl score`` wrote for the same images: it is checked against
+    the data set's names and recorded in place of a new pass.
+    """
+    images = data_for(profile, split)
+    command = f"influence-lab score {method} --profile {profile} --seed {seed} --split {split}"
+    begin = time.perf_counter()
+    if made is None:
+        encoder = results.load_encoder(profile, method, seed, root)
+        if encoder is None:
+            raise InfluenceValueError(
+                f"{profile}/{method}-{seed}: no recorded encoder; first run "
+                f"influence-lab pretrain {method} --profile {profile} --seed {seed}"
+            )
+        scores = score_images(encoder, images, device, progress)
+        seconds = time.perf_counter() - begin
+    else:
+        scores = _aligned(Scores.load(made), images, made)
+        command = scores.provenance.get("command", command)
+        seconds = scores.provenance.get("seconds", float("nan"))
+    _check(scores)
+    extra = results.provenance(
+        command, profile, seed, f"{images.name} {split} ({len(images):,} images)", images.digest,
+        results.device_name(device), seconds,
+    )  # fmt: skip
+    recorded = results.compress(scores, extra)
+    place = results.folder_of(profile, method, seed, root)
+    results.save_scores(recorded, place / f"scores-{split}.npz")
+    return recorded
+
+
+def _aligned(scores: Scores, images: Images, path: Path) -> Scores:
+    """The command's scores in the order of the data set, matched by name."""
+    if scores.names is None or set(scores.names) != set(images.names):
+        raise InfluenceValueError(
+            f"{path}: its images are not those of {images.name}; score the same folder"
+        )
+    where = {name: i for i, name in enumerate(scores.names)}
+    order = np.array([where[name] for name in images.names])
+    return Scores(
+        scores.values[order], scores.standard_error[order], np.arange(len(order)), images.names,
+        scores.provenance,
+    )  # fmt: skip
+
+
+def _check(scores: Scores) -> None:
+    if not np.isfinite(scores.values).all() or (scores.values > 0).any():
+        raise InfluenceValueError("scores: not all are finite and ≤ 0; nothing was recorded")

@@ -1,0 +1,243 @@
+"""Pre-training: deterministic, resumable, and its parts against references."""
+
+import dataclasses
+import errno
+import math
+
+import pytest
+import torch
+import torchvision
+import torchvision.transforms.v2.functional as vision
+
+from influence_lab.datasets import make_scenes
+from influence_lab.encoders import cifar_preprocess, cifar_resnet18, cifar_slim, normalise
+from influence_lab.pretrain import METHODS, PROFILES, pretrain, settings_for
+from influence_lab.pretrain.augment import _blur, augment, random_resized_crop, turn_hue
+from influence_lab.pretrain.methods import build
+from influence_lab.pretrain.settings import TABLE_1, TABLE_2, Augmentation
+from influence_ssl import InfluenceError
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return make_scenes(96, 0).images, make_scenes(40, 1).images
+
+
+def train(method, folder, scenes, seed=0, **how):
+    return pretrain(settings_for(method, "tiny"), seed, *scenes, folder, progress=False, **how)
+
+
+def same(a, b):
+    left, right = a.method.state_dict(), b.method.state_dict()
+    return all(torch.equal(left[name], right[name]) for name in left)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_same_seed_same_weights_and_resume_changes_nothing(method, tmp_path, scenes):
+    torch.manual_seed(1)
+    whole = train(method, tmp_path / "whole", scenes)
+    torch.manual_seed(2)
+    half = train(method, tmp_path / "half", scenes, stop_after=1)
+    assert not half.done
+    assert not same(whole, half)
+    resumed = train(method, tmp_path / "half", scenes)
+    assert resumed.done
+    assert same(whole, resumed)
+    assert [e["loss"] for e in whole.epochs] == [e["loss"] for e in resumed.epochs]
+    assert not same(whole, train(method, tmp_path / "other", scenes, seed=1))
+
+
+def test_a_finished_run_is_loaded_not_trained(tmp_path, scenes):
+    first = train("simclr", tmp_path, scenes)
+    written = (tmp_path / "checkpoint.pt").stat().st_mtime_ns
+    assert same(first, train("simclr", tmp_path, scenes))
+    assert (tmp_path / "checkpoint.pt").stat().st_mtime_ns == written
+
+
+def test_learning_lowers_the_loss(tmp_path, scenes):
+    settings = dataclasses.replace(settings_for("simclr", "tiny"), epochs=12)
+    run = pretrain(settings, 0, *scenes, tmp_path, progress=False)
+    # log 63 is the loss of representations that tell no example from another.
+    assert run.epochs[-1]["loss"] < min(run.epochs[0]["loss"], math.log(63))
+
+
+def test_a_checkpoint_of_other_settings_seed_or_data_is_refused(tmp_path, scenes):
+    train("simclr", tmp_path, scenes, stop_after=1)
+    with pytest.raises(InfluenceError, match="made with other seed"):
+        train("simclr", tmp_path, scenes, seed=1)
+    with pytest.raises(InfluenceError, match="made with other settings"):
+        train("barlow", tmp_path, scenes)
+    with pytest.raises(InfluenceError, match="made with other data"):
+        train("simclr", tmp_path, (make_scenes(96, 5).images, scenes[1]))
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", None])
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, scenes, content):
+    path = tmp_path / "checkpoint.pt"
+    if content is None:
+        torch.save({"method": {}}, path)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(InfluenceError, match=r"checkpoint.pt: not a checkpoint"):
+        train("simclr", tmp_path, scenes)
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("[enforce fail] PytorchStreamWriter failed writing file data/3"),
+    ],
+)
+def test_a_full_disk_loses_no_earlier_checkpoint(tmp_path, scenes, monkeypatch, failure):
+    train("simclr", tmp_path, scenes, stop_after=1)
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+
+    def full(state, path):
+        path.write_bytes(b"half")
+        raise failure
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(InfluenceError, match=r"checkpoint.pt: cannot be written .*free space"):
+        train("simclr", tmp_path, scenes)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint.pt", "curves.json"}
+
+
+def test_fewer_images_than_a_batch(tmp_path):
+    few = make_scenes(20).images
+    with pytest.raises(InfluenceError, match="20 training images, fewer than one batch of 32"):
+        pretrain(settings_for("simclr", "tiny"), 0, few, few, tmp_path, progress=False)
+
+
+def test_a_diverged_loss_is_an_error_and_keeps_the_last_checkpoint(tmp_path, scenes):
+    settings = dataclasses.replace(settings_for("supervised", "tiny"), lr=1e30)
+    with pytest.raises(InfluenceError, match="lower the learning rate"):
+        pretrain(settings, 0, *scenes, tmp_path, progress=False)
+
+
+def test_byol_moves_its_target_by_the_momentum_alone():
+    method = build(settings_for("byol", "tiny"), 4, 0)
+    with torch.no_grad():
+        for p in method.online.parameters():
+            p.add_(1.0)
+    before = [p.clone() for p in method.target.parameters()]
+    method.after_step(0.9)
+    for old, new in zip(before, method.target.parameters(), strict=True):
+        torch.testing.assert_close(new, old + 0.1)
+    x = torch.randn(8, 3, 16, 16)
+    method.loss([x, x + 0.1], torch.zeros(8)).backward()
+    assert all(p.grad is None for p in method.target.parameters())
+    assert all(p.grad is not None for p in method.predictor.parameters())
+
+
+def test_profiles_take_the_papers_tables():
+    for method, table in TABLE_2.items():
+        settings = settings_for(method, "paper")
+        assert {name: getattr(settings, name) for name in table} == table
+        augmentation = dataclasses.asdict(settings.augmentation)
+        assert augmentation == TABLE_1
+    assert {settings_for(m, p).profile for m in METHODS for p in PROFILES} == set(PROFILES)
+    with pytest.raises(InfluenceError, match="method 'moco'"):
+        settings_for("moco", "cpu")
+    with pytest.raises(InfluenceError, match="profile 'huge'"):
+        settings_for("byol", "huge")
+
+
+# --- augmentation ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pictures():
+    return make_scenes(64, 4).images.tensor().float() / 255
+
+
+def test_augmentation_is_decided_by_its_generator(pictures):
+    def views(seed):
+        return augment(pictures, Augmentation(), torch.Generator().manual_seed(seed))
+
+    assert torch.equal(views(0), views(0))
+    assert not torch.equal(views(0), views(1))
+    assert views(0).shape == (64, 3, 32, 32)
+    assert views(0).min() > -1e-6
+    assert views(0).max() < 1 + 1e-6
+
+
+def test_without_any_strength_augmentation_is_the_image(pictures):
+    # A box of four times the area, whatever its shape, is cut to the whole image.
+    nothing = Augmentation(
+        least_scale=4, greatest_scale=4, flip=0, jitter=0, grey=0, blur=0, solarise=0
+    )
+    view = augment(pictures, nothing, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(view, pictures, atol=1e-5, rtol=0)
+    always = dataclasses.replace(nothing, flip=1)
+    flipped = augment(pictures, always, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(flipped, pictures.flip(3), atol=1e-5, rtol=0)
+    inverted = dataclasses.replace(nothing, solarise=1)
+    view = augment(pictures, inverted, torch.Generator().manual_seed(0))
+    expected = torch.where(pictures < 0.5, pictures, 1 - pictures)
+    assert ((view - expected).abs() < 1e-4).float().mean() > 0.999
+
+
+def test_a_crop_samples_the_box_it_drew():
+    # A picture whose channels are its own coordinates shows which box a crop was taken from.
+    axis = (torch.arange(32) + 0.5) / 32
+    picture = torch.stack([axis.expand(32, 32), axis[:, None].expand(32, 32), torch.zeros(32, 32)])
+    settings = Augmentation(crop=24, least_scale=0.08)
+    crops = random_resized_crop(
+        picture.expand(2000, 3, 32, 32), settings, torch.Generator().manual_seed(0)
+    )
+    # From the centre of the first to the centre of the last pixel is 23/24 of the box.
+    width = (crops[:, 0, 12, -2] - crops[:, 0, 12, 1]) * 24 / 21
+    height = (crops[:, 1, -2, 12] - crops[:, 1, 1, 12]) * 24 / 21
+    area, shape = width * height, width / height
+    assert 0.07 < area.min() < 0.1
+    assert area.max() < 1.001
+    # Uniform on [0.08, 1], the part that the image's border cuts off taken away: a little less.
+    assert area.mean() == pytest.approx(0.54, abs=0.03)
+    assert shape[area < 0.5].min() > 0.74
+    assert shape[area < 0.5].max() < 1.35
+
+
+def test_hue_agrees_with_torchvision(pictures):
+    for turn in (-0.2, 0.05, 0.2):
+        ours = turn_hue(pictures, torch.full((64, 1, 1), turn))
+        torch.testing.assert_close(ours, vision.adjust_hue(pictures, turn), atol=1e-5, rtol=0)
+
+
+def test_blur_agrees_with_torchvision(pictures):
+    generator = torch.Generator().manual_seed(3)
+    ours = _blur(pictures[:1], generator)
+    sigma = 0.1 + 1.9 * torch.rand(1, generator=torch.Generator().manual_seed(3)).item()
+    theirs = vision.gaussian_blur(pictures[:1], [7, 7], [sigma, sigma])
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+
+
+# --- encoders -------------------------------------------------------------------------------
+
+
+def test_width_64_has_the_layers_of_torchvisions_resnet18():
+    ours = cifar_resnet18(64).state_dict()
+    theirs = torchvision.models.resnet18(num_classes=10).state_dict()
+    del theirs["fc.weight"], theirs["fc.bias"]
+    theirs["conv1.weight"] = theirs["conv1.weight"][:, :, 2:5, 2:5]
+    assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}
+
+
+def test_same_function_as_torchvisions_resnet18_with_the_cifar_stem():
+    theirs = torchvision.models.resnet18(num_classes=10)
+    theirs.conv1 = torch.nn.Conv2d(3, 64, 3, 1, 1, bias=False)
+    theirs.maxpool = torch.nn.Identity()
+    ours = cifar_resnet18(64, num_classes=10)
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(ours.eval()(x), theirs.eval()(x), rtol=1e-4, atol=1e-5)
+
+
+def test_preprocess_is_what_the_trainer_normalises():
+    scenes = make_scenes(20).images
+    picture = torchvision.transforms.functional.to_pil_image(scenes.tensor()[3])
+    encoder, preprocess = cifar_slim()
+    assert torch.equal(preprocess(picture), normalise(scenes.tensor())[3])
+    assert cifar_preprocess(picture).dtype == torch.float32
+    assert encoder(normalise(scenes.tensor()[:2])).shape == (2, 128)

@@ -1,0 +1,205 @@
+"""Records: exact ranks, honest quantiles, encoders that come back, and the command over them."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from influence_lab import results, tasks
+from influence_lab.cli import main
+from influence_lab.encoders import cifar_resnet18
+from influence_lab.experiments import distributions
+from influence_ssl import InfluenceError, Scores
+
+
+def made(n, seed=0, ties=False):
+    magnitude = np.exp(np.random.default_rng(seed).normal(6, 1, n))
+    if ties:
+        magnitude = magnitude.round(-2) + 1
+    return Scores(-magnitude, np.full(n, np.nan), np.arange(n), None, {"seed": 0})
+
+
+@pytest.mark.parametrize(("n", "ties"), [(5000, False), (5000, True), (50, False)])
+def test_ranks_are_exact_and_values_near(tmp_path, n, ties):
+    scores = made(n, ties=ties)
+    recorded = results.compress(scores, {"profile": "test"})
+    np.testing.assert_array_equal(recorded.order("lowest"), scores.order("lowest"))
+    if not ties:
+        np.testing.assert_array_equal(recorded.order("highest"), scores.order("highest"))
+    place = results.folder_of("tiny", "simclr", 0, tmp_path)
+    results.save_scores(recorded, place / "scores-test.npz")
+    again = results.load_scores("tiny", "simclr", 0, "test", tmp_path)
+    np.testing.assert_array_equal(again.rank, recorded.rank)
+    assert again.provenance == {"seed": 0, "profile": "test"}
+    assert again.mean == pytest.approx(scores.magnitude.mean(), rel=1e-14)
+    exact, near = distributions.summary(scores.magnitude), distributions.summary(again.magnitude)
+    # Between quantiles a tie is smeared, so only untied values are held to this.
+    if not ties:
+        assert tuple(near) == pytest.approx(tuple(exact), abs=2e-3)
+    if n == 50:
+        np.testing.assert_allclose(again.magnitude, scores.magnitude, rtol=1e-12)
+
+
+def test_scores_of_a_part_of_a_data_set_are_refused():
+    part = Scores(-np.ones(3), np.ones(3), np.array([4, 5, 6]))
+    with pytest.raises(InfluenceError, match="expected 0"):
+        results.compress(part, {})
+
+
+def test_an_encoder_comes_back_to_half_precision(tmp_path):
+    torch.manual_seed(0)
+    encoder = cifar_resnet18(4, num_classes=3)
+    encoder(torch.randn(8, 3, 16, 16))
+    path = results.folder_of("tiny", "simclr", 0, tmp_path) / "encoder.safetensors"
+    results.save_encoder(encoder, path)
+    again = results.load_encoder("tiny", "simclr", 0, tmp_path)
+    for name, value in encoder.state_dict().items():
+        expected = value.half().float() if value.is_floating_point() else value
+        assert torch.equal(again.state_dict()[name], expected), name
+    assert not again.training
+    assert path.stat().st_mode & 0o044, "readable for others"
+
+
+def test_slim_encoders_stay_small(tmp_path):
+    path = tmp_path / "encoder.safetensors"
+    results.save_encoder(cifar_resnet18(16, num_classes=10), path)
+    assert path.stat().st_size < 1.5e6
+
+
+def test_broken_and_foreign_encoders_are_named(tmp_path):
+    from safetensors.torch import save_file
+
+    path = results.folder_of("tiny", "byol", 0, tmp_path) / "encoder.safetensors"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"nothing of the kind")
+    with pytest.raises(InfluenceError, match="not a safetensors file"):
+        results.load_encoder("tiny", "byol", 0, tmp_path)
+    save_file({"weight": torch.zeros(2)}, path)
+    with pytest.raises(InfluenceError, match=r"no conv1\.weight"):
+        results.load_encoder("tiny", "byol", 0, tmp_path)
+    save_file({"conv1.weight": torch.zeros(4, 3, 3, 3)}, path)
+    with pytest.raises(InfluenceError, match="does not fit a CIFAR ResNet-18 of width 4"):
+        results.load_encoder("tiny", "byol", 0, tmp_path)
+
+
+def test_what_is_not_there_is_none(tmp_path):
+    assert results.load_run("cpu", "byol", 7, tmp_path) is None
+    assert results.load_encoder("cpu", "byol", 7, tmp_path) is None
+    assert results.load_scores("cpu", "byol", 7, "train", tmp_path) is None
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """A tiny run, trained and scored through the command."""
+    root, runs = tmp_path_factory.mktemp("results"), tmp_path_factory.mktemp("runs")
+    where = ["--profile", "tiny", "--results", str(root), "--runs", str(runs)]
+    assert main(["pretrain", "simclr", *where]) == 0
+    assert main(["score", "simclr", *where]) == 0
+    return root, runs, where
+
+
+def test_the_command_records_a_run_with_its_provenance(places):
+    record = results.load_run("tiny", "simclr", 0, places[0])
+    origin = record["provenance"]
+    assert origin["command"] == "influence-lab pretrain simclr --profile tiny --seed 0"
+    assert origin["data_sha256"] == tasks.data_for("tiny", "train").digest
+    assert set(origin["versions"]) == {"influence-ssl", "torch", "torchvision", "numpy", "python"}
+    assert origin["wall_seconds"] > 0
+    assert len(record["epochs"]) == 2
+    assert record["settings"]["method"] == "simclr"
+    assert 0.15 < record["accuracy"]["knn"] <= 1
+
+
+def test_recorded_scores_are_those_of_the_recorded_encoder(places):
+    recorded = results.load_scores("tiny", "simclr", 0, "train", places[0])
+    encoder = results.load_encoder("tiny", "simclr", 0, places[0])
+    scores = tasks.score_images(encoder, tasks.data_for("tiny", "train"), progress=False)
+    np.testing.assert_array_equal(recorded.order("lowest"), scores.order("lowest"))
+    assert recorded.provenance["fitted gradients"] == 512
+    assert recorded.provenance["command"].endswith("--seed 0 --split train")
+
+
+def test_a_file_of_the_scoring_command_is_matched_by_name(places, tmp_path):
+    root, _, where = places
+    images = tasks.data_for("tiny", "train")
+    scores = made(len(images), seed=5)
+    shuffle = np.random.default_rng(1).permutation(len(images))
+    names = [images.names[i] for i in shuffle]
+    path = tmp_path / "scores.npz"
+    Scores(
+        scores.values[shuffle], scores.standard_error, scores.index, names, {"command": "x"}
+    ).save(path)  # fmt: skip
+    before = (results.folder_of("tiny", "simclr", 0, root) / "scores-train.npz").read_bytes()
+    assert main(["score", "simclr", "--from", str(path), *where]) == 0
+    recorded = results.load_scores("tiny", "simclr", 0, "train", root)
+    np.testing.assert_array_equal(recorded.order("lowest"), scores.order("lowest"))
+    assert recorded.provenance["command"] == "x"
+    (results.folder_of("tiny", "simclr", 0, root) / "scores-train.npz").write_bytes(before)
+
+
+def test_another_folders_scores_are_refused(places, tmp_path, capsys):
+    path = tmp_path / "scores.npz"
+    Scores(-np.ones(2), np.ones(2), np.arange(2), ["a", "b"], {}).save(path)
+    assert main(["score", "simclr", "--from", str(path), *places[2]]) == 1
+    assert "its images are not those of scenes" in capsys.readouterr().err
+
+
+def test_scores_that_cannot_be_right_are_not_recorded(places, tmp_path, capsys):
+    images = tasks.data_for("tiny", "train")
+    values = -np.ones(len(images))
+    values[3] = np.nan
+    path = tmp_path / "scores.npz"
+    Scores(values, np.ones(len(values)), np.arange(len(values)), images.names, {}).save(path)
+    assert main(["score", "simclr", "--from", str(path), *places[2]]) == 1
+    assert "not all are finite" in capsys.readouterr().err
+
+
+def test_scoring_before_training_says_what_to_run(tmp_path, capsys):
+    assert main(["score", "byol", "--profile", "tiny", "--results", str(tmp_path)]) == 1
+    assert "first run influence-lab pretrain byol --profile tiny" in capsys.readouterr().err
+
+
+def test_reproduce_makes_what_is_missing_and_draws(places, tmp_path, monkeypatch):
+    root, _, where = places
+    trained = []
+
+    def fake(method, profile, seed, *rest, **how):
+        trained.append(method)
+        place = results.folder_of(profile, method, seed, root)
+        torch.manual_seed(len(trained))
+        results.save_encoder(cifar_resnet18(4), place / "encoder.safetensors")
+
+    monkeypatch.setattr(distributions, "pretrain_and_record", fake)
+    out = tmp_path / "figure.svg"
+    assert main(["reproduce", "fig-9", "--out", str(out), *where]) == 0
+    assert trained == ["byol", "barlow", "supervised"]
+    assert out.read_text().lstrip().startswith("<?xml")
+    assert distributions.recorded("tiny", "train", 0, root)["byol"] is not None
+
+
+@pytest.mark.parametrize("command", [[], ["pretrain"], ["score"], ["reproduce"]])
+def test_help_shows_an_example(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([*command, "--help"])
+    assert end.value.code == 0
+    shown = capsys.readouterr().out
+    assert not command or "example: influence-lab" in shown
+
+
+def test_every_tracked_record_is_whole():
+    """Each folder of book/results has a run, an encoder and scores that belong together."""
+    for path in sorted(results.results_root().glob("*/*/run.json")):
+        record = json.loads(path.read_text())
+        profile, run = path.parent.parent.name, path.parent.name
+        method, seed = run.rsplit("-", 1)
+        settings = record["settings"]
+        assert (settings["profile"], settings["method"]) == (profile, method)
+        assert len(record["epochs"]) == settings["epochs"]
+        assert results.load_encoder(profile, method, int(seed)).width == settings["width"]
+        for split, n in (("test", 10_000), ("train", 50_000)):
+            scores = results.load_scores(profile, method, int(seed), split)
+            if scores is not None:
+                assert sorted(scores.rank) == list(range(n))
+                assert (np.diff(scores.quantiles) >= 0).all()
+                assert scores.quantiles[0] >= 0
