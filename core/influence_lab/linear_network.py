@@ -232,7 +232,9 @@ def cosine_loss(W: np.ndarray, x: np.ndarray, delta: np.ndarray, eps: float) -> 
     alpha = (a @ u) / (a @ a)
     p = u - alpha * a
     t_squared = eps**2 * (p @ p) / ((a @ a) * (1 + eps * alpha) ** 2)
-    return 1 - 1 / (1 + t_squared) ** Fraction(1, 2)
+    root = (1 + t_squared) ** Fraction(1, 2)
+    # 1 − 1/root without its cancellation at small t
+    return t_squared / (root * (1 + root))
 
 
 def cosine_loss_leading(W: np.ndarray, x: np.ndarray, delta: np.ndarray, eps: float) -> float:
