@@ -198,10 +198,10 @@ def test_32_bit_grey_is_not_guessed_at(folder: Path) -> None:
 
 
 def test_bytes_in_names_that_are_not_utf8_are_written_out(tmp_path: Path) -> None:
-    with open(os.fsencode(tmp_path) + b"/caf\xe9.png", "wb") as file:
+    with open(os.fsencode(tmp_path) + b"/\xfcber.png", "wb") as file:
         picture().save(file, "PNG")
     images = Images(tmp_path).readable()
-    assert images.names == (r"caf\xe9.png",)
+    assert images.names == (r"\xfcber.png",)
     images.names[0].encode("utf-8")
 
 

@@ -1,0 +1,173 @@
+"""Encoders by name, with their weights: what the command line can say instead of an object."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from influence_ssl.errors import InfluenceOSError, InfluenceTypeError, InfluenceValueError
+
+if TYPE_CHECKING:
+    from influence_ssl.images import Preprocess
+
+
+def load_encoder(
+    spec: str, weights: str | Path | None = None, seed: int = 0
+) -> tuple[nn.Module, Preprocess | None]:
+    """The encoder behind ``package.module:function`` or ``file.py:function``, and its preprocess.
+
+    The function is called without arguments, after ``torch.manual_seed(seed)``, and returns an
+    ``nn.Module`` or a pair (module, preprocess), where preprocess maps a PIL image in mode RGB to
+    the tensor that the encoder receives. ``weights`` is a ``.safetensors`` file or a
+    ``state_dict`` saved by ``torch.save``, alone or under the key ``state_dict`` or ``model``; its
+    keys must be those of the module. Raises :class:`InfluenceError`.
+    """
+    function = import_function(spec, "--encoder")
+    torch.manual_seed(seed)
+    try:
+        made = function()
+    except (Exception, SystemExit) as error:
+        raise InfluenceValueError(f"--encoder {spec!r} fails: {described(error)}.") from error
+    module, preprocess = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+    if not isinstance(module, nn.Module) or not (preprocess is None or callable(preprocess)):
+        raise InfluenceTypeError(
+            f"--encoder {spec!r} returns {_kind(made)}; it must return an nn.Module or a pair "
+            "(nn.Module, preprocess)."
+        )
+    if weights is not None:
+        _load_weights(module, Path(weights))
+    for name, tensor in module.state_dict().items():
+        if isinstance(tensor, Tensor) and not tensor.isfinite().all():
+            raise InfluenceValueError(
+                f"the encoder's {name!r} has NaN or infinite values; use another checkpoint."
+            )
+    return module, preprocess
+
+
+def import_function(spec: str, option: str) -> Callable[..., Any]:
+    """The function behind ``package.module:function`` or ``file.py:function``.
+
+    A file's folder, or else the working directory, goes first on Python's path. ``option`` names
+    the argument in the :class:`InfluenceError` of a spec that leads nowhere.
+    """
+    place, _, name = spec.rpartition(":")
+    if not place or not name:
+        raise InfluenceValueError(
+            f"{option} {spec!r}: give package.module:function or file.py:function."
+        )
+    is_file = place.endswith(".py")
+    if is_file and not Path(place).is_file():
+        raise InfluenceOSError(f"{option} {spec!r}: there is no file {place!r}.")
+    # As `python file.py` and `python -m module` do, so that neighbouring modules are found.
+    folder = str(Path(place).resolve().parent if is_file else Path.cwd())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    try:
+        if is_file:
+            found = importlib.util.spec_from_file_location(f"_loaded_{Path(place).stem}", place)
+            assert found is not None
+            assert found.loader is not None
+            module = sys.modules[found.name] = importlib.util.module_from_spec(found)
+            found.loader.exec_module(module)
+        else:
+            module = importlib.import_module(place)
+    except (Exception, SystemExit) as error:
+        raise InfluenceValueError(
+            f"{option} {spec!r}: {place} cannot be imported: {described(error)}."
+        ) from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        own = [
+            key
+            for key, value in vars(module).items()
+            if callable(value) and getattr(value, "__module__", "") == module.__name__
+        ]
+        raise InfluenceValueError(
+            f"{option} {spec!r}: {place} has no function {name!r}; it has: {_few(own) or 'none'}."
+        )
+    return function
+
+
+def _load_weights(module: nn.Module, path: Path) -> None:
+    state = _read_state(path)
+    own = module.state_dict()
+    shapes = [
+        f"{name} is {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
+        for name in state.keys() & own.keys()
+        if state[name].shape != own[name].shape
+    ]
+    problems = [f"other shapes: {_few(sorted(shapes))}"] if shapes else []
+    if not shapes:
+        result = module.load_state_dict(state, strict=False)
+        if result.missing_keys:
+            problems.append(f"missing keys: {_few(result.missing_keys)}")
+        if result.unexpected_keys:
+            problems.append(f"foreign keys: {_few(result.unexpected_keys)}")
+    if problems:
+        raise InfluenceValueError(
+            f"--weights {str(path)!r} does not fit the encoder: {'; '.join(problems)}; save the "
+            "state_dict of this very module, or load it in the encoder's function."
+        )
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise InfluenceOSError(f"--weights {str(path)!r}: there is no such file.")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state: object = load_file(path)
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                state = torch.load(path, map_location="cpu", weights_only=True)
+    except ImportError as error:
+        raise InfluenceValueError(
+            f"--weights {str(path)!r} needs safetensors; pip install 'influence-ssl[report]'."
+        ) from error
+    except PermissionError as error:
+        raise InfluenceOSError(f"--weights {str(path)!r}: {error.strerror}.") from error
+    # The readers of foreign bytes raise whatever they stumble over.
+    except Exception as error:
+        what = "is not a checkpoint"
+        if "GLOBAL" in str(error):
+            what = "holds Python objects besides tensors, which could run any code"
+        raise InfluenceValueError(
+            f"--weights {str(path)!r} {what}; give a .safetensors file or what "
+            "torch.save(encoder.state_dict(), FILE) wrote."
+        ) from error
+    for key in ("state_dict", "model"):
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    if not (isinstance(state, Mapping) and state
+            and all(isinstance(value, Tensor) for value in state.values())):  # fmt: skip
+        raise InfluenceValueError(
+            f"--weights {str(path)!r} holds {_kind(state)}, not a state_dict; give what "
+            "torch.save(encoder.state_dict(), FILE) wrote."
+        )
+    return dict(state)
+
+
+def described(error: BaseException) -> str:
+    """An error's type and message on one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split()).rstrip('.')}"
+
+
+def _few(names: Sequence[str]) -> str:
+    rest = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return ", ".join(names[:4]) + rest
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, tuple):
+        return f"a tuple ({', '.join(type(part).__name__ for part in value)})"
+    return f"a {type(value).__name__}"
