@@ -18,7 +18,9 @@ _MENDED = (
     (re.compile(r'<link rel="preload" as="font"[^>]*>\n?'), ""),
     # The role is deprecated, and a list must hold list items.
     (re.compile(r'role="doc-biblioentry"'), 'role="listitem"'),
-    # What lies outside every landmark is skipped by screen readers: the logo, the overlays.
+    # A table's corner without a text is no heading.
+    (re.compile(r"<th( class=\"[^\"]*\")?>(?:<p></p>)?</th>"), r"<td\1></td>"),
+    # What lies outside every landmark is skipped by screen readers.
     (
         re.compile(r'<div class="bd-sidebar-primary bd-sidebar'),
         '<div role="region" aria-label="Sidebar" class="bd-sidebar-primary bd-sidebar',
