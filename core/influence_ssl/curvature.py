@@ -13,7 +13,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Float64
@@ -23,6 +23,7 @@ from influence_ssl.errors import InfluenceTypeError, InfluenceValueError
 from influence_ssl.gradients import Layer
 
 
+@runtime_checkable
 class Gradients(Protocol):
     """What :meth:`fit` sees of a data set."""
 
@@ -35,6 +36,7 @@ class Gradients(Protocol):
     def hessian(self) -> Tensor: ...
 
 
+@runtime_checkable
 class Curvature(Protocol):
     """What the scorer asks of a curvature."""
 
@@ -125,9 +127,7 @@ class LoGra:
                 f"the largest rank that does is {largest}."
             )
         fitted = _fit_empirical_fisher(gradients, blocks, self.damping)
-        fitted.provenance["ranks"] = {
-            layer.name: list(layer.shape) for layer in gradients.layers
-        }
+        fitted.provenance["ranks"] = {layer.name: list(layer.shape) for layer in gradients.layers}
         return fitted
 
     def _fits(self, gradients: Gradients, rank: int | None) -> bool:
@@ -250,9 +250,7 @@ def _checked(damping: Damping, owner: str) -> Damping:
     if isinstance(damping, Relative):
         return damping
     if isinstance(damping, bool) or not isinstance(damping, int | float):
-        raise InfluenceTypeError(
-            f"{owner}: damping={damping!r} must be a number or Relative(c)."
-        )
+        raise InfluenceTypeError(f"{owner}: damping={damping!r} must be a number or Relative(c).")
     if not (math.isfinite(damping) and damping >= 0):
         raise InfluenceValueError(f"{owner}: damping={damping} must be finite and at least 0.")
     return float(damping)
@@ -275,9 +273,7 @@ def _empirical_fisher_bytes(n: int, sizes: list[int]) -> float:
     return sum(24.0 * k * k if k <= n else 12.0 * n * k + 24.0 * n * n for k in sizes)
 
 
-def _fit_empirical_fisher(
-    gradients: Gradients, blocks: list[slice], damping: Damping
-) -> Fitted:
+def _fit_empirical_fisher(gradients: Gradients, blocks: list[slice], damping: Damping) -> Fitted:
     n, tall = gradients.n, [block.stop - block.start <= gradients.n for block in blocks]
     covariances: list[Tensor | float] = [0.0] * len(blocks)
     rows: list[list[Tensor]] = [[] for _ in blocks]

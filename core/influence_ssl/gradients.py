@@ -56,12 +56,13 @@ class Layer:
         """Number of entries of the projected gradient."""
         return self.shape[0] * self.shape[1]
 
-    def project(self, weight_gradient: Float[Tensor, "o *i"]) -> Tensor:
-        """P G Qᵀ of a weight gradient that is already there (for checks and exact Hessians)."""
-        gradient = weight_gradient.reshape(self.out_features, self.in_features)
-        if self.left is not None:
-            gradient = self.left.to(gradient) @ gradient
-        return gradient if self.right is None else gradient @ self.right.to(gradient).T
+    def project(self, gradient: Float[Tensor, "o *i"]) -> Float[Tensor, "r c"]:
+        """P G Qᵀ of a weight gradient that autograd formed, for the check."""
+        left, right = self.left, self.right
+        gradient = gradient.flatten(1)
+        gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
+        gradient = gradient if left is None else left @ gradient
+        return gradient if right is None else gradient @ right.T
 
     def inputs(self, module: nn.Module, a: Tensor) -> Float[Tensor, "n g i t"]:
         """Q a at each position: (rows, groups, r or I, positions)."""
@@ -156,22 +157,17 @@ def called_layers(
 
 
 @dataclass
-class Call:
-    """What one call of a module left behind: for :func:`check_encoder`."""
-
-    name: str
-    inputs: Float[Tensor, "b *rest"]
-
-
-@dataclass
 class Capture:
-    """Runs an objective and collects the projected per-example gradients of its layers."""
+    """Runs an objective and collects the projected per-example gradients of its layers.
+
+    ``calls``, where it is a list, records (layer's name, its projected inputs (B, ...)) per call.
+    """
 
     encoder: nn.Module
     layers: list[Layer]
     objective: Objective
     seed: int
-    calls: list[Call] | None = field(default=None, init=False)
+    calls: list[tuple[str, Tensor]] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         parameter = next((p for p in self.encoder.parameters() if p.is_floating_point()), None)
@@ -241,10 +237,9 @@ class Capture:
             with torch.no_grad():
                 columns = layer.inputs(module, a.detach().to(self.working))
             if self.calls is not None:
-                rows = columns.reshape(views, b, -1) if columns.shape[0] % (views * b) == 0 else None
-                self.calls.append(
-                    Call(layer.name, columns.new_full((b,), torch.nan) if rows is None else rows[0])
-                )
+                known = columns.shape[0] % (views * b) == 0
+                seen = columns.reshape(views, b, -1)[0] if known else columns.new_zeros(b, 1)
+                self.calls.append((layer.name, seen))
             if output.requires_grad:
                 output.register_hook(
                     lambda delta: add(
@@ -280,9 +275,7 @@ class Capture:
         return torch.cat([g.flatten(1) for g in self.gradients(batch, index, draw)], 1)
 
 
-def check_encoder(
-    capture: Capture, batch: tuple[Tensor, ...], index: Int64[Tensor, " b"]
-) -> None:
+def check_encoder(capture: Capture, batch: tuple[Tensor, ...], index: Int64[Tensor, " b"]) -> None:
     """Refuse an encoder whose per-example gradients cannot be trusted.
 
     Runs the first one or two examples alone and together. (1) The captured gradients must sum to
@@ -308,9 +301,9 @@ def check_encoder(
         capture.calls = None
     for i, (gradients, calls) in enumerate(alone):
         mixed = "the encoder" if len(calls) != len(calls_together) else None
-        for call, reference in zip(calls, calls_together, strict=False):
-            if mixed is None and differ(call.inputs[0], reference.inputs[i]):
-                mixed = f"the input of layer {call.name!r}"
+        for (name, inputs), (_, reference) in zip(calls, calls_together, strict=False):
+            if mixed is None and differ(inputs[0], reference[i]):
+                mixed = f"the input of layer {name!r}"
         for layer, gradient, reference in zip(capture.layers, gradients, together, strict=True):
             if mixed is None and differ(gradient[0], reference[i]):
                 mixed = f"the gradient of layer {layer.name!r}"
@@ -324,36 +317,26 @@ def check_encoder(
     if not plain:
         return
     weights = [capture.layers[n].modules[0].weight for n in plain]
-    with requires_grad(weights):
+    try:
+        for weight in weights:
+            weight.requires_grad_()
         losses = capture.losses(
             batch, index, 0, lambda x: capture.encode(x.to(capture.dtype), len(index))
         )
-        reference = torch.autograd.grad(losses.sum(), weights, allow_unused=True)
-    for n, weight, weight_gradient in zip(plain, weights, reference, strict=True):
-        layer, gradients = capture.layers[n], together[n]
-        if weight_gradient is None:
-            weight_gradient = torch.zeros_like(weight)
-        exact = layer.project(weight_gradient.to(capture.working))
+        exact_gradients = torch.autograd.grad(losses.sum(), weights, allow_unused=True)
+    finally:
+        for weight in weights:
+            weight.requires_grad_(False)
+    for n, weight, exact in zip(plain, weights, exact_gradients, strict=True):
+        layer = capture.layers[n]
+        exact = layer.project(torch.zeros_like(weight) if exact is None else exact)
         # Two examples may cancel; their own size is what rounding is measured by.
-        size = gradients.norm()
-        if not bool((gradients.sum(0) - exact).norm() <= tolerance * size + 1e-30):
+        slack = tolerance * together[n].norm() + 1e-30
+        if not bool((together[n].sum(0) - exact).norm() <= slack):
             raise InfluenceValueError(
                 f"layer {layer.name!r} does not compute a plain {type(layer.modules[0]).__name__} "
                 "of its weight, so its gradient cannot be captured; leave it out with `layers`."
             )
-
-
-@contextmanager
-def requires_grad(weights: list[Tensor]) -> Iterator[None]:
-    """Let autograd track these weights, and nothing else change."""
-    before = [weight.requires_grad for weight in weights]
-    try:
-        for weight in weights:
-            weight.requires_grad_()
-        yield
-    finally:
-        for weight, flag in zip(weights, before, strict=True):
-            weight.requires_grad_(flag)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import copy
 import platform
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -28,7 +28,10 @@ from influence_ssl.objectives import Invariance
 from influence_ssl.scores import Scores
 from influence_ssl.version import __version__
 
+Indices = Sequence[int] | np.ndarray | Tensor
 
+
+@runtime_checkable
 class Dataset(Protocol):
     """A map-style data set: its items are a tensor, or a tuple that begins with one."""
 
@@ -74,8 +77,11 @@ class InfluenceScorer:
             raise InfluenceTypeError(
                 f"encoder is a {type(encoder).__name__}; give a torch.nn.Module."
             )
-        for name, number, least in (("draws", draws, 1), ("batch_size", batch_size, 1),
-                                    ("seed", seed, 0)):  # fmt: skip
+        for name, number, least in (
+            ("draws", draws, 1),
+            ("batch_size", batch_size, 1),
+            ("seed", seed, 0),
+        ):
             if not isinstance(number, int) or number < least:
                 raise InfluenceValueError(f"{name}={number!r} must be an integer ≥ {least}.")
         if dtype is not None and not dtype.is_floating_point:
@@ -91,7 +97,7 @@ class InfluenceScorer:
         self.layers = layers
         self.progress = progress
 
-    def fit(self, images: Tensor | Dataset, index: Sequence[int] | None = None) -> InfluenceScorer:
+    def fit(self, images: Tensor | Dataset, index: Indices | None = None) -> InfluenceScorer:
         """Fit the curvature on ``images``; later calls of :meth:`score` use it.
 
         ``index`` (N,) gives the examples' indices where they are not 0 … N − 1.
@@ -105,7 +111,7 @@ class InfluenceScorer:
     def score(
         self,
         images: Tensor | Dataset,
-        index: Sequence[int] | None = None,
+        index: Indices | None = None,
         names: Sequence[str] | None = None,
     ) -> Scores:
         """Scores of ``images``; without an earlier :meth:`fit`, fitted on them for this call."""
@@ -131,7 +137,7 @@ class InfluenceScorer:
 
     @contextmanager
     def _gradients(
-        self, images: Tensor | Dataset, index: Sequence[int] | None, stage: str
+        self, images: Tensor | Dataset, index: Indices | None, stage: str
     ) -> Iterator[_Gradients]:
         examples = _Examples(images, index)
         encoder = self.encoder
@@ -149,8 +155,9 @@ class InfluenceScorer:
                 encoder = _copied(encoder, device, dtype)
                 capture = self._capture(encoder, examples)
             with untouched(encoder):
-                yield _Gradients(capture, examples, self.draws, self.batch_size,
-                                 stage if self.progress else None)  # fmt: skip
+                yield _Gradients(
+                    capture, examples, self.draws, self.batch_size, stage if self.progress else None
+                )
 
     def _capture(self, encoder: nn.Module, examples: _Examples) -> Capture:
         """The encoder's layers as one example meets them, with the curvature's projections."""
@@ -170,9 +177,7 @@ class InfluenceScorer:
                 layer.right = layer.right.to(capture.device, capture.working)
         return capture
 
-    def _provenance(
-        self, gradients: _Gradients, fitted: object, n_fitted: int
-    ) -> dict[str, Any]:
+    def _provenance(self, gradients: _Gradients, fitted: object, n_fitted: int) -> dict[str, Any]:
         capture = gradients.capture
         inside = {f"{layer.name}.weight" for layer in capture.layers}
         shared = {id(layer.modules[0].weight) for layer in capture.layers}
@@ -184,8 +189,9 @@ class InfluenceScorer:
             "seed": self.seed,
             "examples": len(gradients.examples),
             "fitted gradients": n_fitted,
-            "layers": {layer.name: [layer.out_features, layer.in_features]
-                       for layer in capture.layers},  # fmt: skip
+            "layers": {
+                layer.name: [layer.out_features, layer.in_features] for layer in capture.layers
+            },
             "left out": [
                 name
                 for name, parameter in capture.encoder.named_parameters(remove_duplicate=False)
@@ -193,8 +199,11 @@ class InfluenceScorer:
             ],
             "dtype": str(capture.dtype).removeprefix("torch."),
             "device": str(capture.device),
-            "versions": {"influence_ssl": __version__, "torch": torch.__version__,
-                         "python": platform.python_version()},  # fmt: skip
+            "versions": {
+                "influence_ssl": __version__,
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
             **getattr(fitted, "provenance", {}),
         }
 
@@ -247,8 +256,10 @@ class _Gradients:
 
         def total(theta: Tensor, rows: range, draw: int) -> Tensor:
             pieces = theta.split(parts)
-            named = {name: piece.reshape(shape)
-                     for name, piece, shape in zip(weights, pieces, shapes, strict=True)}  # fmt: skip
+            named = {
+                name: piece.reshape(shape)
+                for name, piece, shape in zip(weights, pieces, shapes, strict=True)
+            }
 
             def encode(x: Tensor) -> Tensor:
                 return functional_call(self.capture.encoder, named, (x.to(self.capture.dtype),))
@@ -279,7 +290,7 @@ class _Gradients:
 class _Examples:
     """Images with their indices, checked at the boundary."""
 
-    def __init__(self, images: Tensor | Dataset, index: Sequence[int] | None) -> None:
+    def __init__(self, images: Tensor | Dataset, index: Indices | None) -> None:
         try:
             self.n = len(images)
         except TypeError as error:
@@ -329,7 +340,9 @@ class _Examples:
             )
         self._check(item[0][None], range(i, i + 1))
         # What is no number (a path, say) is of no use to an objective.
-        rest = (torch.as_tensor(part) for part in item[1:] if isinstance(part, Tensor | int | float))
+        rest = (
+            torch.as_tensor(part) for part in item[1:] if isinstance(part, Tensor | int | float)
+        )
         return (item[0], *rest)
 
     def _check(self, images: Tensor, rows: range) -> None:
@@ -341,7 +354,9 @@ class _Examples:
         bad = ~images.isfinite().flatten(1).all(1)
         if bad.any():
             i = rows[int(bad.nonzero()[0])]
-            raise InfluenceValueError(f"image {i} has NaN or infinite values; repair or leave it out.")
+            raise InfluenceValueError(
+                f"image {i} has NaN or infinite values; repair or leave it out."
+            )
 
 
 def _copied(encoder: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:

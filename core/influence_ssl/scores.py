@@ -113,15 +113,15 @@ class Scores:
 
 
 def _write_npz(scores: Scores, path: str) -> None:
-    extra = {} if scores.names is None else {"names": np.array(list(scores.names), dtype=str)}
-    np.savez_compressed(
-        path,
-        values=scores.values,
-        standard_error=scores.standard_error,
-        index=scores.index,
-        provenance=np.array(json.dumps(scores.provenance)),
-        **extra,
-    )
+    columns: dict[str, Any] = {
+        "values": scores.values,
+        "standard_error": scores.standard_error,
+        "index": scores.index,
+        "provenance": np.array(json.dumps(scores.provenance)),
+    }
+    if scores.names is not None:
+        columns["names"] = np.array(list(scores.names), dtype=str)
+    np.savez_compressed(path, **columns)
 
 
 def _read_npz(path: Path) -> Scores:
@@ -150,8 +150,8 @@ def _read_csv(path: Path) -> Scores:
         first = file.readline()
         if not first.startswith(_COMMENT):
             raise ValueError("its first line is no provenance")
-        table = pandas.read_csv(file, keep_default_na=False, na_values={"standard_error": [""]},
-                                float_precision="round_trip", dtype={"name": str})
+        # As text: a name such as "NA" stays a name, and Python's float reads back every digit.
+        table = pandas.read_csv(file, dtype=str, keep_default_na=False)
     return _from_table(table, json.loads(first.removeprefix(_COMMENT)))
 
 
@@ -173,9 +173,9 @@ def _read_parquet(path: Path) -> Scores:
 
 def _from_table(table: pandas.DataFrame, provenance: dict[str, Any]) -> Scores:
     return Scores(
-        table["score"].to_numpy(np.float64),
-        table["standard_error"].to_numpy(np.float64),
-        table["index"].to_numpy(np.int64),
+        np.array([float(value) for value in table["score"]]),
+        np.array([float(value or "nan") for value in table["standard_error"]]),
+        table["index"].to_numpy().astype(np.int64),
         table["name"].tolist() if "name" in table else None,
         provenance,
     )

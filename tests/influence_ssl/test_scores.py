@@ -1,0 +1,76 @@
+"""Scores: order, files, provenance."""
+
+import os
+
+import numpy as np
+import pytest
+
+from influence_ssl import InfluenceError, Scores
+
+
+def example(names=True):
+    return Scores(
+        np.array([-2.0, -0.1, -2.0, -1 / 3]),
+        np.array([np.nan, 0.1, 1e-17, 2 / 3]),
+        np.array([7, 3, 1, 0]),
+        ["a/ü,1.png", 'b"2".png', "NA", "1"] if names else None,
+        {"seed": 3, "layers": {"a": [1, 2]}},
+    )
+
+
+def test_order_is_by_magnitude_and_ties_by_index():
+    assert example().order("highest").tolist() == [2, 0, 3, 1]
+    assert example().order("lowest").tolist() == [1, 3, 2, 0]
+    with pytest.raises(InfluenceError, match="which='most'"):
+        example().order("most")
+    np.testing.assert_array_equal(example().magnitude, -example().values)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".csv", ".parquet"])
+@pytest.mark.parametrize("names", [True, False])
+def test_files_give_back_what_was_saved(tmp_path, suffix, names):
+    path = tmp_path / f"scores{suffix}"
+    example(names).save(path)
+    loaded = Scores.load(path)
+    for column in ("values", "standard_error", "index"):
+        np.testing.assert_array_equal(getattr(loaded, column), getattr(example(names), column))
+    assert loaded.names == example(names).names
+    assert loaded.provenance == example(names).provenance
+    assert os.listdir(tmp_path) == [path.name]
+
+
+def test_table_for_pandas():
+    table = example().to_pandas()
+    assert list(table.columns) == ["index", "name", "score", "standard_error"]
+    assert table["score"].tolist() == example().values.tolist()
+
+
+def test_a_failed_save_leaves_the_earlier_file(tmp_path, monkeypatch):
+    path = tmp_path / "scores.npz"
+    example().save(path)
+    before = path.read_bytes()
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez_compressed", full)
+    with pytest.raises(InfluenceError, match=r"scores\.npz: cannot be written: No space left"):
+        example().save(path)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["scores.npz"]
+
+
+def test_unusable_files(tmp_path):
+    with pytest.raises(InfluenceError, match="suffix must be one of"):
+        example().save(tmp_path / "scores.txt")
+    with pytest.raises(InfluenceError, match="cannot be written"):
+        example().save(tmp_path / "no" / "scores.npz")
+    for suffix in (".npz", ".csv", ".parquet"):
+        path = tmp_path / f"bad{suffix}"
+        with pytest.raises(InfluenceError, match="cannot be read"):
+            Scores.load(path)
+        path.write_bytes(b"not scores")
+        with pytest.raises(InfluenceError, match=f"bad{suffix}: is not a file of scores"):
+            Scores.load(path)
+    with pytest.raises(InfluenceError, match="different lengths"):
+        Scores(np.zeros(2), np.zeros(2), np.arange(3))
