@@ -200,8 +200,13 @@ def ridge_leverages(G: np.ndarray, ridge: float = 0.0) -> np.ndarray:
         G: (n, p), one gradient (or direction δ) per row.
         ridge: ρ ≥ 0.
     """
-    inverse = _inverse(G.T @ G + ridge * np.eye(G.shape[1], dtype=int), singular=ridge == 0)
-    return ((G @ inverse) * G).sum(-1)
+    if G.dtype == object:
+        inverse = _inverse(G.T @ G + ridge * np.eye(G.shape[1], dtype=int), singular=False)
+        return ((G @ inverse) * G).sum(-1)
+    # G's own singular vectors, because GᵀG would square its condition number.
+    u, s, _ = np.linalg.svd(G, full_matrices=False)
+    kept = s > s[0] * max(G.shape) * np.finfo(float).eps
+    return u[:, kept] ** 2 @ (s[kept] ** 2 / (s[kept] ** 2 + ridge))
 
 
 def effective_dimension(G: np.ndarray, ridge: float) -> float:
