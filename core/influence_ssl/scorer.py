@@ -51,13 +51,13 @@ class InfluenceScorer:
     score is the mean of the per-draw scores. Cost: one forward and one backward pass a draw, the
     backward pass without weight gradients. Source: the paper's Equation 6.
 
-    encoder : maps (B, ...) to (B, D). It runs in eval mode and is left as it was found.
-    objective : :class:`Invariance` by default, or :class:`Supervised`, or any such callable.
-    curvature : :class:`LoGra` by default, ``EmpiricalFisher``, ``ExactHessian`` or ``Identity``.
-    draws, seed : example i's randomness depends on (seed, i, draw) alone.
-    batch_size : for speed and memory only; values do not depend on it.
-    device, dtype : where and in what the encoder runs, on a copy where they differ from its own.
-    layers : names of the modules whose weights make θ; ``None`` for all that are called.
+    - encoder: maps (B, ...) to (B, D). It runs in eval mode and is left as it was found.
+    - objective: :class:`Invariance` by default, or :class:`Supervised`, or any such callable.
+    - curvature: :class:`LoGra` by default, ``EmpiricalFisher``, ``ExactHessian`` or ``Identity``.
+    - draws, seed: example i's randomness depends on (seed, i, draw) alone.
+    - batch_size: for speed and memory only; values do not depend on it.
+    - device, dtype: where and in what the encoder runs, on a copy where they differ from its own.
+    - layers: names of the modules whose weights make θ; ``None`` for all that are called.
     """
 
     def __init__(
