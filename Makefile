@@ -66,8 +66,8 @@ lab: .venv/installed
 	.venv/bin/jupyter-lab book
 
 lock:
-	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --all-extras \
-	    --python-version 3.11 --output-file requirements.lock pyproject.toml
+	uv pip compile --quiet --universal --generate-hashes --all-extras \
+	    --python-version 3.11 --no-header --no-annotate --output-file requirements.lock pyproject.toml
 
 clean:
 	rm -rf _build
