@@ -64,44 +64,41 @@ class Layer:
         gradient = gradient if left is None else left @ gradient
         return gradient if right is None else gradient @ right.T
 
-    def inputs(self, module: nn.Module, a: Tensor) -> Float[Tensor, "n g i t"]:
-        """Q a at each position: (rows, groups, r or I, positions)."""
+    def inputs(self, module: nn.Module, a: Tensor) -> Float[Tensor, "n g t i"]:
+        """Q a at each position: (rows, groups, positions, r or I)."""
         if isinstance(module, nn.Linear):
-            a = a.reshape(a.shape[0], -1, a.shape[-1])
-            a = a if self.right is None else a @ self.right.T
-            return a.transpose(1, 2).unsqueeze(1)
+            a = a.reshape(a.shape[0], 1, -1, a.shape[-1])
+            return a if self.right is None else a @ self.right.T
         assert isinstance(module, nn.Conv2d)
         n, g, padding = a.shape[0], module.groups, module.padding
         if module.padding_mode != "zeros" or isinstance(padding, str):
             mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
             a = F.pad(a, module._reversed_padding_repeated_twice, mode=mode)
             padding = (0, 0)
-        a = a.reshape(n * g, a.shape[1] // g, *a.shape[2:])
+        if g > 1:
+            a = a.reshape(n * g, a.shape[1] // g, *a.shape[2:])
         kernel, stride, dilation = module.kernel_size, module.stride, module.dilation
         if self.right is None:
             columns = F.unfold(a, kernel, dilation, padding, stride)
         else:
             filters = self.right.reshape(-1, a.shape[1], *kernel)
             columns = F.conv2d(a, filters, None, stride, padding, dilation).flatten(2)
-        return columns.reshape(n, g, -1, columns.shape[-1])
+        return columns.transpose(1, 2).unflatten(0, (n, g))
 
     def contract(
-        self, module: nn.Module, columns: Float[Tensor, "n g i t"], delta: Tensor
+        self, module: nn.Module, columns: Float[Tensor, "n g t i"], delta: Tensor
     ) -> Float[Tensor, "n r c"]:
         """Σ_t (P δ_t)(Q a_t)ᵀ for each row."""
-        n, g = columns.shape[:2]
-        if isinstance(module, nn.Linear):
-            delta = delta.reshape(n, -1, delta.shape[-1]).transpose(1, 2)
-        else:
-            delta = delta.flatten(2)
-        if g == 1:
-            if self.left is not None:
-                delta = self.left @ delta
-            return delta @ columns[:, 0].transpose(1, 2)
-        # Each group has its own inputs, so the positions are summed before P mixes the groups.
-        delta = delta.reshape(n, g, self.out_features // g, -1)
-        gradient = (delta @ columns.transpose(2, 3)).flatten(1, 2)
-        return gradient if self.left is None else self.left @ gradient
+        n, g, positions, _ = columns.shape
+        if not isinstance(module, nn.Linear):
+            delta = delta.flatten(2).transpose(1, 2)
+        # Each group has its own inputs, so P, which mixes the groups, comes last there; elsewhere
+        # it comes where it is cheaper.
+        first = self.left is not None and g == 1 and positions < self.out_features
+        delta = delta.reshape(n, positions, g, -1).transpose(1, 2)
+        delta = delta @ self.left.T if first else delta
+        gradient = (delta.transpose(2, 3) @ columns).flatten(1, 2)
+        return gradient if self.left is None or first else self.left @ gradient
 
 
 def called_layers(
@@ -218,9 +215,12 @@ class Capture:
             views = max(1, x.shape[0] // b)
             # The leaf makes autograd reach each layer's output while no weight asks for a gradient;
             # the clone keeps an encoder that works in place away from the caller's images.
-            leaf = x.detach().to(self.dtype).requires_grad_()
+            x = x.detach().to(self.dtype)
+            if x.ndim == 4:
+                x = x.contiguous(memory_format=torch.channels_last)
+            leaf = x.requires_grad_()
             leaves.append(leaf)
-            return self.encode(leaf.clone(), b)
+            return self.encode(leaf.clone(memory_format=torch.preserve_format), b)
 
         def add(number: int, rows: Tensor) -> None:
             if rows.shape[0] % (views * b):
