@@ -11,7 +11,7 @@ from influence_ssl.errors import InfluenceError
 
 METHODS = ("simclr", "byol", "barlow", "supervised")
 PROFILES = ("tiny", "cpu", "gpu", "paper")
-FIGURES = ("fig-9",)
+RESULTS = ("fig-9", "cost")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,11 +49,11 @@ def _parser() -> argparse.ArgumentParser:
         help="record this file of `influence-ssl score` instead of scoring again",
     )  # fmt: skip
     reproduce = _command(
-        commands, "reproduce", "make a figure of the paper, with whatever it still needs",
+        commands, "reproduce", "make a figure of the paper, or measure the cost of scoring",
         "influence-lab reproduce fig-9 --profile tiny", _reproduce,
     )  # fmt: skip
-    reproduce.add_argument("figure", choices=FIGURES)
-    reproduce.add_argument("--out", type=Path, help="file for the picture (default: FIGURE.svg)")
+    reproduce.add_argument("result", choices=RESULTS)
+    reproduce.add_argument("--out", type=Path, help="file for the picture (default: RESULT.svg)")
     for command in (pretrain, score, reproduce):
         command.add_argument("--profile", choices=PROFILES, default="cpu")
         command.add_argument("--seed", type=_seed, default=0)
@@ -119,10 +119,15 @@ def _score(options: argparse.Namespace) -> None:
 
 
 def _reproduce(options: argparse.Namespace) -> None:
-    from .experiments import distributions
+    from .experiments import cost, distributions
 
-    out = options.out or Path(f"{options.figure}.svg")
+    name = f"{options.result}, profile {options.profile}"
+    if options.result == "cost":
+        record = cost.reproduce(options.profile, options.seed, root=options.results)
+        print(f"{name}: {record['median']:.2f} of a plain forward and backward pass")
+        return
+    out = options.out or Path(f"{options.result}.svg")
     distributions.reproduce(
         options.profile, options.seed, out, options.device, options.runs, options.results
     )
-    print(f"{options.figure}, profile {options.profile}: {out}")
+    print(f"{name}: {out}")

@@ -80,6 +80,16 @@ class CifarResNet18(nn.Module):
         return z if self.fc is None else self.fc(z)
 
 
+def representation(encoder: CifarResNet18) -> CifarResNet18:
+    """The same weights without the classifier; ``encoder`` itself where it has none."""
+    if encoder.fc is None:
+        return encoder
+    bare = CifarResNet18(encoder.width)
+    state = {k: v for k, v in encoder.state_dict().items() if not k.startswith("fc.")}
+    bare.load_state_dict(state)
+    return bare.train(encoder.training).to(encoder.conv1.weight)
+
+
 def cifar_resnet18(width: int = 64, num_classes: int | None = None) -> CifarResNet18:
     """A :class:`CifarResNet18`, freshly initialised from torch's global generator."""
     return CifarResNet18(width, num_classes)

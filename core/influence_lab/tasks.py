@@ -14,7 +14,7 @@ from influence_ssl.errors import InfluenceValueError
 
 from . import results
 from .datasets import Images, load, make_scenes
-from .encoders import normalise
+from .encoders import normalise, representation
 from .pretrain import Run, pretrain, run_folder, settings_for
 from .pretrain.train import read_checkpoint
 from .probes import extract, knn_accuracy, linear_accuracy
@@ -119,6 +119,7 @@ def score_and_record(
 ) -> results.RecordedScores:
     """Score ``split`` with the recorded encoder and record it.
 
+    A supervised encoder is scored like the others: by its representation, without its classifier.
     ``made`` is a file that ``influence-ssl score`` wrote for the same images: it is checked against
     the data set's names and recorded in place of a new pass.
     """
@@ -132,7 +133,7 @@ def score_and_record(
                 f"{profile}/{method}-{seed}: no recorded encoder; first run "
                 f"influence-lab pretrain {method} --profile {profile} --seed {seed}"
             )
-        scores = score_images(encoder, images, device, progress)
+        scores = score_images(representation(encoder), images, device, progress)
         seconds = time.perf_counter() - begin
     else:
         scores = _aligned(Scores.load(made), images, made)

@@ -10,7 +10,13 @@ import torchvision
 import torchvision.transforms.v2.functional as vision
 
 from influence_lab.datasets import make_scenes
-from influence_lab.encoders import cifar_preprocess, cifar_resnet18, cifar_slim, normalise
+from influence_lab.encoders import (
+    cifar_preprocess,
+    cifar_resnet18,
+    cifar_slim,
+    normalise,
+    representation,
+)
 from influence_lab.pretrain import METHODS, PROFILES, pretrain, settings_for
 from influence_lab.pretrain.augment import _blur, augment, random_resized_crop, turn_hue
 from influence_lab.pretrain.methods import build
@@ -232,6 +238,15 @@ def test_same_function_as_torchvisions_resnet18_with_the_cifar_stem():
     ours.load_state_dict(theirs.state_dict())
     x = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(ours.eval()(x), theirs.eval()(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_representation_is_what_stands_before_the_classifier():
+    labelled = cifar_resnet18(4, num_classes=3).eval()
+    x = torch.randn(2, 3, 16, 16)
+    bare = representation(labelled)
+    assert torch.equal(bare(x), labelled.features(x))
+    assert not bare.training
+    assert representation(bare) is bare
 
 
 def test_preprocess_is_what_the_trainer_normalises():

@@ -9,7 +9,7 @@ import torch
 from influence_lab import results, tasks
 from influence_lab.cli import main
 from influence_lab.encoders import cifar_resnet18
-from influence_lab.experiments import distributions
+from influence_lab.experiments import cost, distributions
 from influence_ssl import InfluenceError, Scores
 
 
@@ -204,3 +204,22 @@ def test_every_tracked_record_is_whole():
                 assert sorted(scores.rank) == list(range(n))
                 assert (np.diff(scores.quantiles) >= 0).all()
                 assert scores.quantiles[0] >= 0
+
+
+def test_the_mean_recorded_score_is_the_recorded_effective_dimension(places):
+    recorded = results.load_scores("tiny", "simclr", 0, "train", places[0])
+    assert recorded.mean == pytest.approx(distributions.effective_dimension(recorded), rel=1e-4)
+
+
+def test_the_largest_recorded_profile(places, tmp_path):
+    assert distributions.largest_profile("train", 0, places[0]) == "tiny"
+    with pytest.raises(InfluenceError, match="influence-lab reproduce fig-9"):
+        distributions.largest_profile("train", 0, tmp_path)
+
+
+def test_cost_compares_each_round_and_leaves_no_gradient(places):
+    encoder = results.load_encoder("tiny", "simclr", 0, places[0])
+    ratios = cost.measure(encoder, torch.randn(16, 3, 8, 8), 8, rounds=3)
+    assert len(ratios) == 3
+    assert min(ratios) > 0
+    assert all(p.grad is None for p in encoder.parameters())

@@ -8,6 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from influence_ssl import Scores
+from influence_ssl.errors import InfluenceOSError
+
 from .. import results
 from ..files import replacing
 from ..tasks import pretrain_and_record, score_and_record
@@ -47,6 +50,21 @@ def recorded(
 ) -> dict[str, results.RecordedScores | None]:
     """The recorded scores of every method, ``None`` where a method is not there yet."""
     return {method: results.load_scores(profile, method, seed, split, root) for method in METHODS}
+
+
+def largest_profile(split: str = "train", seed: int = 0, root: Path | None = None) -> str:
+    """The largest profile with recorded scores of any method."""
+    for profile in ("paper", "gpu", "cpu", "tiny"):
+        if any(recorded(profile, split, seed, root).values()):
+            return profile
+    raise InfluenceOSError(
+        f"no recorded scores of {split}, seed {seed}; make some with influence-lab reproduce fig-9"
+    )
+
+
+def effective_dimension(scores: results.RecordedScores | Scores) -> float:
+    """Sum over the curvature's blocks of tr(H(H + λI)⁻¹), as the scorer recorded it."""
+    return float(sum(scores.provenance["effective dimension"]))
 
 
 def draw(axis: Any, scores: dict[str, Float[np.ndarray, " n"]]) -> None:
