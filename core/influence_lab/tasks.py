@@ -14,7 +14,7 @@ from influence_ssl.errors import InfluenceValueError
 
 from . import results
 from .datasets import Images, load, make_scenes
-from .encoders import normalise, representation
+from .encoders import cifar_resnet18, normalise, representation
 from .pretrain import Run, pretrain, run_folder, settings_for
 from .pretrain.train import read_checkpoint
 from .probes import extract, knn_accuracy, linear_accuracy
@@ -39,18 +39,32 @@ def accuracies(encoder: torch.nn.Module, train: Images, test: Images) -> dict[st
     }
 
 
-def baselines(width: int, train: Images, test: Images) -> dict[str, float]:
-    """kNN accuracy of the raw pixels and of an untrained encoder (seed 0)."""
+def record_baselines(profile: str, root: Path | None = None) -> dict[str, Any]:
+    """kNN accuracy of the raw pixels and of an untrained encoder (seed 0), recorded."""
+    begin = time.perf_counter()
+    train, test = data_for(profile, "train"), data_for(profile, "test")
     labels, truth = (torch.from_numpy(part.labels.copy()) for part in (train, test))
     pixels = [normalise(part.tensor()).flatten(1) for part in (train, test)]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        untrained = results.cifar_resnet18(width)
+        untrained = cifar_resnet18(settings_for("simclr", profile).width)
     features = [extract(untrained, part.tensor()) for part in (train, test)]
-    return {
+    record = {
         "raw pixels": knn_accuracy(pixels[0], labels, pixels[1], truth),
         "untrained encoder": knn_accuracy(features[0], labels, features[1], truth),
+        "provenance": results.provenance(
+            f"influence-lab reproduce baselines --profile {profile}",
+            profile,
+            0,
+            f"{train.name} train ({len(train):,} images), test ({len(test):,} images)",
+            train.digest,
+            results.device_name("cpu"),
+            time.perf_counter() - begin,
+        ),
     }
+    place = results.results_root() if root is None else root
+    results.save_json(place / profile / "baselines.json", record)
+    return record
 
 
 def pretrain_and_record(

@@ -223,3 +223,11 @@ def test_cost_compares_each_round_and_leaves_no_gradient(places):
     assert len(ratios) == 3
     assert min(ratios) > 0
     assert all(p.grad is None for p in encoder.parameters())
+
+
+def test_baselines_are_recorded(places, capsys):
+    root, _, where = places
+    assert main(["reproduce", "baselines", *where]) == 0
+    record = json.loads((root / "tiny" / "baselines.json").read_text())
+    assert 0.15 < record["untrained encoder"] < 0.9
+    assert f"{record['raw pixels']:.2%}" in capsys.readouterr().out
