@@ -107,13 +107,12 @@ class LoGra:
         self.seed = seed
 
     def project(self, layers: list[Layer]) -> None:
-        for number, layer in enumerate(layers):
-            if self.rank is None:
-                continue
+        for number, layer in enumerate(layers if self.rank else []):
+            assert self.rank is not None
             generator = torch.Generator().manual_seed(self.seed * 100_003 + number)
             rank = min(self.rank, layer.out_features, layer.in_features)
-            layer.left = _orthonormal(rank, layer.out_features, generator)
-            layer.right = _orthonormal(rank, layer.in_features, generator)
+            layer.left = _orthonormal(rank, layer.out_features, generator, layer.weight)
+            layer.right = _orthonormal(rank, layer.in_features, generator, layer.weight)
 
     def fit(self, gradients: Gradients) -> Fitted:
         sizes = [layer.size for layer in gradients.layers]
@@ -144,7 +143,14 @@ class LoGra:
         )
 
 
-class EmpiricalFisher:
+class _FullSpace:
+    """A curvature without projections."""
+
+    def project(self, layers: list[Layer]) -> None:
+        """Keeps the full space."""
+
+
+class EmpiricalFisher(_FullSpace):
     r"""Exact empirical Fisher over all of θ, from all per-example gradients; for small models.
 
     .. math:: g_i^\top\Big(\tfrac1n\sum_j g_j g_j^\top + \lambda I\Big)^{-1} g_i ,
@@ -156,9 +162,6 @@ class EmpiricalFisher:
 
     def __init__(self, damping: Damping = Relative(0.1)) -> None:
         self.damping = _checked(damping, "EmpiricalFisher")
-
-    def project(self, layers: list[Layer]) -> None:
-        """Keeps the full space."""
 
     def fit(self, gradients: Gradients) -> Fitted:
         size = sum(layer.size for layer in gradients.layers)
@@ -176,7 +179,7 @@ class EmpiricalFisher:
         return f"EmpiricalFisher(damping={self.damping})"
 
 
-class ExactHessian:
+class ExactHessian(_FullSpace):
     r"""Exact mean Hessian of the same loss, :math:`H = \frac1n\sum_j\nabla^2 L_j`; small models.
 
     ``damping`` is λ itself. At λ = 0 a singular H is inverted on its range (the pseudo-inverse, the
@@ -191,9 +194,6 @@ class ExactHessian:
                 "no scale."
             )
         self.damping = _checked(damping, "ExactHessian")
-
-    def project(self, layers: list[Layer]) -> None:
-        """Keeps the full space."""
 
     def fit(self, gradients: Gradients) -> Fitted:
         size = sum(layer.size for layer in gradients.layers)
@@ -220,11 +220,8 @@ class ExactHessian:
         return f"ExactHessian(damping={self.damping})"
 
 
-class Identity:
+class Identity(_FullSpace):
     r"""No curvature: the squared gradient norm :math:`|g_i|^2` over all of θ."""
-
-    def project(self, layers: list[Layer]) -> None:
-        """Keeps the full space."""
 
     def fit(self, gradients: Gradients) -> Fitted:
         size = sum(layer.size for layer in gradients.layers)
@@ -261,11 +258,13 @@ def _consecutive(sizes: list[int]) -> list[slice]:
     return [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
 
 
-def _orthonormal(rank: int, width: int, generator: torch.Generator) -> Float64[Tensor, "r w"]:
-    """Rows of a random subspace, uniform over all subspaces of this rank."""
-    return torch.linalg.qr(
-        torch.randn(width, rank, generator=generator, dtype=torch.float64)
-    ).Q.T.contiguous()
+def _orthonormal(
+    rank: int, width: int, generator: torch.Generator, like: Tensor
+) -> Float[Tensor, "r w"]:
+    """Rows of a random subspace, uniform over all subspaces; float32 at least, on like's device."""
+    gaussian = torch.randn(width, rank, generator=generator, dtype=torch.float64)
+    rows = torch.linalg.qr(gaussian).Q.T.contiguous()
+    return rows.to(like.device, torch.promote_types(like.dtype, torch.float32))
 
 
 def _empirical_fisher_bytes(n: int, sizes: list[int]) -> float:

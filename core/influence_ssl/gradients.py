@@ -45,6 +45,11 @@ class Layer:
     right: Tensor | None = None
 
     @property
+    def weight(self) -> Tensor:
+        """The weight itself."""
+        return self.modules[0].weight
+
+    @property
     def shape(self) -> tuple[int, int]:
         """Shape of the projected gradient."""
         rows = self.out_features if self.left is None else self.left.shape[0]
@@ -58,11 +63,10 @@ class Layer:
 
     def project(self, gradient: Float[Tensor, "o *i"]) -> Float[Tensor, "r c"]:
         """P G Qᵀ of a weight gradient that autograd formed, for the check."""
-        left, right = self.left, self.right
         gradient = gradient.flatten(1)
         gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
-        gradient = gradient if left is None else left @ gradient
-        return gradient if right is None else gradient @ right.T
+        gradient = gradient if self.left is None else self.left @ gradient
+        return gradient if self.right is None else gradient @ self.right.T
 
     def inputs(self, module: nn.Module, a: Tensor) -> Float[Tensor, "n g t i"]:
         """Q a at each position: (rows, groups, positions, r or I)."""
@@ -94,11 +98,12 @@ class Layer:
             delta = delta.flatten(2).transpose(1, 2)
         # Each group has its own inputs, so P, which mixes the groups, comes last there; elsewhere
         # it comes where it is cheaper.
-        first = self.left is not None and g == 1 and positions < self.out_features
         delta = delta.reshape(n, positions, g, -1).transpose(1, 2)
-        delta = delta @ self.left.T if first else delta
+        left = self.left
+        if left is not None and g == 1 and positions < self.out_features:
+            delta, left = delta @ left.T, None
         gradient = (delta.transpose(2, 3) @ columns).flatten(1, 2)
-        return gradient if self.left is None or first else self.left @ gradient
+        return gradient if left is None else left @ gradient
 
 
 def called_layers(
@@ -313,10 +318,10 @@ def check_encoder(capture: Capture, batch: tuple[Tensor, ...], index: Int64[Tens
                 "not belong to one example; give an encoder that maps each image on its own."
             )
     # A parametrised weight is no leaf: what is captured is the gradient of its current value.
-    plain = [n for n, layer in enumerate(capture.layers) if layer.modules[0].weight.is_leaf]
+    plain = [n for n, layer in enumerate(capture.layers) if layer.weight.is_leaf]
     if not plain:
         return
-    weights = [capture.layers[n].modules[0].weight for n in plain]
+    weights = [capture.layers[n].weight for n in plain]
     try:
         for weight in weights:
             weight.requires_grad_()

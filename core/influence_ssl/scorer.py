@@ -3,7 +3,6 @@ r"""The method: :math:`I_i = -g_i^\top (H + \lambda I)^{-1} g_i`, Equation 6 of 
 from __future__ import annotations
 
 import copy
-import platform
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
@@ -11,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.func import functional_call, grad, jacrev
 from tqdm import tqdm
 
 from influence_ssl.curvature import Curvature, LoGra, free_memory
@@ -74,14 +73,10 @@ class InfluenceScorer:
         progress: bool = True,
     ) -> None:
         if not isinstance(encoder, nn.Module):
-            raise InfluenceTypeError(
-                f"encoder is a {type(encoder).__name__}; give a torch.nn.Module."
-            )
-        for name, number, least in (
-            ("draws", draws, 1),
-            ("batch_size", batch_size, 1),
-            ("seed", seed, 0),
-        ):
+            raise InfluenceTypeError(f"encoder is a {type(encoder).__name__}; give an nn.Module.")
+        counts = {"draws": draws, "batch_size": batch_size, "seed": seed}
+        for name, number in counts.items():
+            least = 0 if name == "seed" else 1
             if not isinstance(number, int) or number < least:
                 raise InfluenceValueError(f"{name}={number!r} must be an integer ≥ {least}.")
         if dtype is not None and not dtype.is_floating_point:
@@ -119,10 +114,7 @@ class InfluenceScorer:
             if hasattr(self, "fitted_"):
                 fitted, n_fitted = self.fitted_, self.n_fitted_
                 if self.layers_ != [(layer.name, layer.shape) for layer in gradients.layers]:
-                    raise InfluenceValueError(
-                        "the encoder calls other layers than when the curvature was fitted; "
-                        "fit it again."
-                    )
+                    raise InfluenceValueError("the encoder's layers changed since fit; fit again.")
             else:
                 gradients.keep()
                 fitted, n_fitted = self.curvature.fit(gradients), gradients.n
@@ -144,7 +136,15 @@ class InfluenceScorer:
         own = next((p for p in encoder.parameters() if p.is_floating_point()), None)
         if own is None:
             raise InfluenceTypeError("the encoder has no floating-point weights.")
-        device = own.device if self.device is None else torch.device(self.device)
+        try:
+            device = (
+                own.device if self.device is None else torch.empty(0, device=self.device).device
+            )
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise InfluenceValueError(
+                f"device={str(self.device)!r} cannot be used: {reason}"
+            ) from error
         dtype = self.dtype or own.dtype
         with untouched(self.encoder):
             first = range(min(2, len(examples)))
@@ -152,7 +152,7 @@ class InfluenceScorer:
             capture = self._capture(encoder, examples)
             check_encoder(capture, examples.batch(first), examples.index[list(first)])
             if (device, dtype) != (own.device, own.dtype):
-                encoder = _copied(encoder, device, dtype)
+                encoder = copy.deepcopy(encoder).to(device, dtype)
                 capture = self._capture(encoder, examples)
             with untouched(encoder):
                 yield _Gradients(
@@ -170,17 +170,11 @@ class InfluenceScorer:
 
         capture.layers = called_layers(encoder, run, names)
         self.curvature.project(capture.layers)
-        for layer in capture.layers:
-            if layer.left is not None:
-                layer.left = layer.left.to(capture.device, capture.working)
-            if layer.right is not None:
-                layer.right = layer.right.to(capture.device, capture.working)
         return capture
 
     def _provenance(self, gradients: _Gradients, fitted: object, n_fitted: int) -> dict[str, Any]:
         capture = gradients.capture
-        inside = {f"{layer.name}.weight" for layer in capture.layers}
-        shared = {id(layer.modules[0].weight) for layer in capture.layers}
+        used = {id(layer.weight) for layer in capture.layers}
         return {
             "encoder": type(self.encoder).__name__,
             "objective": repr(self.objective),
@@ -195,15 +189,11 @@ class InfluenceScorer:
             "left out": [
                 name
                 for name, parameter in capture.encoder.named_parameters(remove_duplicate=False)
-                if name not in inside and id(parameter) not in shared
+                if id(parameter) not in used
             ],
             "dtype": str(capture.dtype).removeprefix("torch."),
             "device": str(capture.device),
-            "versions": {
-                "influence_ssl": __version__,
-                "torch": torch.__version__,
-                "python": platform.python_version(),
-            },
+            "versions": {"influence_ssl": __version__, "torch": torch.__version__},
             **getattr(fitted, "provenance", {}),
         }
 
@@ -249,7 +239,7 @@ class _Gradients:
 
     def hessian(self) -> Tensor:
         """Mean Hessian (p, p) of the objective in θ, the layers' weights flattened row by row."""
-        weights = {f"{layer.name}.weight": layer.modules[0].weight for layer in self.layers}
+        weights = {f"{layer.name}.weight": layer.weight for layer in self.layers}
         parts = [weight.numel() for weight in weights.values()]
         shapes = [weight.shape for weight in weights.values()]
         theta = torch.cat([weight.detach().flatten() for weight in weights.values()])
@@ -268,17 +258,9 @@ class _Gradients:
             return self.capture.losses(batch, index, draw, encode).sum()
 
         hessian = torch.zeros(len(theta), len(theta), dtype=theta.dtype, device=theta.device)
-        directions = torch.eye(len(theta), dtype=theta.dtype, device=theta.device)
         for draw in range(self.draws):
             for rows in self._batches():
-                leaf = theta.clone().requires_grad_()
-                (gradient,) = torch.autograd.grad(total(leaf, rows, draw), leaf, create_graph=True)
-                for start in range(0, len(theta), 256):
-                    chunk = slice(start, min(start + 256, len(theta)))
-                    (products,) = torch.autograd.grad(
-                        gradient, leaf, directions[chunk], retain_graph=True, is_grads_batched=True
-                    )
-                    hessian[chunk] += products
+                hessian += jacrev(grad(total), chunk_size=256)(theta, rows, draw)
         return (hessian + hessian.T) / (2 * self.n)
 
     def _batches(self) -> Iterator[range]:
@@ -316,9 +298,9 @@ class _Examples:
     def batch(self, rows: range) -> tuple[Tensor, ...]:
         """The items of these rows, stacked; the images first."""
         if isinstance(self.images, Tensor):
-            parts: tuple[Tensor, ...] = (self.images[rows.start : rows.stop],)
-            self._check(parts[0], rows)
-            return parts
+            images = self.images[rows.start : rows.stop]
+            self._check(images, rows)
+            return (images,)
         items = [self._item(i) for i in rows]
         return tuple(torch.stack(list(column)) for column in zip(*items, strict=True))
 
@@ -357,15 +339,6 @@ class _Examples:
             raise InfluenceValueError(
                 f"image {i} has NaN or infinite values; repair or leave it out."
             )
-
-
-def _copied(encoder: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    try:
-        return copy.deepcopy(encoder).to(device, dtype)
-    except (RuntimeError, AssertionError) as error:
-        raise InfluenceValueError(
-            f"device={str(device)!r} cannot be used: {str(error).splitlines()[0]}"
-        ) from error
 
 
 def score(encoder: nn.Module, images: Tensor | Dataset, **settings: Any) -> Scores:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -127,13 +127,8 @@ def _write_npz(scores: Scores, path: str) -> None:
 def _read_npz(path: Path) -> Scores:
     with np.load(path, allow_pickle=False) as file:
         names = [str(name) for name in file["names"]] if "names" in file else None
-        return Scores(
-            file["values"],
-            file["standard_error"],
-            file["index"],
-            names,
-            json.loads(str(file["provenance"])),
-        )
+        provenance = json.loads(str(file["provenance"]))
+        return Scores(file["values"], file["standard_error"], file["index"], names, provenance)
 
 
 def _write_csv(scores: Scores, path: str) -> None:
@@ -181,13 +176,5 @@ def _from_table(table: pandas.DataFrame, provenance: dict[str, Any]) -> Scores:
     )
 
 
-_WRITERS: dict[str, Callable[[Scores, str], None]] = {
-    ".npz": _write_npz,
-    ".csv": _write_csv,
-    ".parquet": _write_parquet,
-}
-_READERS: dict[str, Callable[[Path], Scores]] = {
-    ".npz": _read_npz,
-    ".csv": _read_csv,
-    ".parquet": _read_parquet,
-}
+_WRITERS = {".npz": _write_npz, ".csv": _write_csv, ".parquet": _write_parquet}
+_READERS = {".npz": _read_npz, ".csv": _read_csv, ".parquet": _read_parquet}
