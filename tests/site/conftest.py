@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _built_site() -> None:
+@pytest.fixture(scope="session")
+def built_site() -> None:
     if not (SITE / "index.html").exists():
         pytest.fail("The site is not built: run make book", pytrace=False)
 

@@ -13,6 +13,7 @@ from axe_playwright_python.sync_playwright import Axe
 
 from pages import PAGES, SITE, one_of_each_kind
 
+pytestmark = pytest.mark.usefixtures("built_site")
 PHONE = {"width": 390, "height": 844}
 DESKTOP = {"width": 1280, "height": 900}
 KINDS = one_of_each_kind()
@@ -99,8 +100,10 @@ def test_phone_is_accessible(chromium: Any, page: str) -> None:
 
 
 def test_front_door_leads_to_the_introduction(chromium: Any) -> None:
-    with opened(chromium, address("index.html")) as view:
-        view.wait_for_url("**/book/intro.html")
+    view = chromium.new_page()
+    view.goto(address("index.html"))
+    view.wait_for_url("**/book/intro.html")
+    view.close()
 
 
 def test_search_works_from_disk(chromium: Any) -> None:
