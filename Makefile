@@ -1,7 +1,7 @@
 # Two commands are all a reader needs: `make book` and `make test`. Both make .venv first.
 
 PY := .venv/bin/python
-PIP := $(PY) -m pip --disable-pip-version-check --no-input -q
+PIP := $(PY) -m pip --disable-pip-version-check --no-input -qq
 # Chapters and their tests must not run a reader's own IPython start-up files.
 IPYTHONDIR := $(CURDIR)/_build/ipython
 export IPYTHONDIR
