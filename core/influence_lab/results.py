@@ -69,9 +69,18 @@ def code_version() -> str:
 
 
 def provenance(
-    command: str, profile: str, seed: int, data: str, digest: str, device: str, seconds: float
+    command: str,
+    profile: str,
+    seed: int,
+    data: str,
+    digest: str,
+    device: str,
+    seconds: float | None,
 ) -> dict[str, Any]:
-    """What a reader needs to make a result again; ``digest`` is the SHA-256 of the data."""
+    """What a reader needs to make a result again.
+
+    ``digest`` is the SHA-256 of the data; ``seconds`` is ``None`` where nobody measured.
+    """
     return {
         "command": command,
         "profile": profile,
@@ -83,7 +92,7 @@ def provenance(
         | {"python": platform.python_version()},
         "device": device,
         "threads": torch.get_num_threads(),
-        "wall_seconds": round(seconds, 1),
+        "wall_seconds": None if seconds is None else round(seconds, 1),
     }
 
 

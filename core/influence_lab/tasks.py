@@ -150,9 +150,9 @@ def score_and_record(
         scores = score_images(representation(encoder), images, device, progress)
         seconds = time.perf_counter() - begin
     else:
-        scores = _aligned(Scores.load(made), images, made)
-        command = scores.provenance.get("command", command)
-        seconds = scores.provenance.get("seconds", float("nan"))
+        found = Scores.load(made)
+        scores, command = _aligned(found, images, made), _command_of(found)
+        seconds = scores.provenance.get("seconds")
     _check(scores)
     extra = results.provenance(
         command, profile, seed, f"{images.name} {split} ({len(images):,} images)", images.digest,
@@ -174,8 +174,15 @@ def _aligned(scores: Scores, images: Images, path: Path) -> Scores:
     order = np.array([where[name] for name in images.names])
     return Scores(
         scores.values[order], scores.standard_error[order], np.arange(len(order)), images.names,
-        scores.provenance,
+        {key: value for key, value in scores.provenance.items() if key != "arguments"},
     )  # fmt: skip
+
+
+def _command_of(scores: Scores) -> str:
+    """The ``influence-ssl`` call that made ``scores``, without its ``--out``."""
+    given = {k: v for k, v in scores.provenance.get("arguments", {}).items() if k != "out"}
+    flags = [f"--{k}" if v is True else f"--{k} {v}" for k, v in given.items() if v is not False]
+    return " ".join(["influence-ssl score", *flags])
 
 
 def _check(scores: Scores) -> None:

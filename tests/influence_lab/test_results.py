@@ -127,14 +127,15 @@ def test_a_file_of_the_scoring_command_is_matched_by_name(places, tmp_path):
     shuffle = np.random.default_rng(1).permutation(len(images))
     names = [images.names[i] for i in shuffle]
     path = tmp_path / "scores.npz"
-    Scores(
-        scores.values[shuffle], scores.standard_error, scores.index, names, {"command": "x"}
-    ).save(path)  # fmt: skip
+    arguments = {"data": "x", "out": "/y", "strict": False}
+    values, error = scores.values[shuffle], scores.standard_error
+    Scores(values, error, scores.index, names, {"arguments": arguments}).save(path)
     before = (results.folder_of("tiny", "simclr", 0, root) / "scores-train.npz").read_bytes()
     assert main(["score", "simclr", "--from", str(path), *where]) == 0
     recorded = results.load_scores("tiny", "simclr", 0, "train", root)
     np.testing.assert_array_equal(recorded.order("lowest"), scores.order("lowest"))
-    assert recorded.provenance["command"] == "x"
+    assert recorded.provenance["command"] == "influence-ssl score --data x"
+    assert "arguments" not in recorded.provenance
     (results.folder_of("tiny", "simclr", 0, root) / "scores-train.npz").write_bytes(before)
 
 

@@ -126,7 +126,7 @@ _PAPER["supervised"] = Settings(
 _CPU: dict[str, dict[str, Any]] = {
     "simclr": {"crop": 24, "epochs": 20, "hidden": 512, "output": 128},
     "byol": {"crop": 24, "epochs": 15, "hidden": 1024, "output": 256},
-    "barlow": {"crop": 24, "epochs": 15, "hidden": 1024, "output": 1024},
+    "barlow": {"crop": 24, "epochs": 12, "hidden": 1024, "output": 1024},
     "supervised": {"crop": 28, "epochs": 14, "lr": 0.2, "label_smoothing": 0.1},
 }
 

@@ -1,0 +1,76 @@
+"""The recorded encoder on real CIFAR-10, wherever the images are found."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+
+from influence_lab import results
+from influence_lab.datasets import data_root, load
+from influence_lab.encoders import normalise
+from influence_lab.probes import extract, knn_accuracy
+from influence_ssl import InfluenceScorer
+
+PROFILE = "cpu"
+
+pytestmark = pytest.mark.skipif(
+    not any((data_root() / name).is_dir() for name in ("cifar10", "cifar-10-batches-py")),
+    reason="no real CIFAR-10 under data/",
+)
+
+
+@pytest.fixture(scope="module")
+def test_images():
+    return load("cifar10", "test")
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    found = results.load_encoder(PROFILE, "simclr", 0)
+    assert found is not None, "book/results/cpu/simclr-0 is missing"
+    return found
+
+
+def test_values_do_not_depend_on_batch_size_or_order(test_images, encoder):
+    chosen = np.random.default_rng(0).permutation(len(test_images))[:512]
+    images = normalise(test_images.subset(chosen).tensor())
+    whole = InfluenceScorer(encoder, batch_size=256, progress=False).score(images, index=chosen)
+    assert np.isfinite(whole.values).all()
+    assert (whole.values <= 0).all()
+    small = InfluenceScorer(encoder, batch_size=96, progress=False).score(images, index=chosen)
+    np.testing.assert_allclose(small.values, whole.values, rtol=1e-4)
+    assert spearmanr(small.values, whole.values).statistic >= 0.9999
+    back = InfluenceScorer(encoder, batch_size=256, progress=False).score(
+        images.flip(0), index=chosen[::-1].copy()
+    )
+    np.testing.assert_allclose(back.values[::-1], whole.values, rtol=1e-4)
+
+
+def test_the_recorded_accuracy_is_found_again_on_a_part(test_images, encoder):
+    """Nearest neighbours within the test images: less data than the record's, so less accurate."""
+    part = test_images.subset(np.random.default_rng(1).permutation(len(test_images))[:3000])
+    features = extract(encoder, part.tensor())
+    truth = torch.from_numpy(part.labels.copy())
+    found = knn_accuracy(features[:2000], truth[:2000], features[2000:], truth[2000:])
+    recorded = results.load_run(PROFILE, "simclr", 0)["accuracy"]["knn"]
+    assert 0.45 < found < recorded
+
+
+def test_ssl_encoders_reach_what_is_asked_of_them():
+    """60 % for label-free encoders, 85 % with labels, of those recorded."""
+    for method in ("simclr", "byol", "barlow", "supervised"):
+        for seed in (0, 1):
+            run = results.load_run(PROFILE, method, seed)
+            if run is not None:
+                assert run["test images"] == 10_000
+                least = 0.85 if method == "supervised" else 0.60
+                assert run["accuracy"]["knn"] >= least, (method, seed)
+
+
+@pytest.mark.skipif(
+    (data_root() / "cifar-10-batches-py").is_dir(),
+    reason="recorded from the folder of JPEGs, whose pixels differ from the batches'",
+)
+def test_recorded_data_is_the_data_found(test_images):
+    scores = results.load_scores(PROFILE, "simclr", 0, "test")
+    assert scores.provenance["data_sha256"] == test_images.digest
