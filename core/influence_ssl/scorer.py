@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -57,6 +58,8 @@ class InfluenceScorer:
     - batch_size: for speed and memory only; values do not depend on it.
     - device, dtype: where and in what the encoder runs, on a copy where they differ from its own.
     - layers: names of the modules whose weights make θ; ``None`` for all that are called.
+    - store: a folder that keeps the projected gradients, so that a stopped run goes on where it
+      stopped; one folder for each combination of encoder, images and settings.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class InfluenceScorer:
         dtype: torch.dtype | None = None,
         layers: Sequence[str] | None = None,
         progress: bool = True,
+        store: str | Path | None = None,
     ) -> None:
         if not isinstance(encoder, nn.Module):
             raise InfluenceTypeError(f"encoder is a {type(encoder).__name__}; give an nn.Module.")
@@ -91,6 +95,7 @@ class InfluenceScorer:
         self.dtype = dtype
         self.layers = layers
         self.progress = progress
+        self.store = None if store is None else Path(store)
 
     def fit(self, images: Tensor | Dataset, index: Indices | None = None) -> InfluenceScorer:
         """Fit the curvature on ``images``; later calls of :meth:`score` use it.
@@ -148,16 +153,18 @@ class InfluenceScorer:
         dtype = self.dtype or own.dtype
         with untouched(self.encoder):
             first = range(min(2, len(examples)))
-            # On the encoder as it came: a copy in lower precision would blur the comparison.
-            capture = self._capture(encoder, examples)
-            check_encoder(capture, examples.batch(first), examples.index[list(first)])
+            sample = examples.batch(first), examples.index[list(first)]
+            try:
+                # In double precision, where only what is wrong differs, and not rounding.
+                exact = encoder if own.dtype == torch.float64 else copy.deepcopy(encoder).double()
+                check_encoder(self._capture(exact, examples), *sample)
+            except (RuntimeError, TypeError):  # an encoder or a device that knows no doubles
+                check_encoder(self._capture(encoder, examples), *sample)
             if (device, dtype) != (own.device, own.dtype):
                 encoder = copy.deepcopy(encoder).to(device, dtype)
-                capture = self._capture(encoder, examples)
             with untouched(encoder):
-                yield _Gradients(
-                    capture, examples, self.draws, self.batch_size, stage if self.progress else None
-                )
+                capture = self._capture(encoder, examples)
+                yield _Gradients(self, capture, examples, stage)
 
     def _capture(self, encoder: nn.Module, examples: _Examples) -> Capture:
         """The encoder's layers as one example meets them, with the curvature's projections."""
@@ -202,23 +209,26 @@ class _Gradients:
     """The gradients of one data set, draw by draw and batch by batch: what a curvature sees."""
 
     def __init__(
-        self, capture: Capture, examples: _Examples, draws: int, batch_size: int, stage: str | None
+        self, scorer: InfluenceScorer, capture: Capture, examples: _Examples, stage: str
     ) -> None:
         self.capture = capture
         self.examples = examples
-        self.draws = draws
-        self.stage = stage
+        self.store = scorer.store
+        self.stage = stage if scorer.progress else None
         self.layers: list[Layer] = capture.layers
         self.device = capture.device
-        self.n = draws * len(examples)
+        self.n = scorer.draws * len(examples)
         self.index = examples.index
         self._width = sum(layer.size for layer in self.layers) * capture.working.itemsize
         # Unprojected gradients are large: then fewer examples at a time, which no value notices.
-        self._step = max(1, min(batch_size, int(2**29 // self._width)))
+        step = max(1, min(scorer.batch_size, int(2**29 // self._width)))
+        n = len(examples)
+        rows = [range(start, min(start + step, n)) for start in range(0, n, step)]
+        self._batches = [(draw, part) for draw in range(scorer.draws) for part in rows]
         self._kept: list[Tensor] | None = None
 
     def keep(self) -> None:
-        """Keep the gradients of the next pass for later ones, where half the memory holds them."""
+        """Keep the gradients of the next pass for later ones, where the memory holds them."""
         if self.n * self._width < free_memory(self.device) / 3:
             self._kept = []
 
@@ -227,29 +237,32 @@ class _Gradients:
             yield from self._kept
             return
         with tqdm(total=self.n, desc=self.stage, unit="image", disable=self.stage is None) as bar:
-            for draw in range(self.draws):
-                for rows in self._batches():
-                    found = self.capture.flat(
-                        self.examples.batch(rows), self.index[list(rows)], draw
-                    )
-                    if self._kept is not None:
-                        self._kept.append(found)
-                    yield found
-                    bar.update(len(rows))
+            for draw, rows in self._batches:
+                found = self._batch(draw, rows)
+                if self._kept is not None:
+                    self._kept.append(found)
+                yield found
+                bar.update(len(rows))
+
+    def _batch(self, draw: int, rows: range) -> Tensor:
+        if self.store is None:
+            return self.capture.flat(self.examples.batch(rows), self.index[list(rows)], draw)
+        path = self.store / f"{draw}-{rows.start}-{rows.stop}.npy"
+        if not path.exists():
+            found = self.capture.flat(self.examples.batch(rows), self.index[list(rows)], draw)
+            with open(path.with_suffix(".part"), "wb") as file:
+                np.save(file, found.cpu().numpy())
+            path.with_suffix(".part").replace(path)
+        return torch.from_numpy(np.load(path)).to(self.device)
 
     def hessian(self) -> Tensor:
         """Mean Hessian (p, p) of the objective in θ, the layers' weights flattened row by row."""
         weights = {f"{layer.name}.weight": layer.weight for layer in self.layers}
-        parts = [weight.numel() for weight in weights.values()]
-        shapes = [weight.shape for weight in weights.values()]
         theta = torch.cat([weight.detach().flatten() for weight in weights.values()])
 
         def total(theta: Tensor, rows: range, draw: int) -> Tensor:
-            pieces = theta.split(parts)
-            named = {
-                name: piece.reshape(shape)
-                for name, piece, shape in zip(weights, pieces, shapes, strict=True)
-            }
+            pieces = theta.split([weight.numel() for weight in weights.values()])
+            named = {n: p.view_as(w) for (n, w), p in zip(weights.items(), pieces, strict=True)}
 
             def encode(x: Tensor) -> Tensor:
                 return functional_call(self.capture.encoder, named, (x.to(self.capture.dtype),))
@@ -258,15 +271,9 @@ class _Gradients:
             return self.capture.losses(batch, index, draw, encode).sum()
 
         hessian = torch.zeros(len(theta), len(theta), dtype=theta.dtype, device=theta.device)
-        for draw in range(self.draws):
-            for rows in self._batches():
-                hessian += jacrev(grad(total), chunk_size=256)(theta, rows, draw)
+        for draw, rows in self._batches:
+            hessian += jacrev(grad(total), chunk_size=256)(theta, rows, draw)
         return (hessian + hessian.T) / (2 * self.n)
-
-    def _batches(self) -> Iterator[range]:
-        n = len(self.examples)
-        for start in range(0, n, self._step):
-            yield range(start, min(start + self._step, n))
 
 
 class _Examples:
@@ -284,12 +291,8 @@ class _Examples:
             raise InfluenceValueError("images is empty; there is nothing to score.")
         self.images = images
         self.index = torch.arange(self.n) if index is None else torch.as_tensor(index).long().cpu()
-        if self.index.shape != (self.n,):
-            raise InfluenceValueError(
-                f"index has shape {tuple(self.index.shape)} for {self.n} images."
-            )
-        if (self.index < 0).any():
-            raise InfluenceValueError(f"index has the negative entry {int(self.index.min())}.")
+        if self.index.shape != (self.n,) or (self.index < 0).any():
+            raise InfluenceValueError(f"index must hold {self.n} numbers ≥ 0, one for each image.")
         self._shape: torch.Size | None = None
 
     def __len__(self) -> int:
@@ -301,18 +304,16 @@ class _Examples:
             images = self.images[rows.start : rows.stop]
             self._check(images, rows)
             return (images,)
-        items = [self._item(i) for i in rows]
+        read = getattr(self.images, "__getitems__", None)  # a data set that reads several at once
+        found = read(list(rows)) if read else (self.images[i] for i in rows)
+        items = [self._item(i, item) for i, item in zip(rows, found, strict=True)]
         return tuple(torch.stack(list(column)) for column in zip(*items, strict=True))
 
-    def _item(self, i: int) -> tuple[Tensor, ...]:
-        item = self.images[i]
+    def _item(self, i: int, item: Any) -> tuple[Tensor, ...]:
         item = tuple(item) if isinstance(item, tuple | list) else (item,)
         if not item or not isinstance(item[0], Tensor):
             kind = type(item[0]).__name__ if item else "empty tuple"
-            raise InfluenceTypeError(
-                f"item {i} of the data set is a {kind}; items must be a tensor or a tuple that "
-                "begins with one."
-            )
+            raise InfluenceTypeError(f"item {i} of the data set begins with a {kind}, no tensor.")
         if self._shape is None:
             self._shape = item[0].shape
         if item[0].shape != self._shape:

@@ -72,6 +72,35 @@ def test_a_data_set_and_a_tensor_score_the_same_and_are_read_once():
     np.testing.assert_array_equal(in_one_line.values, score(net, x, batch_size=6).values)
 
 
+class Counting:
+    """A perturbation that counts its calls and stops the run at one of them."""
+
+    def __init__(self, stop=None):
+        self.calls, self.stop = 0, stop
+
+    def __call__(self, x, index, draw, seed):
+        self.calls += 1
+        if self.calls == self.stop:
+            raise KeyboardInterrupt
+        return x + 0.1 * (1 + draw) * x.square()
+
+
+def test_a_stopped_run_goes_on_from_its_store(tmp_path):
+    """16 batches, stopped in the sixth: five are kept, not run again, and nothing changes."""
+    net, x = build(Sequence), images(40)
+    settings = {"batch_size": 5, "draws": 2}
+    whole = Counting()
+    expected = score(net, x, objective=Invariance(whole), **settings)
+    settings["store"] = tmp_path
+    with pytest.raises(KeyboardInterrupt):
+        score(net, x, objective=Invariance(Counting(stop=whole.calls - 10)), **settings)
+    assert len(list(tmp_path.iterdir())) == 5
+    rest = Counting()
+    found = score(net, x, objective=Invariance(rest), **settings)
+    assert rest.calls == whole.calls - 5
+    np.testing.assert_array_equal(found.values, expected.values)
+
+
 def test_gradients_that_do_not_fit_are_computed_again(monkeypatch):
     net, x = build(Sequence), images(20)
     kept = score(net, x, draws=2)
@@ -217,6 +246,23 @@ class Mixing(nn.Module):
         return self.second(h - h.mean(0) * (len(h) > 2))
 
 
+def test_a_little_mixing_is_found_in_float32_too():
+    """A coupling of 1e-4 drowns in no rounding: the check runs in float64."""
+
+    class Coupled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(12, 6), nn.Linear(6, 4)
+
+        def forward(self, x):
+            h = self.first(x.flatten(1))
+            return self.second(h + 1e-4 * h.mean(0))
+
+    torch.manual_seed(0)
+    with pytest.raises(InfluenceError, match="the input of layer 'second' depends on"):
+        score(Coupled(), X)
+
+
 class Standardised(nn.Conv2d):
     """A convolution by a function of its weight, as in weight standardisation."""
 
@@ -303,7 +349,7 @@ BAD_IMAGES = {
     "image 4 has NaN or infinite values": spoiled(float("inf")),
     "images are torch.uint8": X.byte(),
     "without a length": iter([X]),
-    "item 0 of the data set is a str": ["a.png"],
+    "item 0 of the data set begins with a str": ["a.png"],
 }
 
 
