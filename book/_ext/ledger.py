@@ -13,16 +13,24 @@ from pathlib import Path
 
 import yaml
 from docutils import nodes
-from influence_lab.ledger import PAPER_PREFIX, RECORD_PREFIX, VERDICTS
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
+from influence_lab.ledger import PAPER_PREFIX, RECORD_PREFIX, VERDICTS
+
 logger = logging.getLogger(__name__)
 
-HEADERS = ("Statement", "What it says", "Verdict", "Condition or counterexample", "Checks")
-WIDTHS = (14, 24, 14, 40, 8)
+HEADERS = ("Statement", "Verdict", "Condition or counterexample")
+WIDTHS = (32, 18, 50)
+PLURAL = dict(
+    zip(
+        VERDICTS,
+        ("hold", "hold under a stated condition", "are false as stated", "are definitions"),
+        strict=True,
+    )
+)
 
 
 class ledger_placeholder(nodes.General, nodes.Element):
@@ -48,13 +56,13 @@ class StatementCount(SphinxDirective):
 
 
 def records(env: BuildEnvironment) -> list[tuple[str, dict]]:
-    """(chapter, record) of every verdict, in the order of the chapters' names."""
+    """(chapter, record) of every verdict, in the order of the contents."""
     found = []
-    for docname in sorted(env.found_docs):
+    for docname in _reading_order(env, env.config.root_doc):
         keys = getattr(env, "nb_metadata", {}).get(docname, {}).get("glue", [])
         if not any(key.startswith(RECORD_PREFIX) for key in keys):
             continue
-        path = Path(env.mystnb_config.output_folder) / f"{docname}.glue.json"
+        path = _glue_folder(env) / f"{docname}.glue.json"
         glued = json.loads(path.read_text(encoding="utf8"))
         found += [
             (docname, json.loads(glued[key]["data"]["text/plain"]))
@@ -62,6 +70,16 @@ def records(env: BuildEnvironment) -> list[tuple[str, dict]]:
             if key.startswith(RECORD_PREFIX)
         ]
     return found
+
+
+def _glue_folder(env: BuildEnvironment) -> Path:
+    config = getattr(env, "mystnb_config")  # noqa: B009  myst_nb adds it to the environment
+    return Path(config.output_folder)
+
+
+def _reading_order(env: BuildEnvironment, docname: str) -> list[str]:
+    parts = [_reading_order(env, child) for child in env.toctree_includes.get(docname, [])]
+    return [docname, *(name for part in parts for name in part)]
 
 
 def statements(env: BuildEnvironment) -> list[dict]:
@@ -85,9 +103,7 @@ def rows(env: BuildEnvironment) -> list[dict]:
     ]
     return sorted(
         table,
-        key=lambda row: (
-            order.index(row["statement"]) if row["statement"] in listed else len(order)
-        ),
+        key=lambda row: order.index(row["statement"]) if row["statement"] in listed else len(order),
     )
 
 
@@ -116,9 +132,8 @@ def pages_to_rewrite(app: Sphinx, env: BuildEnvironment) -> list[str]:
 def remember_page(app: Sphinx, doctree: nodes.document) -> None:
     """Note which pages show the ledger."""
     if any(doctree.findall(ledger_placeholder)) or any(doctree.findall(count_placeholder)):
-        if not hasattr(app.env, "ledger_pages"):
-            app.env.ledger_pages = set()
-        app.env.ledger_pages.add(app.env.docname)
+        pages = getattr(app.env, "ledger_pages", set()) | {app.env.docname}
+        setattr(app.env, "ledger_pages", pages)  # noqa: B010  Sphinx keeps it with the environment
 
 
 def resolve(app: Sphinx, doctree: nodes.document, docname: str) -> None:
@@ -133,9 +148,9 @@ def _count_sentence(env: BuildEnvironment) -> str:
     table = rows(env)
     paper = [row for row in table if row["statement"].startswith(PAPER_PREFIX)]
     counted = Counter(row["verdict"] for row in paper)
-    parts = ", ".join(f"{counted[verdict]} {verdict}" for verdict in VERDICTS)
+    parts = ", ".join(f"{counted[verdict]} {PLURAL[verdict]}" for verdict in VERDICTS)
     return (
-        f"Of the paper's {len(paper)} statements: {parts}. "
+        f"Of the paper's {len(paper)} statements {parts}. "
         f"{len(table) - len(paper)} statements go beyond the paper."
     )
 
@@ -149,17 +164,16 @@ def _table(app: Sphinx, docname: str) -> nodes.table:
         uri = app.builder.get_relative_uri(docname, row["docname"]) + "#" + row["statement"]
         link = nodes.reference("", row["label"], refuri=uri, internal=True)
         name = nodes.paragraph("", "", link, nodes.Text(" "), nodes.literal("", row["statement"]))
+        checks = f"{len(row['checks'])} checks"
         body += _row(
             [
-                [name],
-                [_prose(row["what"])],
-                [_prose(row["verdict"])],
+                [name, _prose(row["what"])],
+                [_prose(row["verdict"]), _prose(checks)],
                 [_prose(text) for text in (row["condition"], row["counterexample"]) if text],
-                [_prose(str(len(row["checks"])))],
             ]
         )
     group += [head, body]
-    table = nodes.table("", group, classes=["statement-ledger"])
+    table = nodes.table("", group, classes=["statement-ledger", "colwidths-given"])
     return table
 
 

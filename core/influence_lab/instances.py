@@ -5,8 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from influence_ssl import EmpiricalFisher, ExactHessian, Identity, InfluenceScorer, Invariance
 from torch import nn
+
+from influence_ssl import EmpiricalFisher, ExactHessian, Identity, InfluenceScorer, Invariance
+
+Distance = str | Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""What `Invariance` takes as its distance."""
 
 SHAPES = ((1, 1), (1, 3), (3, 1), (2, 2), (1, 6), (5, 2), (3, 4), (4, 3), (2, 7), (6, 6))
 """(k, d): one row, one column, square, wide and tall (k > d)."""
@@ -60,7 +64,7 @@ def linear_encoder(W: np.ndarray) -> nn.Linear:
 def core_influence(
     instance: Instance,
     curvature: ExactHessian | EmpiricalFisher | Identity,
-    distance: object = "squared",
+    distance: Distance = "squared",
     encoder: nn.Module | None = None,
 ) -> np.ndarray:
     """I of every example, (n,), by automatic differentiation in `InfluenceScorer`.
@@ -87,14 +91,14 @@ def core_influence(
     return scorer.score(torch.as_tensor(instance.x)).values
 
 
-def core_losses(instance: Instance, distance: object = "squared") -> np.ndarray:
+def core_losses(instance: Instance, distance: Distance = "squared") -> np.ndarray:
     """The core's own loss of each example, (n,)."""
     weight = torch.as_tensor(instance.W)
     return _losses(instance, distance, np.arange(len(instance.x)))(weight).numpy()
 
 
 def core_derivatives(
-    instance: Instance, distance: object = "squared"
+    instance: Instance, distance: Distance = "squared"
 ) -> tuple[np.ndarray, np.ndarray]:
     """Derivatives in W of the core's own loss of each example, by autograd.
 
@@ -115,7 +119,7 @@ def core_derivatives(
     return np.array(gradients), np.array(hessians)
 
 
-def _losses(instance: Instance, distance: object, index: np.ndarray) -> Callable:
+def _losses(instance: Instance, distance: Distance, index: np.ndarray) -> Callable:
     x, deltas = torch.as_tensor(instance.x), torch.as_tensor(instance.deltas)
     chosen = torch.as_tensor(index)
     objective = Invariance(lambda x, i, draw, seed: x + instance.eps * deltas[i], distance)

@@ -2,7 +2,8 @@
 
 W (k, d); an example is perturbed as x̂ = x + εδ; its loss is |Wx − Wx̂|² = ε²|Wδ|².
 `deltas` (n, d) holds one δ per row, Σ = (1/n) Σ δδᵀ, vec is row-major (the rows of W one
-after the other), ⊗ the Kronecker product, A⁺ the pseudo-inverse, which stands for A⁻¹ in the limit λ → 0.
+after the other), ⊗ the Kronecker product, A⁺ the pseudo-inverse, which stands for A⁻¹ in the
+limit λ → 0.
 An influence is signed as in Equation 6: I = −gᵀ(H + λI)⁻¹g. "Own" means that H is the
 Hessian of the example's own loss, "data set" that it is the mean over all examples.
 
@@ -80,9 +81,7 @@ def loss_hessian(k: int, delta: np.ndarray, eps: float) -> np.ndarray:
 # Influence of one example
 
 
-def influence_printed(
-    W: np.ndarray, delta: np.ndarray, eps: float, lam: float = 0.0
-) -> np.ndarray:
+def influence_printed(W: np.ndarray, delta: np.ndarray, eps: float, lam: float = 0.0) -> np.ndarray:
     """−4ε⁴|Wδ|²/(λ + 2ε²): Theorem 1 as printed, for |δ| = 1; at λ = 0 its limit."""
     return -4 * eps**4 * _square(delta @ W.T) / (lam + 2 * eps**2)
 
@@ -132,7 +131,7 @@ def influence_change_range(W: np.ndarray, delta: np.ndarray, eps: float, eta: fl
 # Groups of examples
 
 
-def group_printed(W: np.ndarray, deltas: np.ndarray, eps: float) -> float:
+def group_printed(W: np.ndarray, deltas: np.ndarray, eps: float) -> np.ndarray:
     """−2ε²|Σ_S Wδ_i|²: what Claim 6 calls the influence of a subset (rows of `deltas`)."""
     return -2 * eps**2 * _square((deltas @ W.T).sum(0))
 

@@ -43,9 +43,7 @@ def gradient(expression: sp.Expr, variables: np.ndarray) -> np.ndarray:
     return result
 
 
-def hessian(
-    expression: sp.Expr, rows: np.ndarray, columns: np.ndarray | None = None
-) -> np.ndarray:
+def hessian(expression: sp.Expr, rows: np.ndarray, columns: np.ndarray | None = None) -> np.ndarray:
     """∂²L / ∂vec(R) ∂vec(C), shape (R.size, C.size); C is R unless given."""
     first = gradient(expression, rows).ravel()
     against = (rows if columns is None else columns).ravel()

@@ -53,7 +53,9 @@ def squared(x: np.ndarray, delta: np.ndarray, eps: float) -> Callable:
 
 
 def solved(g: np.ndarray, H: np.ndarray, lam: float) -> float:
-    inverse = np.linalg.pinv(H, rcond=1e-10) if lam == 0 else np.linalg.inv(H + lam * np.eye(len(H)))
+    inverse = (
+        np.linalg.pinv(H, rcond=1e-10) if lam == 0 else np.linalg.inv(H + lam * np.eye(len(H)))
+    )
     return -g @ inverse @ g
 
 
@@ -88,7 +90,10 @@ def one_example(net: ModuleType) -> float:
             if unit:
                 errors.append(error(net.influence_printed(W, delta, eps, lam), solved(g, H, lam)))
                 h = 1e-6
-                sizes = [solved(*derivatives(squared(x[0], delta, e), W), lam) for e in (eps * (1 - h), eps * (1 + h))]
+                sizes = [
+                    solved(*derivatives(squared(x[0], delta, e), W), lam)
+                    for e in (eps * (1 - h), eps * (1 + h))
+                ]
                 slope = np.log(sizes[1] / sizes[0]) / np.log((1 + h) / (1 - h))
                 # A difference quotient is good to about eight digits at best.
                 errors.append(error(net.scaling_exponent(eps, lam), slope) * 1e-3)
@@ -154,7 +159,10 @@ def expectations(net: ModuleType) -> float:
     for W, x, deltas, eps, _ in cases(5, 4, unit=True):
         p = rng.dirichlet(np.ones(4))
         scores = [solved(*derivatives(squared(x[0], row, eps), W), 0.0) for row in deltas]
-        worst = max(worst, error(net.expected_influence(W, deltas.T @ (p[:, None] * deltas), eps), p @ scores))
+        worst = max(
+            worst,
+            error(net.expected_influence(W, deltas.T @ (p[:, None] * deltas), eps), p @ scores),
+        )
         d = len(x[0])
         if d > 1:
             # d − 1 orthonormal directions have the second moment of the uniform law around x.
@@ -215,7 +223,9 @@ def cosine(net: ModuleType) -> float:
         if min(W.shape) == 1:
             continue
 
-        def L(W: torch.Tensor, step: float, x: np.ndarray = x, delta: np.ndarray = delta) -> torch.Tensor:
+        def L(
+            W: torch.Tensor, step: float, x: np.ndarray = x, delta: np.ndarray = delta
+        ) -> torch.Tensor:
             a, b = W @ torch.as_tensor(x), W @ torch.as_tensor(x + step * delta)
             return 1 - a @ b / (a.norm() * b.norm())
 
@@ -249,7 +259,9 @@ def anchored(net: ModuleType) -> float:
         worst = max(
             worst,
             error(net.anchored_minimiser(anchor, deltas, eps, lam), W),
-            error(net.anchored_refit_loss(own, ell[0]), eps**2 * np.sum((without @ deltas[0]) ** 2)),
+            error(
+                net.anchored_refit_loss(own, ell[0]), eps**2 * np.sum((without @ deltas[0]) ** 2)
+            ),
             error(net.anchored_group_refit(W, deltas[:3], deltas, eps, lam), deltas[:3] @ fewer.T),
         )
     return worst
@@ -258,7 +270,15 @@ def anchored(net: ModuleType) -> float:
 CHECKS: dict[str, Callable[[ModuleType], float]] = {
     f.__name__: f
     for f in (
-        supervised, one_example, data_set, change, groups, expectations, noise, leverage, cosine,
+        supervised,
+        one_example,
+        data_set,
+        change,
+        groups,
+        expectations,
+        noise,
+        leverage,
+        cosine,
         anchored,
-    )  # fmt: skip
+    )
 }

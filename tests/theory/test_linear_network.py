@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import sympy as sp
-
 from closed_forms import CHECKS, TOLERANCE
+
 from influence_lab import linear_network, symbolic
 
 
@@ -16,7 +16,10 @@ def test_closed_forms_agree_with_brute_force(name):
 def test_symbols_and_numbers_take_the_same_path():
     W, deltas = symbolic.symbols("w", 2, 2), symbolic.symbols("delta", 3, 2)
     eps, lam = sp.symbols("eps lam", positive=True)
-    values = np.random.default_rng(0).normal(size=(2, 2)), np.random.default_rng(1).normal(size=(3, 2))
+    values = (
+        np.random.default_rng(0).normal(size=(2, 2)),
+        np.random.default_rng(1).normal(size=(3, 2)),
+    )
     table = [
         *zip(W.ravel(), values[0].ravel(), strict=True),
         *zip(deltas.ravel(), values[1].ravel(), strict=True),
@@ -24,7 +27,8 @@ def test_symbols_and_numbers_take_the_same_path():
         (lam, 0.1),
     ]
     exact = symbolic.substitute(linear_network.influence_data_set(W, deltas, eps, lam), table)
-    assert np.allclose(exact.astype(float), linear_network.influence_data_set(*values, 0.5, 0.1), rtol=1e-10)
+    found = linear_network.influence_data_set(*values, 0.5, 0.1)
+    assert np.allclose(exact.astype(float), found, rtol=1e-10)
 
 
 def test_is_zero_is_exact():
