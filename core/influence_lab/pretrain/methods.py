@@ -109,9 +109,9 @@ class Supervised(Method):
         super().__init__(settings, num_classes)
 
     def loss(self, views: list[Tensor], labels: Tensor) -> Tensor:
-        """Cross-entropy with label smoothing; ``views`` has one entry."""
+        """Cross-entropy; ``views`` has one entry."""
         logits = self.encoder(views[0]).float()
-        return F.cross_entropy(logits, labels, label_smoothing=self.settings.label_smoothing)
+        return F.cross_entropy(logits, labels)
 
 
 def build(settings: Settings, num_classes: int, seed: int) -> Method:
