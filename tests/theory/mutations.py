@@ -9,6 +9,8 @@ see that its verdict is refused: `python tests/theory/mutations.py`, a few minut
 
 from __future__ import annotations
 
+import contextlib
+import io
 import sys
 import time
 from pathlib import Path
@@ -118,8 +120,9 @@ def run_chapter(name: str, right: str, wrong: str, changed: Path | None) -> str:
     sys.modules["influence_lab.linear_network"] = influence_lab.linear_network = module
     try:
         namespace: dict = {"__name__": "__main__"}
-        for cell in cells:
-            exec(compile(cell, str(chapter), "exec"), namespace)
+        with contextlib.redirect_stdout(io.StringIO()):
+            for cell in cells:
+                exec(compile(cell, str(chapter), "exec"), namespace)
     except AssertionError as error:
         return str(error) or "an assertion of the chapter"
     finally:
