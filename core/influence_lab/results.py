@@ -106,7 +106,12 @@ def load_run(
     profile: str, method: str, seed: int, root: Path | None = None
 ) -> dict[str, Any] | None:
     """A run's record, or ``None`` where there is none."""
-    path = folder_of(profile, method, seed, root) / "run.json"
+    return load_record(profile, f"{method}-{seed}/run", root)
+
+
+def load_record(profile: str, name: str, root: Path | None = None) -> dict[str, Any] | None:
+    """The record ``PROFILE/NAME.json`` (``baselines``, ``cost``), or ``None``."""
+    path = (results_root() if root is None else root) / profile / f"{name}.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 

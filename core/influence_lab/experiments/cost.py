@@ -17,8 +17,8 @@ from .. import results
 from ..encoders import normalise
 from ..tasks import data_for
 
-ROUNDS = 9
-WARM_UP = 2
+ROUNDS = 7
+WARM_UP = 1
 
 
 def plain_pass(encoder: nn.Module, pairs: list[Tensor]) -> None:
@@ -64,7 +64,7 @@ def measure(
 
 
 def reproduce(
-    profile: str, seed: int, n: int = 2048, batch_size: int = 256, root: Path | None = None
+    profile: str, seed: int, n: int = 1024, batch_size: int = 256, root: Path | None = None
 ) -> dict[str, Any]:
     """Measure with the recorded SimCLR encoder on the first ``n`` test images, and record it."""
     encoder = results.load_encoder(profile, "simclr", seed, root)
