@@ -1,4 +1,4 @@
-"""bfloat16 ranks as float32 does on the recorded encoder: embedded and, where found, real images."""
+"""bfloat16 ranks as float32 does on the recorded encoder: embedded and, where found, real ones."""
 
 import pytest
 import torch
