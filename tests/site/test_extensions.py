@@ -54,9 +54,11 @@ def test_polish_mends_once() -> None:
         '<link rel="preload" as="font" type="font/woff2" crossorigin href="x.woff2" />\n'
         '<div class="bd-sidebar-primary bd-sidebar"></div>'
         '<input id="search-input"/><input id="search-input"/><th class="head"></th><th>a</th>'
+        '<section id="proof-content"></section><section id="proof-content"></section>'
     )
     mended = polish(page)
     assert "woff2" not in mended
+    assert "proof-content" not in mended
     assert mended.count('id="search-input"') == 1
     assert '<td class="head"></td><th>a</th>' in mended
     assert 'role="region" aria-label="Sidebar"' in mended
