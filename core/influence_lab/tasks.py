@@ -148,7 +148,7 @@ def score_and_record(
                 f"influence-lab pretrain {method} --profile {profile} --seed {seed}"
             )
         scores = score_images(representation(encoder), images, device, progress)
-        seconds = time.perf_counter() - begin
+        seconds: float | None = time.perf_counter() - begin
     else:
         found = Scores.load(made)
         scores, command = _aligned(found, images, made), _command_of(found)

@@ -123,8 +123,8 @@ _PAPER["supervised"] = Settings(
 # 44 % (23 %) less work. A crop enlarges what it shows: with half the area on average, a crop of 24
 # pixels shows objects about as large as the whole 32-pixel image does when features are extracted.
 # Few epochs need many steps and a problem that is soon solved. With labels and batches of 256, 14
-# to 20 epochs ended at 82 to 84 %. Barlow Twins with 1,024 outputs, eight times the features, was at
-# 39 % after five epochs, where SimCLR was at 51 %. BYOL at Table 2's rate of 1.0, made for 1,000
+# to 20 epochs ended at 82 to 84 %. Barlow Twins with 1,024 outputs, eight times the features, was
+# at 39 % after five epochs, where SimCLR was at 51 %. BYOL at Table 2's rate of 1.0, made for 1,000
 # epochs, was at 26 % after two and its loss rose; with Table 3's rate it was at 28 %.
 _CPU: dict[str, dict[str, Any]] = {
     "simclr": {"crop": 24, "epochs": 20, "hidden": 512, "output": 128},
