@@ -340,7 +340,8 @@ def check_encoder(capture: Capture, batch: tuple[Tensor, ...], index: Int64[Tens
         if not bool((together[n].sum(0) - exact).norm() <= slack):
             raise InfluenceValueError(
                 f"layer {layer.name!r} does not compute a plain {type(layer.modules[0]).__name__} "
-                "of its weight, so its gradient cannot be captured; leave it out with `layers`."
+                "of inputs that come from the image, so its gradient cannot be captured; "
+                "leave it out with `layers`."
             )
 
 
