@@ -23,7 +23,7 @@ from torch import Tensor
 
 from influence_ssl.curvature import Curvature, EmpiricalFisher, Identity, LoGra, Relative
 from influence_ssl.errors import InfluenceError, InfluenceOSError, InfluenceValueError
-from influence_ssl.loading import described, import_function, load_encoder
+from influence_ssl.report.loading import described, import_function, load_encoder
 from influence_ssl.objectives import Invariance
 from influence_ssl.perturbations import GaussianNoise
 from influence_ssl.scorer import InfluenceScorer
@@ -64,7 +64,7 @@ def score(options: argparse.Namespace) -> None:
     perturbation, curvature = _perturbation(options), _curvature(options)
     device = _device(options.device)
     _check_output(options.out)
-    encoder, preprocess = load_encoder(options.encoder, options.weights, options.seed)
+    encoder, preprocess, _ = load_encoder(options.encoder, options.weights, options.seed)
 
     from influence_ssl.images import Images
 

@@ -8,14 +8,9 @@ its first frame. Orientation tags are not applied; torchvision and timm do not a
 from __future__ import annotations
 
 import copy
-import csv
 import hashlib
 import io
-import itertools
 import os
-import re
-import stat
-import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -29,6 +24,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from influence_ssl.errors import InfluenceOSError, InfluenceTypeError, InfluenceValueError
+from influence_ssl.report.sources import EXTENSIONS, one_line, open_source
 
 try:
     from PIL import Image, UnidentifiedImageError
@@ -37,16 +33,11 @@ except ModuleNotFoundError as error:
         "reading image files needs Pillow; pip install 'influence-ssl[report]'."
     ) from error
 
-EXTENSIONS = frozenset(
-    {".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"}
-    | {".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-)
-PATH_COLUMNS = ("path", "file", "filename", "image")
-
 # The formats behind EXTENSIONS. Pillow's others stay closed: EPS, for one, starts Ghostscript.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP", "JPEG2000", "AVIF")
 _CHUNK = 256
-_HIDDEN = re.compile(r"\.[^/]|__MACOSX$")
+_THREADS = min(8, os.cpu_count() or 1)
+THUMBNAIL = 32
 
 Preprocess = Callable[[Image.Image], Tensor]
 
@@ -79,7 +70,8 @@ class Images(Dataset[tuple[Tensor]]):
     ``names[k]`` is the image's path below the folder or in the zip, or as it stands in the CSV;
     ``index[k]`` its position in the listing, which does not change when other images are skipped.
     ``ignored`` counts the files without an image's extension. After :meth:`readable`, ``skipped``,
-    ``sha256[k]`` (of the file) and ``shape`` are known as well. Data loader workers may share it.
+    ``sha256[k]`` (of the file), ``thumbnails[k]`` (grey, 32 x 32, uint8) and ``shape`` are known as
+    well. Data loader workers may share it.
 
     Raises :class:`InfluenceError` if the source is missing, unsafe, or holds no images; items of
     images that cannot be read raise :class:`InfluenceOSError`.
@@ -88,7 +80,7 @@ class Images(Dataset[tuple[Tensor]]):
     def __init__(self, source: str | Path, preprocess: Preprocess | None = None) -> None:
         self.source = Path(source)
         self.preprocess = to_tensor if preprocess is None else preprocess
-        self._files, names, self.ignored = _open_source(self.source)
+        self._files, names, self.ignored = open_source(self.source)
         if not names:
             raise InfluenceValueError(
                 f"no images in {str(self.source)!r}; it must hold files that end in "
@@ -99,6 +91,7 @@ class Images(Dataset[tuple[Tensor]]):
         self.index = torch.arange(len(names))
         self.skipped: tuple[Skipped, ...] = ()
         self.sha256: tuple[str, ...] = ()
+        self.thumbnails = np.zeros((0, THUMBNAIL, THUMBNAIL), np.uint8)
         self.shape: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
@@ -106,6 +99,11 @@ class Images(Dataset[tuple[Tensor]]):
 
     def __getitem__(self, k: int) -> tuple[Tensor]:
         return (self._tensor(k, self.image(k)),)
+
+    def __getitems__(self, rows: list[int]) -> list[tuple[Tensor]]:
+        """Several items, decoded in parallel."""
+        with ThreadPoolExecutor(_THREADS) as pool:
+            return list(pool.map(self.__getitem__, rows))
 
     def image(self, k: int) -> Image.Image:
         """Image k as PIL image in mode RGB, before preprocessing."""
@@ -122,10 +120,11 @@ class Images(Dataset[tuple[Tensor]]):
         """
         kept: list[int] = []
         digests: list[str] = []
+        thumbnails: list[np.ndarray] = []
         skipped: list[Skipped] = []
         first: tuple[str, tuple[int, ...]] | None = None
         bar = tqdm(total=len(self), desc="reading", unit="image", disable=not progress)
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, bar:
+        with ThreadPoolExecutor(_THREADS) as pool, bar:
             for start in range(0, len(self), _CHUNK):
                 chunk = range(start, min(start + _CHUNK, len(self)))
                 for k, found in zip(chunk, pool.map(self._inspect, chunk), strict=True):
@@ -135,7 +134,7 @@ class Images(Dataset[tuple[Tensor]]):
                             raise _Unreadable(found, self.source)
                         skipped.append(found)
                         continue
-                    digest, shape = found
+                    digest, shape, thumbnail = found
                     if first is None:
                         first = (self.names[k], shape)
                         self._refuse_random(k)
@@ -143,6 +142,7 @@ class Images(Dataset[tuple[Tensor]]):
                         raise InfluenceValueError(self._mixed(first, (self.names[k], shape)))
                     kept.append(k)
                     digests.append(digest)
+                    thumbnails.append(thumbnail)
         if first is None:
             raise InfluenceOSError(
                 f"none of the {len(self)} images in {str(self.source)!r} can be read; the first: "
@@ -154,6 +154,7 @@ class Images(Dataset[tuple[Tensor]]):
         subset.index = self.index[kept]
         subset.skipped = self.skipped + tuple(skipped)
         subset.sha256 = tuple(digests)
+        subset.thumbnails = np.stack(thumbnails)
         subset.shape = first[1]
         return subset
 
@@ -174,7 +175,7 @@ class Images(Dataset[tuple[Tensor]]):
         except Exception as error:
             raise _Unreadable(Skipped(name, _reason(error)), self.source) from error
 
-    def _inspect(self, k: int) -> Skipped | tuple[str, tuple[int, ...]]:
+    def _inspect(self, k: int) -> Skipped | tuple[str, tuple[int, ...], np.ndarray]:
         try:
             data, image = self._load(k)
         except _Unreadable as error:
@@ -185,7 +186,9 @@ class Images(Dataset[tuple[Tensor]]):
                 f"preprocess gives NaN or infinite values for {self.names[k]!r}; "
                 "mend the preprocess (a standard deviation of zero?) or remove the image."
             )
-        return hashlib.sha256(data).hexdigest(), tuple(tensor.shape)
+        side = (THUMBNAIL, THUMBNAIL)
+        thumbnail = np.asarray(image.convert("L").resize(side, Image.Resampling.BOX))
+        return hashlib.sha256(data).hexdigest(), tuple(tensor.shape), thumbnail
 
     def _tensor(self, k: int, image: Image.Image) -> Tensor:
         try:
@@ -193,7 +196,7 @@ class Images(Dataset[tuple[Tensor]]):
         except Exception as error:
             raise InfluenceValueError(
                 f"preprocess fails on {self.names[k]!r} ({image.width} x {image.height} pixels): "
-                f"{type(error).__name__}: {_one_line(error)}."
+                f"{type(error).__name__}: {one_line(error)}."
             ) from error
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
             what = f"{tensor.dtype} tensor" if isinstance(tensor, Tensor) else type(tensor).__name__
@@ -234,128 +237,6 @@ class _Unreadable(InfluenceOSError):
         )
 
 
-class _Files:
-    """Files on disk."""
-
-    def __init__(self, paths: list[Path]) -> None:
-        self._paths = paths
-
-    def size(self, k: int) -> int:
-        found = self._paths[k].stat()
-        if not stat.S_ISREG(found.st_mode):
-            raise OSError("not a regular file")
-        return found.st_size
-
-    def read(self, k: int) -> bytes:
-        return self._paths[k].read_bytes()
-
-
-class _Zip:
-    """Members of a zip, read in place."""
-
-    def __init__(self, path: Path, members: list[zipfile.ZipInfo]) -> None:
-        self._path = path
-        self._members = members
-        self._handle: tuple[int, zipfile.ZipFile] | None = None
-
-    def size(self, k: int) -> int:
-        return self._members[k].file_size
-
-    def read(self, k: int) -> bytes:
-        # A forked worker would share the parent's file position, so each process opens its own.
-        handle = self._handle
-        if handle is None or handle[0] != os.getpid():
-            handle = self._handle = (os.getpid(), zipfile.ZipFile(self._path))
-        return handle[1].read(self._members[k])
-
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_handle": None}
-
-
-def _open_source(source: Path) -> tuple[_Files | _Zip, list[str], int]:
-    """(files, names, number of files that are no images)."""
-    if not source.exists():
-        raise InfluenceOSError(f"no such folder, zip or CSV: {str(source)!r}.")
-    try:
-        if source.is_dir():
-            return _list_folder(source)
-        if zipfile.is_zipfile(source):
-            return _list_zip(source)
-        if source.suffix.lower() == ".csv":
-            return _list_csv(source)
-    except OSError as error:
-        raise InfluenceOSError(
-            f"cannot read {str(error.filename or source)!r}: {error.strerror or error}."
-        ) from error
-    except zipfile.BadZipFile as error:
-        raise InfluenceOSError(f"{str(source)!r} is a damaged zip: {_one_line(error)}.") from error
-    raise InfluenceValueError(
-        f"{str(source)!r} is neither a folder, nor a zip, nor a .csv of paths; "
-        "for a few images give the folder that holds them."
-    )
-
-
-def _list_folder(root: Path) -> tuple[_Files, list[str], int]:
-    def stop(error: OSError) -> None:
-        raise error
-
-    found: list[tuple[str, Path]] = []
-    ignored = 0
-    for folder, subfolders, files in os.walk(root, onerror=stop):
-        subfolders[:] = [name for name in subfolders if not _HIDDEN.match(name)]
-        for file in files:
-            path = Path(folder, file)
-            if _is_image(file):
-                found.append((path.relative_to(root).as_posix(), path))
-            else:
-                ignored += 1
-    found.sort()
-    return _Files([path for _, path in found]), [_printable(name) for name, _ in found], ignored
-
-
-def _list_zip(source: Path) -> tuple[_Zip, list[str], int]:
-    with zipfile.ZipFile(source) as archive:
-        members = [member for member in archive.infolist() if not member.is_dir()]
-    for member in members:
-        parts = member.filename.replace("\\", "/").split("/")
-        if ".." in parts or not parts[0] or parts[0].endswith(":"):
-            raise InfluenceValueError(
-                f"{str(source)!r} holds the unsafe name {member.filename!r}, which leads out of "
-                "the archive; pack it again from inside the folder."
-            )
-    images = [member for member in members if _is_image(member.filename)]
-    images.sort(key=lambda member: member.filename)
-    names = [_printable(member.filename) for member in images]
-    return _Zip(source, images), names, len(members) - len(images)
-
-
-def _list_csv(source: Path) -> tuple[_Files, list[str], int]:
-    try:
-        with source.open(newline="", encoding="utf-8-sig") as file:
-            rows = [row for row in csv.reader(file) if any(cell.strip() for cell in row)]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InfluenceValueError(
-            f"{str(source)!r} is not a CSV in UTF-8: {_one_line(error)}."
-        ) from error
-    if not rows:
-        return _Files([]), [], 0
-    header = [cell.strip().lower() for cell in rows[0]]
-    column = next((header.index(name) for name in PATH_COLUMNS if name in header), None)
-    if column is None and Path(rows[0][0]).suffix.lower() not in EXTENSIONS:
-        raise InfluenceValueError(
-            f"{str(source)!r} has no column of paths; call it {' or '.join(PATH_COLUMNS)} "
-            f"(found: {', '.join(rows[0])[:100]})."
-        )
-    lines = itertools.islice(enumerate(rows, 1), column is not None, None)
-    column = column or 0
-    names = []
-    for line, row in lines:
-        if len(row) <= column or not row[column].strip():
-            raise InfluenceValueError(f"{str(source)!r}: row {line} has no path.")
-        names.append(row[column].strip())
-    return _Files([source.parent / name for name in names]), names, 0
-
-
 def _decode(data: bytes) -> Image.Image:
     Image.init()
     image: Image.Image = Image.open(
@@ -374,23 +255,9 @@ def _decode(data: bytes) -> Image.Image:
     return image.convert("RGB")
 
 
-def _is_image(name: str) -> bool:
-    hidden = any(_HIDDEN.match(part) for part in name.split("/"))
-    return not hidden and os.path.splitext(name)[1].lower() in EXTENSIONS
-
-
-def _printable(name: str) -> str:
-    """The name with bytes that are not UTF-8 written out, so that every output file can hold it."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
 def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "not an image of a known format"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
-    return _one_line(error) or type(error).__name__
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()).rstrip(".")
+    return one_line(error) or type(error).__name__

@@ -8,28 +8,56 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from influence_ssl.errors import InfluenceOSError, InfluenceTypeError, InfluenceValueError
+from influence_ssl.report.zoo import from_zoo
 
 if TYPE_CHECKING:
     from influence_ssl.images import Preprocess
 
 
-def load_encoder(
-    spec: str, weights: str | Path | None = None, seed: int = 0
-) -> tuple[nn.Module, Preprocess | None]:
-    """The encoder behind ``package.module:function`` or ``file.py:function``, and its preprocess.
+class Loaded(NamedTuple):
+    """An encoder, its preprocessing (``None``: RGB in [0, 1]), and whether weights were given."""
 
-    The function is called without arguments, after ``torch.manual_seed(seed)``, and returns an
-    ``nn.Module`` or a pair (module, preprocess), where preprocess maps a PIL image in mode RGB to
-    the tensor that the encoder receives. ``weights`` is a ``.safetensors`` file or a
-    ``state_dict`` saved by ``torch.save``, alone or under the key ``state_dict`` or ``model``; its
-    keys must be those of the module. Raises :class:`InfluenceError`.
+    module: nn.Module
+    preprocess: Preprocess | None
+    untrained: bool
+
+
+def load_encoder(spec: str, weights: str | None = None, seed: int = 0) -> Loaded:
+    """The encoder behind ``timm:NAME``, ``torchvision:NAME`` or a function.
+
+    A function, ``package.module:function`` or ``file.py:function``, is called without arguments,
+    after ``torch.manual_seed(seed)``, and returns an ``nn.Module`` or a pair (module, preprocess),
+    where preprocess maps a PIL image in mode RGB to the tensor that the encoder receives.
+    ``weights`` is a ``.safetensors`` file or a ``state_dict`` saved by ``torch.save``, alone or
+    under the key ``state_dict`` or ``model``; its keys must be those of the module, of which timm's
+    and torchvision's classifiers are left out. ``"pretrained"`` takes those that timm or
+    torchvision offer, from the network where they are not cached. ``untrained`` says that neither
+    was given for an encoder by name. Raises :class:`InfluenceError`.
     """
+    pretrained = weights == "pretrained"
+    named = from_zoo(spec, pretrained, seed)
+    if named is None and pretrained:
+        raise InfluenceValueError(
+            "--weights pretrained belongs to timm:NAME and torchvision:NAME; give a file."
+        )
+    module, preprocess, dropped = _from_function(spec, seed) if named is None else named
+    if weights is not None and not pretrained:
+        _load_weights(module, Path(weights), dropped)
+    for name, tensor in module.state_dict().items():
+        if isinstance(tensor, Tensor) and not tensor.isfinite().all():
+            raise InfluenceValueError(
+                f"the encoder's {name!r} has NaN or infinite values; use another checkpoint."
+            )
+    return Loaded(module, preprocess, named is not None and weights is None)
+
+
+def _from_function(spec: str, seed: int) -> tuple[nn.Module, Preprocess | None, tuple[str, ...]]:
     function = import_function(spec, "--encoder")
     torch.manual_seed(seed)
     try:
@@ -42,14 +70,7 @@ def load_encoder(
             f"--encoder {spec!r} returns {_kind(made)}; it must return an nn.Module or a pair "
             "(nn.Module, preprocess)."
         )
-    if weights is not None:
-        _load_weights(module, Path(weights))
-    for name, tensor in module.state_dict().items():
-        if isinstance(tensor, Tensor) and not tensor.isfinite().all():
-            raise InfluenceValueError(
-                f"the encoder's {name!r} has NaN or infinite values; use another checkpoint."
-            )
-    return module, preprocess
+    return module, preprocess, ()
 
 
 def import_function(spec: str, option: str) -> Callable[..., Any]:
@@ -96,8 +117,8 @@ def import_function(spec: str, option: str) -> Callable[..., Any]:
     return function
 
 
-def _load_weights(module: nn.Module, path: Path) -> None:
-    state = _read_state(path)
+def _load_weights(module: nn.Module, path: Path, dropped: tuple[str, ...]) -> None:
+    state = {k: v for k, v in _read_state(path).items() if not k.startswith(dropped)}
     own = module.state_dict()
     shapes = [
         f"{name} is {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
