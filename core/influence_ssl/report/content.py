@@ -1,0 +1,238 @@
+"""What a report says, as plain data: the page shows it and ``--json`` writes it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pandas
+from jaxtyping import Float64
+
+from influence_ssl.report.breakdown import breakdown
+from influence_ssl.report.statistics import spearman
+from influence_ssl.report.table import Table
+from influence_ssl.version import __version__
+
+GALLERY = 24
+GROUPS = 40
+MEMBERS = 8
+EXTREME = 0.05
+_BINS = 48
+_TOP = 100
+
+# Printed numbers: enough to tell rows apart, few enough to keep 50,000 rows small.
+_DIGITS = 6
+
+
+def content(table: Table, source: str, labels: pandas.DataFrame | None) -> dict[str, Any]:
+    """All of the report but the pictures; NaN becomes None, numbers have six digits.
+
+    ``source`` names the score file; ``labels`` are the columns joined to it, in the table's order.
+    """
+    top = min(_TOP, max(1, len(table) // 10))
+    return {
+        "title": "Influence report",
+        "version": __version__,
+        "source": source,
+        "images": len(table),
+        "top": top,
+        "missing": table.missing(),
+        "skipped": _skipped(table),
+        "summary": _summary(table),
+        "distribution": _distribution(table.magnitude),
+        "rivals": _rivals(table, top),
+        "highest": _gallery(table, range(min(GALLERY, len(table)))),
+        "lowest": _gallery(table, range(len(table) - 1, max(-1, len(table) - 1 - GALLERY), -1)),
+        "groups": _groups(table),
+        "outliers": _outliers(table),
+        "breakdown": None if labels is None else breakdown(labels, table.percentile, top),
+        "settings": table.provenance,
+        "rows": _rows(table, labels),
+    }
+
+
+def _summary(table: Table) -> dict[str, Any]:
+    magnitude, provenance = table.magnitude, table.provenance
+    dimension = provenance.get("effective dimension")
+    own = provenance.get("examples") is not None and provenance.get(
+        "fitted gradients"
+    ) == provenance.get("draws", 1) * provenance.get("examples")
+    relative = table.standard_error / np.maximum(magnitude, 1e-300)
+    known = np.isfinite(relative)
+    return {
+        "mean": number(magnitude.mean()),
+        "median": number(np.median(magnitude)),
+        "largest": number(magnitude.max()),
+        "smallest": number(magnitude.min()),
+        "top_share": number(magnitude[: max(1, len(table) // 100)].sum() / magnitude.sum())
+        if magnitude.sum() > 0
+        else None,
+        "draws": provenance.get("draws"),
+        "relative_error": number(np.median(relative[known])) if known.any() else None,
+        # Of its own data alone is the mean the effective dimension.
+        "effective_dimension": number(sum(dimension)) if dimension and own else None,
+    }
+
+
+def _distribution(magnitude: Float64[np.ndarray, " n"]) -> dict[str, Any]:
+    """A histogram of ln magnitude; magnitudes ≤ 0 have none and are counted apart."""
+    positive = magnitude[magnitude > 0]
+    left_out = len(magnitude) - len(positive)
+    if not len(positive):
+        return {"edges": [], "counts": [], "median": None, "left_out": left_out}
+    logs = np.log(positive)
+    counts, edges = np.histogram(logs, bins=min(_BINS, max(5, math.isqrt(len(logs)))))
+    return {
+        "edges": [number(edge) for edge in edges],
+        "counts": counts.tolist(),
+        "median": number(np.median(logs)),
+        "left_out": left_out,
+    }
+
+
+def _rivals(table: Table, top: int) -> list[dict[str, Any]]:
+    """How far a cheap measure gives the same order: Spearman's ρ, and the shared top images."""
+    found = []
+    for what, values in (
+        ("loss", table.loss),
+        ("gradient norm", table.gradient_norm),
+        ("similarity to the nearest image", table.similarity),
+    ):
+        if values is None or np.isfinite(values).sum() < 2:
+            continue
+        sign = -1 if what.startswith("similarity") else 1
+        largest = np.argsort(-sign * np.nan_to_num(values, nan=-sign * np.inf), kind="stable")[:top]
+        found.append(
+            {
+                "measure": what if sign > 0 else f"low {what}",
+                "rank_correlation": number(spearman(table.magnitude, sign * values)),
+                "shared_top": int((largest < top).sum()),
+                "top": top,
+            }
+        )
+    return found
+
+
+def _entry(table: Table, row: int) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "name": table.name[row],
+        "rank": int(table.rank[row]),
+        "score": number(table.score[row]),
+        "percentile": number(table.percentile[row]),
+    }
+    if table.nearest is not None and table.nearest[row]:
+        found["nearest"] = table.nearest[row]
+    if table.similarity is not None:
+        found["similarity"] = number(table.similarity[row])
+    return found
+
+
+def _gallery(table: Table, rows: range) -> list[dict[str, Any]]:
+    return [_entry(table, row) for row in rows]
+
+
+def _groups(table: Table) -> dict[str, Any] | None:
+    """The duplicate groups, closest first; ``reason`` from what the score file says of them."""
+    if table.group is None:
+        return None
+    members: dict[int, list[int]] = {}
+    for row, group in enumerate(table.group.tolist()):
+        if group >= 0:
+            members.setdefault(group, []).append(row)
+    found = [_group(table, group, rows) for group, rows in members.items()]
+    found.sort(key=lambda g: (not g["same_file"], -(g["similarity"] or -1), g["group"]))
+    return {
+        "total": len(found),
+        "images": sum(len(rows) for rows in members.values()),
+        "shown": found[:GROUPS],
+    }
+
+
+def _group(table: Table, group: int, rows: list[int]) -> dict[str, Any]:
+    rows = sorted(rows, key=lambda row: table.index[row])
+    digests = {table.sha256[row] for row in rows} if table.sha256 is not None else set()
+    same_file = table.sha256 is not None and len(digests) < len(rows) and "" not in digests
+    inside = {table.name[row] for row in rows}
+    within = [
+        float(table.similarity[row])
+        for row in rows
+        if table.similarity is not None
+        and table.nearest is not None
+        and table.nearest[row] in inside
+        and np.isfinite(table.similarity[row])
+    ]
+    return {
+        "group": group,
+        "size": len(rows),
+        "same_file": same_file,
+        "files": len(digests) if same_file else None,
+        # The least similar of the members whose nearest image is in the group.
+        "similarity": number(min(within)) if within else None,
+        "pixels": None,
+        "members": [_entry(table, row) for row in rows[:MEMBERS]],
+    }
+
+
+def _outliers(table: Table) -> dict[str, Any] | None:
+    """Images of the top 5 % in magnitude and the lowest 5 % in similarity to their nearest.
+
+    ``expected``: how many would be in both if the two had nothing to do with each other.
+    """
+    if table.similarity is None or not np.isfinite(table.similarity).any():
+        return None
+    n = len(table)
+    count = max(1, round(EXTREME * n))
+    similarity = np.nan_to_num(table.similarity, nan=np.inf)
+    lonely = set(np.argsort(similarity, kind="stable")[:count].tolist())
+    rows = [row for row in range(count) if row in lonely]
+    return {
+        "total": len(rows),
+        "expected": number(count * count / n),
+        "share": EXTREME,
+        "rows": rows,
+        "shown": [_entry(table, row) for row in rows[:GALLERY]],
+    }
+
+
+def _rows(table: Table, labels: pandas.DataFrame | None) -> dict[str, Any]:
+    """All rows by column, in the order of rank: ``columns`` says each one's title and kind."""
+    kinds: list[tuple[str, str, Any]] = [
+        ("rank", "number", table.rank.tolist()),
+        ("name", "text", table.name),
+        ("score", "number", _numbers(table.score)),
+        ("percentile", "number", _numbers(table.percentile)),
+    ]
+    if np.isfinite(table.standard_error).any():
+        kinds.insert(3, ("standard_error", "number", _numbers(table.standard_error)))
+    for key, values in (("loss", table.loss), ("gradient_norm", table.gradient_norm)):
+        if values is not None:
+            kinds.append((key, "number", _numbers(values)))
+    if table.nearest is not None:
+        kinds.append(("nearest", "text", table.nearest))
+    if table.similarity is not None:
+        kinds.append(("similarity", "number", _numbers(table.similarity)))
+    if table.group is not None:
+        groups = [group if group >= 0 else None for group in table.group.tolist()]
+        kinds.append(("duplicate_group", "number", groups))
+    if labels is not None:
+        kinds += [(f"table: {name}", "text", labels[name].tolist()) for name in labels.columns]
+    return {
+        "columns": [{"key": key, "kind": kind} for key, kind, _ in kinds],
+        "values": [values for _, _, values in kinds],
+    }
+
+
+def _skipped(table: Table) -> list[list[str]]:
+    data = table.provenance.get("data")
+    skipped = data.get("skipped", []) if isinstance(data, dict) else []
+    return [[str(part) for part in pair] for pair in skipped]
+
+
+def number(value: float) -> float | None:
+    """Six significant digits; None where it is not finite."""
+    return float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else None
+
+
+def _numbers(values: Float64[np.ndarray, " n"]) -> list[float | None]:
+    return [number(value) for value in values.tolist()]

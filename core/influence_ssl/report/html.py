@@ -1,0 +1,146 @@
+"""The report of a score file: one HTML file that opens from disk and asks no other host."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from influence_ssl.errors import InfluenceOSError, InfluenceValueError
+from influence_ssl.report.chart import chart
+from influence_ssl.report.content import content, number
+from influence_ssl.report.pictures import Pictures
+from influence_ssl.report.table import read_labels, read_scores
+
+_FOLDER = Path(__file__).parent
+
+
+def write(
+    scores: Path,
+    out: Path,
+    images: Path | None = None,
+    table: Path | None = None,
+    json: Path | None = None,
+) -> None:
+    """Write the report of the file ``scores`` to ``out``, and its content to ``json``.
+
+    ``images`` is the folder, zip or CSV of paths that was scored; without it the report has no
+    pictures. ``table`` is a CSV with the images' paths and any columns to break the scores down by.
+    Files appear whole or not at all. Raises :class:`InfluenceError`.
+    """
+    for path in (out, json):
+        if path is not None and path.resolve() in {p.resolve() for p in (scores, table) if p}:
+            raise InfluenceValueError(f"{str(path)!r} would overwrite what it is made from.")
+    rows = read_scores(scores)
+    if not rows.named and (images is not None or table is not None):
+        raise InfluenceValueError(
+            f"{str(scores)!r} has no names, so {'--images' if images else '--table'} cannot be "
+            "joined to it; score the images with names."
+        )
+    labels = None if table is None else read_labels(table, rows.name)
+    found = content(rows, scores.name, labels)
+    pictures = None if images is None else Pictures(images, _shown(found))
+    for group in found["groups"]["shown"] if found["groups"] else []:
+        if pictures is not None:
+            likeness = pictures.likeness([member["name"] for member in group["members"]])
+            group["pixels"] = None if likeness is None else number(likeness)
+        group["reason"] = _reason(group)
+    found["pictures"] = {
+        "source": None if images is None else str(images),
+        "failed": [] if pictures is None else pictures.failed,
+    }
+    page = _render(found, {} if pictures is None else pictures.uris)
+    _replace(out, page)
+    if json is not None:
+        _replace(json, jsonlib.dumps(found, ensure_ascii=False, allow_nan=False, default=str))
+
+
+def _shown(found: dict[str, Any]) -> list[str]:
+    entries = [*found["highest"], *found["lowest"]]
+    entries += found["outliers"]["shown"] if found["outliers"] else []
+    for group in found["groups"]["shown"] if found["groups"] else []:
+        entries += group["members"]
+    return [entry["name"] for entry in entries]
+
+
+def _reason(group: dict[str, Any]) -> str:
+    """Why the members are taken for duplicates, as far as the files say."""
+    files, size = group["files"], group["size"]
+    found = []
+    if group["same_file"]:
+        found.append("the same file" if files == 1 else f"{size} images in {files} different files")
+    if group["similarity"] is not None:
+        found.append(f"representation {group['similarity']:.3f}")
+    if group["pixels"] is not None:
+        found.append(f"pixels {group['pixels']:.3f}")
+    return "; ".join(found) or "grouped by the score file, which does not say how alike they are"
+
+
+def _render(found: dict[str, Any], uris: dict[str, tuple[str, int, int]]) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_FOLDER),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["fixed"] = _fixed
+    environment.filters["short"] = _short
+    outliers = found["outliers"]["rows"] if found["outliers"] else []
+    return environment.get_template("template.html.j2").render(
+        report=found,
+        uris=uris,
+        chart=chart(found["distribution"]),
+        flat=list(_flat(found["settings"])),
+        rows=_in_script(found["rows"]),
+        subsets=_in_script({"outliers": outliers, "top": found["top"]}),
+        style=Markup((_FOLDER / "report.css").read_text("utf-8")),
+        script=Markup((_FOLDER / "report.js").read_text("utf-8")),
+    )
+
+
+def _in_script(value: Any) -> Markup:
+    # A "<" could end the script element.
+    text = jsonlib.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return Markup(text.replace("<", "\\u003c"))
+
+
+def _flat(settings: dict[str, Any], above: str = "") -> Any:
+    for key, value in settings.items():
+        name = f"{above}{key}"
+        if isinstance(value, dict) and len(value) <= 12 and value:
+            yield from _flat(value, f"{name}: ")
+        else:
+            yield name, value if isinstance(value, str) else jsonlib.dumps(value, default=str)
+
+
+def _short(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"
+
+
+def _fixed(value: float | None, digits: int = 3) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _replace(path: Path, text: str) -> None:
+    name = None
+    try:
+        handle, name = tempfile.mkstemp(suffix=path.suffix, dir=path.parent)
+        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(name, 0o666 & ~mask)
+        os.replace(name, path)
+    except OSError as error:
+        raise InfluenceOSError(
+            f"{str(path)!r} cannot be written: {error.strerror or error}."
+        ) from error
+    finally:
+        if name is not None:
+            Path(name).unlink(missing_ok=True)

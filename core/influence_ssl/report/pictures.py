@@ -1,0 +1,96 @@
+"""Small pictures of the images that a report shows, and how alike two of them are."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float64
+from PIL import Image
+from PIL.Image import Resampling
+
+from influence_ssl.errors import InfluenceError, InfluenceValueError
+from influence_ssl.images import Images
+
+SIDE = 128
+_TINY = 48
+_GREY = 64
+_CELLS = 16
+_SCALES = (0.95, 0.9, 0.85, 0.8)
+_POSITIONS = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+class Pictures:
+    """Thumbnails as data URIs by name; ``failed`` says what could not be shown, and why."""
+
+    def __init__(self, source: Path, names: Iterable[str]) -> None:
+        wanted = list(dict.fromkeys(names))
+        images = Images(source)
+        position = {name: k for k, name in enumerate(images.names)}
+        self.uris: dict[str, tuple[str, int, int]] = {}
+        self._views: dict[str, Float64[np.ndarray, "views cells"]] = {}
+        self.failed: list[list[str]] = []
+        if wanted and not any(name in position for name in wanted):
+            raise InfluenceValueError(
+                f"--images {str(source)!r} holds none of the images of the score file, for "
+                f"instance {wanted[0]!r}; give the folder, zip or CSV that was scored."
+            )
+        for name in wanted:
+            if name not in position:
+                self.failed.append([name, "not there"])
+                continue
+            try:
+                image = images.image(position[name])
+            except InfluenceError as error:
+                self.failed.append([name, " ".join(str(error).split())])
+                continue
+            self._views[name] = _views(image)
+            self.uris[name] = _thumbnail(image)
+
+    def likeness(self, names: list[str]) -> float | None:
+        """The lowest, over images, of the pixel correlation with the image most like it.
+
+        Pixel correlation of two images: Pearson's, of their grey values averaged over 16 x 16
+        cells, at its largest over crops of one of the two (sides from 1 down to 0.8, five positions
+        each way). None where fewer than two of the images could be read.
+        """
+        views = [self._views[name] for name in names if name in self._views]
+        if len(views) < 2:
+            return None
+        whole = np.stack([view[0] for view in views])
+        cropped = np.stack([(view @ whole.T).max(0) for view in views])
+        found = np.maximum(cropped, cropped.T)
+        np.fill_diagonal(found, -1)
+        return float(found.max(1).min())
+
+
+def _views(image: Image.Image) -> Float64[np.ndarray, "views cells"]:
+    """The whole image and its crops as centred unit vectors; the whole one first."""
+    grey = image.convert("L").resize((_GREY, _GREY), Resampling.BOX)
+    boxes = [(0.0, 0.0, float(_GREY), float(_GREY))]
+    for side in (scale * _GREY for scale in _SCALES):
+        starts = [position * (_GREY - side) for position in _POSITIONS]
+        boxes += [(x, y, x + side, y + side) for y in starts for x in starts]
+    found = np.stack(
+        [
+            np.asarray(grey.resize((_CELLS, _CELLS), Resampling.BOX, box), dtype=np.float64).ravel()
+            for box in boxes
+        ]
+    )
+    found -= found.mean(1, keepdims=True)
+    # An image of one colour has no pattern to correlate.
+    return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
+
+
+def _thumbnail(image: Image.Image) -> tuple[str, int, int]:
+    """(data URI, width, height), never enlarged; small images without loss."""
+    small = image.copy()
+    small.thumbnail((SIDE, SIDE), Resampling.LANCZOS)
+    kind = "png" if max(small.size) <= _TINY else "jpeg"
+    file = io.BytesIO()
+    small.save(file, kind, **({"optimize": True} if kind == "png" else {"quality": 82}))
+    code = base64.b64encode(file.getvalue()).decode("ascii")
+    return f"data:image/{kind};base64,{code}", small.width, small.height

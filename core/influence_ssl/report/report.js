@@ -1,0 +1,147 @@
+"use strict";
+(() => {
+  const read = (id) => JSON.parse(document.getElementById(id).textContent);
+  const { columns, values } = read("rows");
+  const subsets = read("subsets");
+  const count = values[0].length;
+  const ROW = 33;
+  const SPARE = 12;
+  const TITLES = {
+    rank: "Rank", name: "Image", score: "Score", standard_error: "Standard error",
+    percentile: "Percentile", loss: "Loss", gradient_norm: "Gradient norm", nearest: "Nearest image",
+    similarity: "Similarity", duplicate_group: "Group",
+  };
+  const title = (key) => TITLES[key] || key.replace(/^table: /, "");
+  const at = Object.fromEntries(columns.map((column, c) => [column.key, c]));
+
+  const $ = (id) => document.getElementById(id);
+  const viewport = $("viewport");
+  const [head, body] = [$("table").tHead, $("table").tBodies[0]];
+  let sorted = { column: at.rank, sign: 1 };
+  let shown = [];
+  let first = -1;
+
+  const headings = document.createElement("tr");
+  headings.setAttribute("aria-rowindex", "1");
+  const group = document.createElement("colgroup");
+  columns.forEach((column, c) => {
+    const cell = document.createElement("th");
+    const button = document.createElement("button");
+    cell.scope = "col";
+    cell.className = column.kind;
+    button.type = "button";
+    button.textContent = title(column.key);
+    button.addEventListener("click", () => {
+      sorted = { column: c, sign: sorted.column === c ? -sorted.sign : 1 };
+      refresh();
+    });
+    cell.append(button);
+    headings.append(cell);
+    const col = document.createElement("col");
+    col.style.width = column.kind === "text" ? (column.key.startsWith("table: ") ? "9rem" : "16rem") : "8.5rem";
+    group.append(col);
+    if (column.kind === "number") $("column").add(new Option(title(column.key), c));
+  });
+  head.append(headings);
+  $("table").prepend(group);
+
+  let words = null;
+  function text(row) {
+    words ??= Array.from({ length: count }, (_, r) =>
+      columns.map((column, c) => (column.kind === "text" ? values[c][r] : "")).join("\n").toLowerCase());
+    return words[row];
+  }
+
+  const collator = new Intl.Collator(undefined, { numeric: true });
+  function order(rows) {
+    const { column, sign } = sorted;
+    const cells = values[column];
+    const numeric = columns[column].kind === "number";
+    const empty = (row) => cells[row] === null || cells[row] === "";
+    const compare = numeric ? (a, b) => cells[a] - cells[b] : (a, b) => collator.compare(cells[a], cells[b]);
+    // What is not there comes last in both orders.
+    return rows.filter((row) => !empty(row)).sort((a, b) => sign * compare(a, b))
+      .concat(rows.filter(empty));
+  }
+
+  function filtered() {
+    const wanted = $("search").value.toLowerCase().split(/\s+/).filter(Boolean);
+    const subset = $("subset").value;
+    const only = subset === "outliers" ? new Set(subsets.outliers) : null;
+    const column = values[Number($("column").value)];
+    const [low, high] = ["from", "to"].map((id) => $(id).valueAsNumber);
+    const rows = [];
+    for (let row = 0; row < count; row++) {
+      if (subset === "top" && row >= subsets.top) break;
+      if (subset === "groups" && values[at.duplicate_group][row] === null) continue;
+      if (only && !only.has(row)) continue;
+      const cell = column[row];
+      if (!Number.isNaN(low) && !(cell !== null && cell >= low)) continue;
+      if (!Number.isNaN(high) && !(cell !== null && cell <= high)) continue;
+      if (wanted.length && !wanted.every((word) => text(row).includes(word))) continue;
+      rows.push(row);
+    }
+    return rows;
+  }
+
+  function space(rows) {
+    const line = document.createElement("tr");
+    const cell = line.insertCell();
+    line.className = "space";
+    line.setAttribute("aria-hidden", "true");
+    cell.colSpan = columns.length;
+    cell.style.height = `${rows * ROW}px`;
+    return line;
+  }
+
+  function draw() {
+    const fits = Math.ceil(viewport.clientHeight / ROW);
+    const start = Math.max(0, Math.min(Math.floor(viewport.scrollTop / ROW), shown.length - fits) - SPARE);
+    if (start === first) return;
+    first = start;
+    const end = Math.min(shown.length, start + fits + 2 * SPARE);
+    const lines = [];
+    if (start > 0) lines.push(space(start));
+    for (let i = start; i < end; i++) {
+      const line = document.createElement("tr");
+      line.setAttribute("aria-rowindex", String(i + 2));
+      columns.forEach((column, c) => {
+        const cell = line.insertCell();
+        const value = values[c][shown[i]];
+        cell.textContent = value === null ? "" : String(value);
+        cell.className = column.kind;
+        if (column.kind === "text") cell.title = value;
+      });
+      lines.push(line);
+    }
+    if (end < shown.length) lines.push(space(shown.length - end));
+    body.replaceChildren(...lines);
+  }
+
+  function refresh() {
+    shown = order(filtered());
+    [...headings.cells].forEach((cell, c) => {
+      if (c === sorted.column) cell.setAttribute("aria-sort", sorted.sign > 0 ? "ascending" : "descending");
+      else cell.removeAttribute("aria-sort");
+    });
+    $("table").setAttribute("aria-rowcount", String(shown.length + 1));
+    const which = `${shown.length.toLocaleString("en")} of ${count.toLocaleString("en")} images`;
+    const direction = sorted.sign > 0 ? "ascending" : "descending";
+    $("status").textContent = `${which}, sorted by ${title(columns[sorted.column].key)}, ${direction}`;
+    viewport.scrollTop = 0;
+    first = -1;
+    draw();
+  }
+
+  let waiting = 0;
+  function later() {
+    clearTimeout(waiting);
+    waiting = setTimeout(refresh, 120);
+  }
+  viewport.addEventListener("scroll", draw, { passive: true });
+  addEventListener("resize", () => { first = -1; draw(); });
+  $("controls").addEventListener("input", later);
+  $("controls").addEventListener("reset", later);
+  $("controls").addEventListener("submit", (event) => event.preventDefault());
+  refresh();
+})();
