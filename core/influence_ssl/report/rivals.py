@@ -88,9 +88,12 @@ def duplicate_groups(
     pairs = torch.unique(pairs, dim=0).to(white.device)
     cosine = torch.cat([(white[a] * white[b]).sum(1) for a, b in _columns(pairs)])
     rough = torch.cat([(coarse[a] * coarse[b]).sum(1) for a, b in _columns(pairs)])
-    kept = (cosine >= WHITENED) | (rough >= ALIGNED - 0.15)
+    # Cheap bounds first: a crop moves the coarse thumbnail, but never this far.
+    kept = (cosine >= WHITENED) & (rough >= 0.3) | (rough >= 0.8) | (cosine >= REPRESENTATION)
     pairs, cosine = pairs[kept], cosine[kept]
-    aligned = _aligned(grey, pairs, progress)
+    kept = (_aligned(grey, pairs, _COARSE, progress) >= 0.9) | (cosine >= REPRESENTATION)
+    pairs, cosine = pairs[kept], cosine[kept]
+    aligned = _aligned(grey, pairs, _FINE)
     rules = {
         "pixels and representation": (aligned >= ALIGNED) & (cosine >= WHITENED),
         "pixels": aligned >= PIXELS,
@@ -134,10 +137,13 @@ def _components(n: int, edges: list[tuple[int, int, str, float, float]]) -> list
 
 
 def _aligned(
-    grey: Float32[Tensor, "n h w"], pairs: Int64[Tensor, "e 2"], progress: bool
+    grey: Float32[Tensor, "n h w"],
+    pairs: Int64[Tensor, "e 2"],
+    cells: int,
+    progress: bool = False,
 ) -> Float32[Tensor, " e"]:
     """The largest correlation over crops of the one image or of the other, for each pair."""
-    windows = _windows(grey.shape[-1], grey.device)
+    windows = _windows(grey.shape[-1], cells, grey.device)
     whole = windows[0][0]
     base = _unit(_centred((whole @ grey @ whole.T).flatten(1)))
     best = torch.full((len(pairs),), -1.0, device=grey.device)
@@ -164,17 +170,17 @@ def _crops(
     return torch.einsum("nasw,btw->nabst", rows, window).flatten(3).flatten(1, 2)
 
 
-def _windows(side: int, device: torch.device) -> list[Float32[Tensor, "m s h"]]:
-    """For each scale the matrices that average a window of a row into 16 cells, by area."""
+def _windows(side: int, cells: int, device: torch.device) -> list[Float32[Tensor, "m s h"]]:
+    """For each scale the matrices that average a window of a row into cells, by area."""
     found = []
     for scale in _SCALES:
         length = side * scale
         shifts = np.linspace(0, side - length, 1 if scale == 1 else _SHIFTS)
-        edges = shifts[:, None] + np.linspace(0, length, _FINE + 1)
+        edges = shifts[:, None] + np.linspace(0, length, cells + 1)
         low, high = edges[:, :-1, None], edges[:, 1:, None]
         cell = np.arange(side)
         overlap = np.clip(np.minimum(high, cell + 1) - np.maximum(low, cell), 0, None)
-        found.append(torch.from_numpy(overlap / (length / _FINE)).float().to(device))
+        found.append(torch.from_numpy(overlap / (length / cells)).float().to(device))
     return found
 
 
