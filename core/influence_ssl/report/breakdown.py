@@ -96,8 +96,12 @@ def _binned(text: pandas.Series) -> tuple[pandas.Series | None, str]:
     numeric = pandas.to_numeric(text, errors="coerce")
     if np.isfinite(numeric).all():
         if distinct > _BINNED:
-            bins = pandas.qcut(numeric, 4, duplicates="drop", precision=3)
-            return bins.cat.remove_unused_categories(), ""
+            bins = pandas.qcut(numeric, 4, duplicates="drop").cat.remove_unused_categories()
+            cuts = [*bins.cat.categories.left[1:], math.inf]
+            lows = [-math.inf, *cuts[:-1]]
+            return bins.cat.rename_categories(
+                [_range(low, high) for low, high in zip(lows, cuts, strict=True)]
+            ), ""
         order = sorted(text.unique(), key=float)
     elif distinct > VALUES:
         if distinct > len(text) / 2:
@@ -109,6 +113,12 @@ def _binned(text: pandas.Series) -> tuple[pandas.Series | None, str]:
     else:
         order = sorted(text.unique())
     return text.astype(pandas.CategoricalDtype(order)), ""
+
+
+def _range(low: float, high: float) -> str:
+    if low == -math.inf:
+        return f"up to {high:.6g}"
+    return f"above {low:.6g}" if high == math.inf else f"above {low:.6g}, up to {high:.6g}"
 
 
 def _short(value: float) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as jsonlib
+import math
 import os
 import tempfile
 from pathlib import Path
@@ -73,7 +74,9 @@ def _reason(group: dict[str, Any]) -> str:
     files, size = group["files"], group["size"]
     found = []
     if group["same_file"]:
-        found.append("the same file" if files == 1 else f"{size} images in {files} different files")
+        found.append(
+            "copies of one file" if files == 1 else f"{size} images, {files} different files"
+        )
     if group["similarity"] is not None:
         found.append(f"representation {group['similarity']:.3f}")
     if group["pixels"] is not None:
@@ -120,7 +123,12 @@ def _flat(settings: dict[str, Any], above: str = "") -> Any:
 
 
 def _short(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4g}"
+    if value is None:
+        return "–"
+    if value == 0 or 1e-4 <= abs(value) < 1e7:
+        digits = max(0, 3 - math.floor(math.log10(abs(value)))) if value else 0
+        return f"{float(f'{value:.4g}'):,.{digits}f}"
+    return f"{value:.4g}"
 
 
 def _fixed(value: float | None, digits: int = 3) -> str:

@@ -24,6 +24,7 @@
   const headings = document.createElement("tr");
   headings.setAttribute("aria-rowindex", "1");
   const group = document.createElement("colgroup");
+  const width = ({ key, kind }) => (kind === "number" ? 8.5 : key.startsWith("table: ") ? 9 : 16);
   columns.forEach((column, c) => {
     const cell = document.createElement("th");
     const button = document.createElement("button");
@@ -38,12 +39,13 @@
     cell.append(button);
     headings.append(cell);
     const col = document.createElement("col");
-    col.style.width = column.kind === "text" ? (column.key.startsWith("table: ") ? "9rem" : "16rem") : "8.5rem";
+    col.style.width = `${width(column)}rem`;
     group.append(col);
     if (column.kind === "number") $("column").add(new Option(title(column.key), c));
   });
   head.append(headings);
   $("table").prepend(group);
+  $("table").style.width = `${columns.reduce((sum, column) => sum + width(column), 0)}rem`;
 
   let words = null;
   function text(row) {
