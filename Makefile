@@ -61,8 +61,11 @@ test: _build/stamps/test
 notebooks: _build/stamps/book
 	@$(PY) tests/notebooks/refresh.py
 
+# Chapters open as notebooks at a double click, without a change to the reader's own settings.
+lab: export JUPYTER_CONFIG_DIR := $(CURDIR)/_build/jupyter
 lab: .venv/installed
-	.venv/bin/jupytext --quiet --to ipynb --update book/*.md book/*/*.md
+	@mkdir -p $(JUPYTER_CONFIG_DIR)
+	@.venv/bin/jupytext-config set-default-viewer
 	.venv/bin/jupyter-lab book
 
 lock:
