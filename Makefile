@@ -37,7 +37,7 @@ _build/ipython/profile_default/ipython_kernel_config.json:
 
 _build/stamps/book: .venv/installed _build/ipython/profile_default/ipython_kernel_config.json $(SITE)
 	@rm -rf _build/html
-	.venv/bin/jupyter-book build . --all -n -W --keep-going
+	OMP_NUM_THREADS=1 .venv/bin/jupyter-book build . --all -n -W --keep-going
 	@mkdir -p $(@D) && touch $@
 
 book: _build/stamps/book
@@ -50,7 +50,7 @@ _build/stamps/lint: .venv/installed $(TESTED)
 	.venv/bin/codespell
 	@mkdir -p $(@D) && touch $@
 
-# One run, two processes, one thread each: the numbers do not depend on the machine's cores.
+# One run, two processes. One thread each, as in the book: numbers do not depend on the cores.
 _build/stamps/test: _build/stamps/lint _build/stamps/book $(TESTED)
 	@$(PY) tests/site/browser.py
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --nbval --nbval-current-env
