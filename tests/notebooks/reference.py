@@ -59,7 +59,7 @@ def slim(notebook: NotebookNode) -> NotebookNode:
     for number, cell in enumerate(c for c in notebook.cells if c.cell_type == "code"):
         tags = cell.metadata.get("tags", [])
         ignored = "nbval-ignore-output" in tags
-        outputs = [] if ignored else [kept for output in cell.outputs if (kept := _slim(output))]
+        outputs = [] if ignored else _joined([o for o in map(_slim, cell.outputs) if o])
         cells.append(
             nbformat.v4.new_code_cell(
                 cell.source,
@@ -72,6 +72,18 @@ def slim(notebook: NotebookNode) -> NotebookNode:
     return nbformat.v4.new_notebook(
         cells=cells, metadata={"kernelspec": dict(notebook.metadata["kernelspec"])}
     )
+
+
+def _joined(outputs: list[NotebookNode]) -> list[NotebookNode]:
+    # A kernel sends what a cell prints in one piece or in several, by chance.
+    joined: list[NotebookNode] = []
+    for output in outputs:
+        same = joined and output.get("name") and output.get("name") == joined[-1].get("name")
+        if same:
+            joined[-1] = NotebookNode({**output, "text": joined[-1].text + output.text})
+        else:
+            joined.append(output)
+    return joined
 
 
 def _slim(output: NotebookNode) -> NotebookNode | None:
