@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-_WIDTH, _HEIGHT = 720, 320
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 708, 12, 268
+_WIDTH, _HEIGHT = 720, 330
+_LEFT, _RIGHT, _TOP, _BOTTOM = 76, 708, 14, 268
 
 
 def chart(distribution: dict[str, Any]) -> dict[str, Any] | None:

@@ -47,7 +47,8 @@ def content(table: Table, source: str, labels: pandas.DataFrame | None) -> dict[
         "groups": _groups(table),
         "outliers": _outliers(table),
         "breakdown": None if labels is None else breakdown(labels, table.percentile, top),
-        "settings": table.provenance,
+        # The groups stand above, each with its images.
+        "settings": {k: v for k, v in table.provenance.items() if k != "duplicate groups"},
         "rows": _rows(table, labels),
     }
 
@@ -69,6 +70,7 @@ def _summary(table: Table) -> dict[str, Any]:
         if magnitude.sum() > 0
         else None,
         "draws": provenance.get("draws"),
+        "reliability": provenance.get("reliability"),
         "relative_error": number(np.median(relative[known])) if known.any() else None,
         # Of its own data alone is the mean the effective dimension.
         "effective_dimension": number(sum(dimension)) if dimension and own else None,
@@ -162,14 +164,20 @@ def _group(table: Table, group: int, rows: list[int]) -> dict[str, Any]:
         and table.nearest[row] in inside
         and np.isfinite(table.similarity[row])
     ]
+    known = table.provenance.get("duplicate groups")
+    told = known[group] if isinstance(known, list) and group < len(known) else {}
     return {
         "group": group,
         "size": len(rows),
+        "rules": told.get("reasons"),
         "same_file": same_file,
         "files": len(digests) if same_file else None,
         # The least similar of the members whose nearest image is in the group.
         "similarity": number(min(within)) if within else None,
         "pixels": None,
+        # Of the pair least alike among those that hold the group together.
+        "rule_pixels": number(told["pixels"]) if "pixels" in told else None,
+        "rule_representation": number(told["representation"]) if "representation" in told else None,
         "members": [_entry(table, row) for row in rows[:MEMBERS]],
     }
 

@@ -73,12 +73,19 @@ def _reason(group: dict[str, Any]) -> str:
     """Why the members are taken for duplicates, as far as the files say."""
     files, size = group["files"], group["size"]
     found = []
+    if group["rules"]:
+        found.append(f"grouped by {', '.join(group['rules'])}")
+    if group["rule_pixels"] is not None:
+        found.append(
+            f"its least alike pair: aligned pixels {group['rule_pixels']:.3f}, whitened "
+            f"representation {group['rule_representation']:.3f}"
+        )
     if group["same_file"]:
         found.append(
             "copies of one file" if files == 1 else f"{size} images, {files} different files"
         )
     if group["similarity"] is not None:
-        found.append(f"representation {group['similarity']:.3f}")
+        found.append(f"cosine of representations {group['similarity']:.3f}")
     if group["pixels"] is not None:
         found.append(f"pixels {group['pixels']:.3f}")
     return "; ".join(found) or "grouped by the score file, which does not say how alike they are"

@@ -24,7 +24,7 @@
   const headings = document.createElement("tr");
   headings.setAttribute("aria-rowindex", "1");
   const group = document.createElement("colgroup");
-  const width = ({ key, kind }) => (kind === "number" ? 8.5 : key.startsWith("table: ") ? 9 : 16);
+  const width = ({ key, kind }) => (["rank", "duplicate_group"].includes(key) ? 6 : kind === "number" ? 8.5 : key.startsWith("table: ") ? 9 : 16);
   columns.forEach((column, c) => {
     const cell = document.createElement("th");
     const button = document.createElement("button");
