@@ -501,17 +501,15 @@ def test_names_cannot_break_the_page(chromium: Any, tmp_path: Path) -> None:
     page.context.close()
 
 
-def test_fifty_thousand_rows_open_at_once(
-    chromium: Any, tmp_path: Path, record_property: Any
-) -> None:
+def test_fifty_thousand_rows_open_at_once(chromium: Any, tmp_path: Path) -> None:
     write(save(scored(MANY), tmp_path / "s.parquet"), tmp_path / "r.html")
     started = time.monotonic()
     page = opened(chromium, tmp_path / "r.html")
     page.wait_for_function("document.getElementById('status').textContent.startsWith('50,000')")
     assert len(column(page, "Image")) < 100
     seconds = time.monotonic() - started
-    record_property("seconds", seconds)
-    # The browser's own clock, so that a busy machine's start of a page does not count.
+    # With the start of a page on a busy machine; without it the bound is the promised one.
+    assert seconds < 15
     loaded = page.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd") / 1000
     assert 0 < loaded < 3
     sorting = page.evaluate(

@@ -4,7 +4,8 @@
   const { columns, values } = read("rows");
   const subsets = read("subsets");
   const count = values[0].length;
-  const ROW = 33;
+  // As the style sheet has it: 2rem and a line.
+  const ROW = 2 * parseFloat(getComputedStyle(document.documentElement).fontSize) + 1;
   const SPARE = 12;
   const TITLES = {
     rank: "Rank", name: "Image", score: "Score", standard_error: "Standard error",
