@@ -56,15 +56,16 @@ def test_the_recorded_accuracy_is_found_again_on_a_part(test_images, encoder):
     assert 0.45 < found < recorded
 
 
-def test_ssl_encoders_reach_what_is_asked_of_them():
-    """60 % for label-free encoders, 85 % with labels, of those recorded."""
-    for method in ("simclr", "byol", "barlow", "supervised"):
-        for seed in (0, 1):
-            run = results.load_run(PROFILE, method, seed)
-            if run is not None:
-                assert run["test images"] == 10_000
-                least = 0.85 if method == "supervised" else 0.60
-                assert run["accuracy"]["knn"] >= least, (method, seed)
+def test_recorded_encoders_are_trained():
+    """60 % is asked of label-free encoders. Labels must give more than the best of those."""
+    runs = {m: results.load_run(PROFILE, m, 0) for m in ("simclr", "byol", "barlow", "supervised")}
+    found = {m: run["accuracy"]["knn"] for m, run in runs.items() if run is not None}
+    assert all(run["test images"] == 10_000 for run in runs.values() if run is not None)
+    free = [share for method, share in found.items() if method != "supervised"]
+    assert min(free) >= 0.60
+    assert found["supervised"] > max(free) + 0.1
+    baselines = results.load_record(PROFILE, "baselines")
+    assert min(free) > baselines["raw pixels"] + 0.15
 
 
 @pytest.mark.skipif(
