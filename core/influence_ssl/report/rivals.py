@@ -30,7 +30,7 @@ _SHIFTS = 5
 class Neighbours(NamedTuple):
     """Each image's most similar other image (N,), and the similarity (N,)."""
 
-    index: Int64[np.ndarray, " n"]
+    nearest: Int64[np.ndarray, " n"]
     similarity: Float32[np.ndarray, " n"]
 
 
@@ -143,6 +143,8 @@ def _aligned(
     progress: bool = False,
 ) -> Float32[Tensor, " e"]:
     """The largest correlation over crops of the one image or of the other, for each pair."""
+    if not len(pairs):
+        return torch.empty(0, device=grey.device)
     windows = _windows(grey.shape[-1], cells, grey.device)
     whole = windows[0][0]
     base = _unit(_centred((whole @ grey @ whole.T).flatten(1)))

@@ -72,7 +72,8 @@ def _timm(name: str, pretrained: bool) -> Named:
         raise _unknown("timm", name, timm.list_pretrained(f"{plain}.*"), "timm.list_pretrained()")
     module = timm.create_model(name, pretrained=pretrained, num_classes=0)
     config = resolve_model_data_config(module)
-    heads = module.pretrained_cfg.get("classifier") or ()
+    own: Any = module.pretrained_cfg
+    heads = own.get("classifier") or ()
     heads = (heads,) if isinstance(heads, str) else tuple(heads)
     return Named(module, create_transform(**config, is_training=False), _prefixes(heads))
 

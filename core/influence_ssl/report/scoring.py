@@ -1,0 +1,383 @@
+"""``influence-ssl score``: images in, a file of scores and their rivals out."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.util
+import inspect
+import json
+import re
+import shutil
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from influence_ssl.curvature import Curvature, EmpiricalFisher, Identity, LoGra, Relative
+from influence_ssl.errors import InfluenceError, InfluenceOSError, InfluenceValueError
+from influence_ssl.objectives import Invariance
+from influence_ssl.perturbations import GaussianNoise
+from influence_ssl.report.loading import import_function, load_encoder
+from influence_ssl.report.recording import Recorder, reliability
+from influence_ssl.report.rivals import Group, duplicate_groups, nearest
+from influence_ssl.scorer import InfluenceScorer
+from influence_ssl.scores import Scores
+
+if TYPE_CHECKING:
+    import pandas
+
+    from influence_ssl.images import Images
+
+DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}
+_NEEDS = {".npz": (), ".csv": ("pandas",), ".parquet": ("pandas", "pyarrow")}
+_PACKAGES = ("influence-ssl", "torch", "torchvision", "timm", "numpy", "pillow")
+_LISTED = 20
+
+
+@dataclass(frozen=True)
+class Scored(Scores):
+    """Scores with all the columns that the command writes."""
+
+    columns: dict[str, Any] | None = None
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """The columns of a score file, in their order."""
+        table = super().to_pandas()
+        for name, values in (self.columns or {}).items():
+            table[name] = values
+        first = ["index", "name", "sha256"]
+        return table[first + [name for name in table if name not in first]]
+
+
+def score(options: argparse.Namespace) -> None:
+    """Run the command; raises :class:`InfluenceError`, keeps what is done if it is stopped."""
+    # Before the long work: everything that can be refused is refused first.
+    perturbation, curvature = _perturbation(options), _curvature(options)
+    device = _device(options.device)
+    _check_output(options.out)
+    loaded = load_encoder(options.encoder, options.weights, options.seed)
+
+    from influence_ssl.images import Images
+
+    # Pillow warns of odd metadata; what makes an image unreadable is an error and gets listed.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    started, progress = time.monotonic(), sys.stderr.isatty()
+    images = Images(options.data, loaded.preprocess).readable(options.strict, progress)
+    _refuse_too_few(images)
+    store = partial_folder(options.out) / _key(options, loaded.module, images, device)
+    scorer = InfluenceScorer(
+        loaded.module,
+        draws=options.draws,
+        seed=options.seed,
+        batch_size=options.batch_size,
+        device=device,
+        dtype=DTYPES.get(options.dtype),
+        progress=progress,
+        store=store,
+    )
+    _make(store)
+    recorder = Recorder(store, images.index, options.draws)
+    scorer.objective = recorder.objective(Invariance(perturbation))
+    scorer.curvature = recorder.curvature(curvature)
+    try:
+        scores = scorer.score(images, index=images.index.tolist(), names=images.names)
+    except InfluenceError as error:
+        _remove_if_empty(store)
+        raise InfluenceError(_with_names(str(error), images)) from error
+    if not np.isfinite(scores.values).all():
+        first = images.names[int(np.flatnonzero(~np.isfinite(scores.values))[0])]
+        raise InfluenceValueError(
+            f"the score of {first!r} is not finite; try --dtype float64 or more --damping."
+        )
+    z = recorder.representations().to(scores.provenance["device"])
+    groups = duplicate_groups(z, images.thumbnails, images.sha256, progress)
+    stable = reliability(recorder.per_draw())
+    scores.provenance.update(
+        _provenance(options, images),
+        untrained=loaded.untrained,
+        reliability=stable,
+        **{"duplicate groups": [group._asdict() for group in groups]},
+    )
+    columns = _columns(scores, images, recorder, z, groups)
+    Scored(
+        scores.values, scores.standard_error, scores.index, scores.names, scores.provenance, columns
+    ).save(options.out)
+    shutil.rmtree(store, ignore_errors=True)
+    _remove_if_empty(store)
+    _summarise(scores, images, options, time.monotonic() - started, groups)
+
+
+def partial_folder(out: Path) -> Path:
+    """Where unfinished work is kept until ``out`` is written."""
+    return out.with_name(out.name + ".partial")
+
+
+def _columns(
+    scores: Scores, images: Images, recorder: Recorder, z: Tensor, groups: list[Group]
+) -> dict[str, Any]:
+    n = len(scores)
+    rank = np.empty(n, np.int64)
+    rank[scores.order("highest")] = np.arange(1, n + 1)
+    neighbours = nearest(z)
+    group: list[int | None] = [None] * n
+    for number, found in enumerate(groups):
+        for member in found.members:
+            group[member] = number
+    columns: dict[str, Any] = {
+        "sha256": list(images.sha256),
+        "rank": rank,
+        "percentile": 100 * (n - rank) / (n - 1),
+        "loss": recorder.losses(),
+        "gradient_norm": recorder.gradient_norms(),
+        "nearest": [images.names[i] for i in neighbours.nearest],
+        "similarity": neighbours.similarity.astype(np.float64),
+    }
+    if importlib.util.find_spec("pandas") is not None:
+        import pandas
+
+        columns["duplicate_group"] = pandas.array(group, dtype="Int64")
+    return columns
+
+
+def _refuse_too_few(images: Images) -> None:
+    if len(images) < 2:
+        raise InfluenceValueError(
+            f"{str(images.source)!r} holds one readable image; scores compare images, give two or "
+            "more."
+        )
+    if len(set(images.sha256)) == 1:
+        raise InfluenceValueError(
+            f"all {len(images)} images in {str(images.source)!r} are copies of "
+            f"{images.names[0]!r}; scores compare images, give different ones."
+        )
+
+
+def _key(
+    options: argparse.Namespace, encoder: nn.Module, images: Images, device: torch.device | None
+) -> str:
+    """A name for everything that the gradients depend on."""
+    given = {
+        name: str(value)
+        for name, value in vars(options).items()
+        if name not in ("run", "command", "traceback", "strict", "out", "device")
+    }
+    content = hashlib.sha256(json.dumps([given, str(device), _versions()]).encode())
+    for name, tensor in encoder.state_dict().items():
+        if isinstance(tensor, Tensor):
+            content.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            content.update(_bytes(tensor))
+    # A function's code may have changed between two runs of the same command.
+    for part in (options.encoder, options.perturbation):
+        if part is not None and not part.startswith(("timm:", "torchvision:")):
+            source = inspect.getsourcefile(inspect.unwrap(import_function(part, "")))
+            content.update(Path(source).read_bytes() if source else b"")
+    content.update(_digest(images).encode())
+    content.update(_bytes(images[0][0]))
+    return content.hexdigest()[:16]
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
+def _make(store: Path) -> None:
+    try:
+        store.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InfluenceOSError(
+            f"{str(store)!r}, for unfinished work, cannot be made: {error.strerror}."
+        ) from error
+
+
+def _remove_if_empty(store: Path) -> None:
+    for folder in (store, store.parent):
+        try:
+            folder.rmdir()
+        except OSError:
+            return
+
+
+def _perturbation(options: argparse.Namespace) -> Callable[..., Tensor]:
+    noise = {"mean": options.noise_mean, "std": options.noise_std}
+    given = {name: value for name, value in noise.items() if value is not None}
+    if options.perturbation is None:
+        return GaussianNoise(**given)
+    if given:
+        raise InfluenceValueError(
+            "--noise-mean and --noise-std belong to the Gaussian noise; leave them out with "
+            "--perturbation."
+        )
+    return import_function(options.perturbation, "--perturbation")
+
+
+def _curvature(options: argparse.Namespace) -> Curvature:
+    damping: dict[str, Any] = (
+        {} if options.damping is None else {"damping": _damping(options.damping)}
+    )
+    rank = {} if options.rank is None else {"rank": options.rank}
+    if rank and options.curvature != "logra":
+        raise InfluenceValueError(f"--rank belongs to logra; {options.curvature} has none.")
+    if options.curvature == "logra":
+        return LoGra(**rank, **damping, seed=options.seed)
+    if options.curvature == "fisher":
+        return EmpiricalFisher(**damping)
+    if damping:
+        raise InfluenceValueError("--damping: identity has no curvature to damp; leave it out.")
+    return Identity()
+
+
+def _damping(text: str) -> float | Relative:
+    number = text.removeprefix("relative:")
+    try:
+        value = float(number)
+    except ValueError as error:
+        raise InfluenceValueError(
+            f"--damping {text!r}: give a number, or relative:C such as relative:0.1."
+        ) from error
+    return value if number == text else Relative(value)
+
+
+def _device(name: str | None) -> torch.device | None:
+    if name is None:
+        return torch.device("cuda") if torch.cuda.is_available() else None
+    try:
+        torch.zeros(1, device=name).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InfluenceValueError(
+            f"--device {name!r} cannot be used here: {str(error).splitlines()[0].rstrip('.')}; "
+            "leave it out or give cpu."
+        ) from error
+    return torch.device(name)
+
+
+def _check_output(path: Path) -> None:
+    if path.suffix not in _NEEDS:
+        raise InfluenceValueError(f"--out {str(path)!r} must end in {', '.join(_NEEDS)}.")
+    for package in _NEEDS[path.suffix]:
+        if importlib.util.find_spec(package) is None:
+            raise InfluenceValueError(
+                f"--out {str(path)!r} needs {package}; pip install 'influence-ssl[report]', or "
+                "write .npz."
+            )
+    if path.is_dir():
+        raise InfluenceOSError(f"--out {str(path)!r} is a folder; name a file in it.")
+    if not path.parent.is_dir():
+        raise InfluenceOSError(f"--out {str(path)!r}: {str(path.parent)!r} is no folder; make it.")
+    try:
+        tempfile.NamedTemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise InfluenceOSError(
+            f"--out {str(path)!r} cannot be written: {error.strerror}; choose another folder."
+        ) from error
+
+
+def _digest(images: Images) -> str:
+    content = hashlib.sha256()
+    for name, digest in zip(images.names, images.sha256, strict=True):
+        content.update(f"{digest} {name}\n".encode())
+    return content.hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _provenance(options: argparse.Namespace, images: Images) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "arguments": {
+            name.replace("_", "-"): value if isinstance(value, int | float) else str(value)
+            for name, value in vars(options).items()
+            if value is not None and name not in ("run", "command", "traceback")
+        },
+        "data": {
+            "source": str(images.source),
+            "images": len(images),
+            "shape": list(images.shape or ()),
+            "sha256": _digest(images),
+            "skipped": [list(skipped) for skipped in images.skipped],
+            "other files": images.ignored,
+        },
+        "packages": _versions(),
+    }
+    if options.weights not in (None, "pretrained"):
+        found["weights sha256"] = hashlib.sha256(Path(options.weights).read_bytes()).hexdigest()
+    return found
+
+
+def _summarise(
+    scores: Scores,
+    images: Images,
+    options: argparse.Namespace,
+    seconds: float,
+    groups: list[Group],
+) -> None:
+    # A terminal that cannot show a name must not fail after hours of work.
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    found = scores.provenance
+    size = " x ".join(map(str, images.shape or ()))
+    took = timedelta(seconds=round(seconds))
+    print(f"{len(scores)} images ({size}) scored on {found['device']} in {took}")
+    if found["untrained"]:
+        print(f"untrained: random weights from seed {options.seed}, as --weights was not given")
+    if images.ignored:
+        print(f"{images.ignored} files without an image's extension left out")
+    if images.skipped:
+        print(f"{len(images.skipped)} skipped, as they cannot be read:")
+        for name, reason in images.skipped[:_LISTED]:
+            print(f"  {name}: {reason}")
+        if len(images.skipped) > _LISTED:
+            print(f"  and {len(images.skipped) - _LISTED} more, all listed in the provenance")
+    hidden = [name for name in found["left out"] if not name.endswith("bias")]
+    print(f"weights of {len(found['layers'])} layers make the score; {_left_out(hidden)}")
+    print("score = -g'(H + damping)^-1 g <= 0: the more negative, the higher the influence")
+    shown = min(3, len(scores) // 2)
+    for which in ("highest", "lowest"):
+        for row in scores.order(which)[:shown]:
+            print(f"  {which:7}  {scores.values[row]:12.6g}  {images.names[row]}")
+    inside = sum(len(group.members) for group in groups)
+    print(f"likely duplicates: {inside} images in {len(groups)} groups")
+    if found["reliability"] is None:
+        print("reliability: not estimated with one draw; --draws 2 or more estimates it")
+    else:
+        print(
+            f"reliability: {found['reliability']:.3f}, the rank correlation expected of another "
+            f"run of {options.draws} draws"
+        )
+    print(f"written to {options.out}")
+
+
+def _left_out(names: list[str]) -> str:
+    if not names:
+        return "left out: biases alone"
+    # One line for a hundred blocks: numbers in names are the blocks'.
+    kinds = list(dict.fromkeys(re.sub(r"\b\d+\b", "*", name) for name in names))
+    rest = f" and {len(kinds) - 4} more kinds" if len(kinds) > 4 else ""
+    return f"left out, besides biases: {', '.join(kinds[:4])}{rest} (all in the provenance)"
+
+
+def _with_names(message: str, images: Images) -> str:
+    """The core knows an image by its index; a user knows it by its path."""
+    names = dict(zip(images.index.tolist(), images.names, strict=True))
+    return re.sub(
+        r"\bimage (\d+)\b",
+        lambda found: f"image {names.get(int(found[1]), found[1])!r}",
+        message,
+    )
