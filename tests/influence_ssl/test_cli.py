@@ -509,7 +509,9 @@ def test_help_fits_a_screen_and_its_example_runs(
     _, _, example = "\n".join(lines).partition("example: influence-ssl ")
     # A checkpoint as it is published, with the classifier that an encoder does not have.
     save_file(timm.create_model("convnext_atto").state_dict(), "mine.safetensors")
-    shutil.move("images", "photos")
+    os.mkdir("photos")
+    for name in listing()[:3]:
+        shutil.copy(Path("images", name), "photos")
     assert main(example.replace("\\", "").split()) == 0
-    assert len(Scores.load("scores.parquet")) == 24
+    assert len(Scores.load("scores.parquet")) == 3
     json.dumps(Scores.load("scores.parquet").provenance)

@@ -93,7 +93,7 @@ def score(options: argparse.Namespace) -> None:
     try:
         scores = scorer.score(images, index=images.index.tolist(), names=images.names)
     except InfluenceError as error:
-        _remove_if_empty(store)
+        _remove_if_empty(store, store.parent)
         raise InfluenceError(_with_names(str(error), images)) from error
     if not np.isfinite(scores.values).all():
         first = images.names[int(np.flatnonzero(~np.isfinite(scores.values))[0])]
@@ -114,7 +114,7 @@ def score(options: argparse.Namespace) -> None:
         scores.values, scores.standard_error, scores.index, scores.names, scores.provenance, columns
     ).save(options.out)
     shutil.rmtree(store, ignore_errors=True)
-    _remove_if_empty(store)
+    _remove_if_empty(store.parent)
     _summarise(scores, images, options, time.monotonic() - started, groups)
 
 
@@ -200,8 +200,8 @@ def _make(store: Path) -> None:
         ) from error
 
 
-def _remove_if_empty(store: Path) -> None:
-    for folder in (store, store.parent):
+def _remove_if_empty(*folders: Path) -> None:
+    for folder in folders:
         try:
             folder.rmdir()
         except OSError:
