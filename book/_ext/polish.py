@@ -18,8 +18,8 @@ _MENDED = (
     (re.compile(r'<link rel="preload" as="font"[^>]*>\n?'), ""),
     # The role is deprecated, and a list must hold list items.
     (re.compile(r'role="doc-biblioentry"'), 'role="listitem"'),
-    # Every box of a page has the same id.
-    (re.compile(r' id="(?:exercise|proof|solution)-content"'), ""),
+    # Every box and every unnamed proof of a page has the same id.
+    (re.compile(r' id="(?:proof|(?:exercise|proof|solution)-content)"'), ""),
     # A table's corner without a text is no heading.
     (re.compile(r"<th( class=\"[^\"]*\")?>(?:<p></p>)?</th>"), r"<td\1></td>"),
     # What lies outside every landmark is skipped by screen readers.

@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -31,8 +32,13 @@ MISSING = (
 
 def find() -> str | None:
     """The path of a Chromium that starts, or None."""
-    installed = (path for name in NAMES if (path := shutil.which(name)))
-    return next((path for path in (*installed, str(MAC), _bundled()) if _starts(path)), None)
+    return next((path for path in _candidates() if _starts(path)), None)
+
+
+def _candidates() -> Iterator[str]:
+    yield from filter(None, map(shutil.which, NAMES))
+    yield str(MAC)
+    yield _bundled()
 
 
 def _bundled() -> str:
