@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -39,6 +40,8 @@ def from_zoo(spec: str, pretrained: bool, seed: int) -> Named | None:
     if make is None:
         return None
     torch.manual_seed(seed)
+    # A hub that cannot be reached logs each of its attempts.
+    logging.disable(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -59,6 +62,8 @@ def from_zoo(spec: str, pretrained: bool, seed: int) -> Named | None:
             f"--weights pretrained: the weights of {spec!r} are neither in the local cache nor "
             "can they be downloaded; download them elsewhere and give --weights FILE."
         ) from error
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _timm(name: str, pretrained: bool) -> Named:
