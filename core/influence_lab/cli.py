@@ -9,9 +9,10 @@ from pathlib import Path
 
 from influence_ssl.errors import InfluenceError
 
+from .experiments import RESULTS
+
 METHODS = ("simclr", "byol", "barlow", "supervised")
 PROFILES = ("tiny", "cpu", "gpu", "paper")
-RESULTS = ("fig-9", "baselines", "cost")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
         commands, "reproduce", "make a figure of the paper, or measure what it is compared with",
         "influence-lab reproduce fig-9 --profile tiny", _reproduce,
     )  # fmt: skip
-    reproduce.add_argument("result", choices=RESULTS)
+    reproduce.add_argument("result", choices=(*RESULTS, "all"))
     reproduce.add_argument("--out", type=Path, help="file for the picture (default: RESULT.svg)")
     for command in (pretrain, score, reproduce):
         command.add_argument("--profile", choices=PROFILES, default="cpu")
@@ -119,23 +120,11 @@ def _score(options: argparse.Namespace) -> None:
 
 
 def _reproduce(options: argparse.Namespace) -> None:
-    from . import tasks
-    from .experiments import cost, distributions
+    from .experiments import Task, reproduce
 
-    name = f"{options.result}, profile {options.profile}"
-    if options.result == "cost":
-        record = cost.reproduce(options.profile, options.seed, root=options.results)
-        print(f"{name}: {record['median']:.2f} of a plain forward and backward pass")
-        return
-    if options.result == "baselines":
-        found = tasks.record_baselines(options.profile, options.results)
-        print(
-            f"{name}: kNN of raw pixels {found['raw pixels']:.2%}, of an untrained encoder "
-            f"{found['untrained encoder']:.2%}"
-        )
-        return
-    out = options.out or Path(f"{options.result}.svg")
-    distributions.reproduce(
-        options.profile, options.seed, out, options.device, options.runs, options.results
-    )
-    print(f"{name}: {out}")
+    for result in RESULTS if options.result == "all" else (options.result,):
+        task = Task(
+            result, options.profile, options.seed, options.device, options.out, options.runs,
+            options.results,
+        )  # fmt: skip
+        print(f"{result}, profile {options.profile}: {reproduce(task)}", flush=True)

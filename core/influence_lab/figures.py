@@ -10,12 +10,15 @@ site frames it in the dark theme.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 from cycler import cycler
+
+from .files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -89,6 +92,13 @@ def use_style() -> None:
     from matplotlib_inline.backend_inline import set_matplotlib_formats
 
     set_matplotlib_formats("svg", bbox_inches=None, metadata={"Date": None})
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write the figure whole or not at all, in the format of its suffix (SVG without one)."""
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format=path.suffix.removeprefix(".") or "svg")
+    plt.close(figure)
 
 
 def gallery(

@@ -14,7 +14,7 @@ from influence_ssl.errors import InfluenceValueError
 
 from . import results
 from .datasets import Images, load, make_scenes
-from .encoders import cifar_resnet18, normalise, representation
+from .encoders import normalise, representation
 from .pretrain import Run, pretrain, run_folder, settings_for
 from .pretrain.train import read_checkpoint
 from .probes import extract, knn_accuracy, linear_accuracy
@@ -37,34 +37,6 @@ def accuracies(encoder: torch.nn.Module, train: Images, test: Images) -> dict[st
         "knn": knn_accuracy(bank, labels, queries, truth),
         "linear": linear_accuracy(bank, labels, queries, truth),
     }
-
-
-def record_baselines(profile: str, root: Path | None = None) -> dict[str, Any]:
-    """kNN accuracy of the raw pixels and of an untrained encoder (seed 0), recorded."""
-    begin = time.perf_counter()
-    train, test = data_for(profile, "train"), data_for(profile, "test")
-    labels, truth = (torch.from_numpy(part.labels.copy()) for part in (train, test))
-    pixels = [normalise(part.tensor()).flatten(1) for part in (train, test)]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        untrained = cifar_resnet18(settings_for("simclr", profile).width)
-    features = [extract(untrained, part.tensor()) for part in (train, test)]
-    record = {
-        "raw pixels": knn_accuracy(pixels[0], labels, pixels[1], truth),
-        "untrained encoder": knn_accuracy(features[0], labels, features[1], truth),
-        "provenance": results.provenance(
-            f"influence-lab reproduce baselines --profile {profile}",
-            profile,
-            0,
-            f"{train.name} train ({len(train):,} images), test ({len(test):,} images)",
-            train.digest,
-            results.device_name("cpu"),
-            time.perf_counter() - begin,
-        ),
-    }
-    place = results.results_root() if root is None else root
-    results.save_json(place / profile / "baselines.json", record)
-    return record
 
 
 def pretrain_and_record(
@@ -162,6 +134,22 @@ def score_and_record(
     place = results.folder_of(profile, method, seed, root)
     results.save_scores(recorded, place / f"scores-{split}.npz")
     return recorded
+
+
+def recorded_or_made(
+    method: str,
+    profile: str,
+    seed: int,
+    split: str,
+    device: str = "cpu",
+    runs: Path | None = None,
+    root: Path | None = None,
+) -> results.RecordedScores:
+    """The recorded scores of a run; where there are none, its encoder is trained and scored."""
+    if results.load_encoder(profile, method, seed, root) is None:
+        pretrain_and_record(method, profile, seed, device, runs=runs, root=root)
+    scores = results.load_scores(profile, method, seed, split, root)
+    return scores or score_and_record(method, profile, seed, split, device, root=root)
 
 
 def _aligned(scores: Scores, images: Images, path: Path) -> Scores:

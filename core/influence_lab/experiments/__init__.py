@@ -1,1 +1,47 @@
-"""One module per experiment of the paper."""
+"""One module per experiment: it measures, writes a recorded result, and draws.
+
+:data:`RESULTS` names what ``influence-lab reproduce NAME`` makes and the module that makes it. Each
+module has ``reproduce(task)``, which writes its record under ``task.root`` (see
+:mod:`influence_lab.results`), draws a figure to ``task.out`` where it has one, and returns one line
+for the terminal.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+RESULTS = {
+    "fig-9": "distributions",
+    "baselines": "baselines",
+    "cost": "cost",
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to make, at which size, and where."""
+
+    result: str
+    profile: str
+    seed: int = 0
+    device: str = "cpu"
+    out: Path | None = None
+    runs: Path | None = None
+    root: Path | None = None
+
+    @property
+    def command(self) -> str:
+        """The call that makes it again, for the provenance."""
+        return f"influence-lab reproduce {self.result} --profile {self.profile} --seed {self.seed}"
+
+    @property
+    def picture(self) -> Path:
+        """The file of the figure."""
+        return Path(f"{self.result}.svg") if self.out is None else self.out
+
+
+def reproduce(task: Task) -> str:
+    """Make ``task.result``, one of :data:`RESULTS`; the line to print about it."""
+    return import_module(f"{__name__}.{RESULTS[task.result]}").reproduce(task)

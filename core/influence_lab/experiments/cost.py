@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import statistics
 import time
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +14,10 @@ from influence_ssl.errors import InfluenceValueError
 from .. import results
 from ..encoders import normalise
 from ..tasks import data_for
+from . import Task
 
 ROUNDS = 7
+IMAGES, BATCH_SIZE = 1024, 256
 WARM_UP = 1
 
 
@@ -63,28 +63,27 @@ def measure(
     return ratios[WARM_UP:]
 
 
-def reproduce(
-    profile: str, seed: int, n: int = 1024, batch_size: int = 256, root: Path | None = None
-) -> dict[str, Any]:
-    """Measure with the recorded SimCLR encoder on the first ``n`` test images, and record it."""
-    encoder = results.load_encoder(profile, "simclr", seed, root)
+def reproduce(task: Task) -> str:
+    """Measure with the recorded SimCLR encoder on the first test images, and record it."""
+    profile, seed = task.profile, task.seed
+    encoder = results.load_encoder(profile, "simclr", seed, task.root)
     if encoder is None:
         raise InfluenceValueError(
             f"{profile}/simclr-{seed}: no recorded encoder; first run influence-lab pretrain "
             f"simclr --profile {profile} --seed {seed}"
         )
     data = data_for(profile, "test")
-    images = normalise(data.tensor()[:n])
+    images = normalise(data.tensor()[:IMAGES])
     begin = time.perf_counter()
-    ratios = measure(encoder, images, batch_size)
+    ratios = measure(encoder, images, BATCH_SIZE)
     record = {
         "ratios": [round(ratio, 4) for ratio in ratios],
         "median": round(statistics.median(ratios), 4),
         "images": len(images),
-        "batch size": batch_size,
+        "batch size": BATCH_SIZE,
         "dtype": "float32",
         "provenance": results.provenance(
-            f"influence-lab reproduce cost --profile {profile} --seed {seed}",
+            task.command,
             profile,
             seed,
             f"{data.name} test, the first {len(images):,} images",
@@ -93,5 +92,5 @@ def reproduce(
             time.perf_counter() - begin,
         ),
     }
-    results.save_json((root or results.results_root()) / profile / "cost.json", record)
-    return record
+    results.save_json((task.root or results.results_root()) / profile / "cost.json", record)
+    return f"{record['median']:.2f} of a plain forward and backward pass"

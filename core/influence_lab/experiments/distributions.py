@@ -12,8 +12,8 @@ from influence_ssl import Scores
 from influence_ssl.errors import InfluenceOSError
 
 from .. import results
-from ..files import replacing
-from ..tasks import pretrain_and_record, score_and_record
+from ..tasks import recorded_or_made
+from . import Task
 
 METHODS = ("simclr", "byol", "barlow", "supervised")
 LABELS = {
@@ -87,31 +87,21 @@ def draw(axis: Any, scores: dict[str, Float[np.ndarray, " n"]]) -> None:
     axis.legend(loc="upper left")
 
 
-def reproduce(
-    profile: str,
-    seed: int,
-    out: Path,
-    device: str = "cpu",
-    runs: Path | None = None,
-    root: Path | None = None,
-) -> dict[str, Summary]:
-    """Train and score what is not recorded yet, draw Figure 9 to ``out``, return its numbers."""
+def reproduce(task: Task) -> str:
+    """Train and score what is not recorded yet, and draw Figure 9."""
     import matplotlib.pyplot as plt
 
-    from ..figures import use_style
+    from ..figures import save, use_style
 
     magnitudes = {}
     for method in METHODS:
-        if results.load_encoder(profile, method, seed, root) is None:
-            pretrain_and_record(method, profile, seed, device, runs=runs, root=root)
-        scores = results.load_scores(profile, method, seed, "train", root)
-        if scores is None:
-            scores = score_and_record(method, profile, seed, "train", device, root=root)
+        scores = recorded_or_made(
+            method, task.profile, task.seed, "train", task.device, task.runs, task.root
+        )
         magnitudes[method] = scores.magnitude
     use_style()
     figure, axis = plt.subplots()
     draw(axis, magnitudes)
-    with replacing(out) as temporary:
-        figure.savefig(temporary, format=out.suffix.removeprefix(".") or "svg")
-    plt.close(figure)
-    return {method: summary(magnitude) for method, magnitude in magnitudes.items()}
+    save(figure, task.picture)
+    rows = {method: summary(magnitude) for method, magnitude in magnitudes.items()}
+    return ", ".join(f"{LABELS[m]} {row.mean:.2f} ± {row.std:.2f}" for m, row in rows.items())
