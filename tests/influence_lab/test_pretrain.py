@@ -61,10 +61,12 @@ def test_a_finished_run_is_loaded_not_trained(tmp_path, scenes):
 
 
 def test_learning_lowers_the_loss(tmp_path, scenes):
-    settings = dataclasses.replace(settings_for("simclr", "tiny"), epochs=12)
+    alike = Augmentation(16, 0.8, jitter=0, grey=0, blur=0, solarise=0)
+    settings = settings_for("simclr", "tiny")
+    settings = dataclasses.replace(settings, epochs=12, augmentation=alike)
     run = pretrain(settings, 0, *scenes, tmp_path, progress=False)
     # log 63 is the loss of representations that tell no example from another.
-    assert run.epochs[-1]["loss"] < min(run.epochs[0]["loss"], math.log(63))
+    assert run.epochs[-1]["loss"] < math.log(63) - 0.3
 
 
 def test_a_checkpoint_of_other_settings_seed_or_data_is_refused(tmp_path, scenes):

@@ -171,7 +171,7 @@ def test_reproduce_makes_what_is_missing_and_draws(places, tmp_path, monkeypatch
         torch.manual_seed(len(trained))
         results.save_encoder(cifar_resnet18(4), place / "encoder.safetensors")
 
-    monkeypatch.setattr(distributions, "pretrain_and_record", fake)
+    monkeypatch.setattr(tasks, "pretrain_and_record", fake)
     out = tmp_path / "figure.svg"
     assert main(["reproduce", "fig-9", "--out", str(out), *where]) == 0
     assert trained == ["byol", "barlow", "supervised"]

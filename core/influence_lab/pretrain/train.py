@@ -79,7 +79,7 @@ def pretrain(
             f"{train.name}: {len(train)} training images, fewer than one batch of {settings.batch}"
         )
     method = build(settings, len(train.classes), seed).to(device)
-    method = method.to(memory_format=torch.channels_last)
+    method = method.to(memory_format=memory_format(settings))
     optimiser = _optimiser(method, settings)
     run = Run(folder, settings, seed, method, [])
     _resume(run, optimiser, device, train.digest)
@@ -104,6 +104,20 @@ def pretrain(
     return run
 
 
+def memory_format(settings: Settings) -> torch.memory_format:
+    """Channels last, which is faster, except where it is not safe."""
+    # The weight gradient of a strided 1 x 1 convolution with fewer input channels than a vector
+    # register holds overwrites foreign memory (oneDNN issue 6035).
+    return torch.channels_last if settings.width >= 16 else torch.contiguous_format
+
+
+def fast_in_bf16(device: torch.device) -> bool:
+    """Whether the device computes in bfloat16; a CPU that only emulates it is ten times slower."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
 def _optimiser(method: Method, settings: Settings) -> torch.optim.Optimizer:
     parameters = [p for p in method.parameters() if p.requires_grad]
     if settings.eta:
@@ -126,6 +140,7 @@ def _epoch(
 ) -> float:
     settings, method = run.settings, run.method
     device = images.device
+    bf16 = settings.bf16 and fast_in_bf16(device)
     generator = torch.Generator(device).manual_seed((run.seed * 100_003 + epoch) * 2 + 1)
     order = torch.randperm(len(images), generator=generator, device=device)
     per_epoch = len(images) // settings.batch
@@ -142,11 +157,11 @@ def _epoch(
         pixels = images[index].float() / 255
         views = [
             normalise(augment(pixels, settings.augmentation, generator) * 255).contiguous(
-                memory_format=torch.channels_last
+                memory_format=memory_format(settings)
             )
             for _ in range(method.views)
         ]
-        with torch.autocast(device.type, torch.bfloat16, enabled=settings.bf16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             loss = method.loss(views, labels[index])
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -165,13 +180,14 @@ def _epoch(
 
 def _curve_point(run: Run, train: Images, test: Images) -> float:
     bank, queries = slice(CURVE_BANK), slice(CURVE_QUERIES)
+    bf16 = run.settings.bf16 and fast_in_bf16(next(run.encoder.parameters()).device)
     # A fixed random part: a folder's images come class by class.
     order = torch.Generator().manual_seed(0)
     chosen = torch.randperm(len(train), generator=order)[bank].numpy()
     asked = torch.randperm(len(test), generator=order)[queries].numpy()
     some, others = train.subset(chosen), test.subset(asked)
     bank_features, query_features = (
-        extract(run.encoder, part.tensor(), bf16=run.settings.bf16) for part in (some, others)
+        extract(run.encoder, part.tensor(), bf16=bf16) for part in (some, others)
     )
     labels, truth = (torch.from_numpy(part.labels.copy()) for part in (some, others))
     return knn_accuracy(bank_features, labels, query_features, truth)
