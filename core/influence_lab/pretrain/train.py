@@ -120,14 +120,15 @@ def fast_in_bf16(device: torch.device) -> bool:
 
 def _optimiser(method: Method, settings: Settings) -> torch.optim.Optimizer:
     parameters = [p for p in method.parameters() if p.requires_grad]
-    if settings.eta:
+    if settings.optimiser == "lars":
         return LARS(parameters, settings.lr, settings.momentum, settings.weight_decay, settings.eta)
     kernels = [p for p in parameters if p.ndim > 1]
     rest = [p for p in parameters if p.ndim == 1]
     groups: list[dict[str, Any]] = [{"params": kernels}, {"params": rest, "weight_decay": 0.0}]
-    return torch.optim.SGD(
-        groups, settings.lr, settings.momentum, weight_decay=settings.weight_decay, nesterov=True
-    )
+    how: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay}
+    if settings.optimiser == "adamw":
+        return torch.optim.AdamW(groups, **how)
+    return torch.optim.SGD(groups, **how, momentum=settings.momentum, nesterov=True)
 
 
 def _epoch(
