@@ -49,24 +49,65 @@ def test_barlow_twins_is_the_sum_over_the_correlation_matrix(views):
     assert abs(float(barlow_twins(*tensors(views), 0.0051)) - total) < 1e-12
 
 
-def test_lars_follows_its_formula_for_three_steps():
-    torch.manual_seed(0)
-    weight = torch.nn.Parameter(torch.randn(4, 3, dtype=torch.float64))
-    bias = torch.nn.Parameter(torch.randn(4, dtype=torch.float64))
-    optimiser = LARS([weight, bias], lr=0.3, momentum=0.9, weight_decay=0.1, eta=0.02)
-    w, b = weight.detach().numpy().copy(), bias.detach().numpy().copy()
-    mw, mb = np.zeros_like(w), np.zeros_like(b)
-    for step in range(3):
-        weight.grad = torch.full_like(weight, step + 1.0)
-        bias.grad = torch.full_like(bias, step - 1.0)
+def lars_by_hand(weights, gradients, rates, decay, clip):
+    """solo-learn's rules in plain loops: weights and momenta after each gradient and rate."""
+    weights = [w.copy() for w in weights]
+    momenta = [np.zeros_like(w) for w in weights]
+    for step, rate in enumerate(rates):
+        for w, m, g in zip(weights, momenta, gradients[step], strict=True):
+            length = math.sqrt(sum(float(x) ** 2 for x in w.ravel()))
+            slope = math.sqrt(sum(float(x) ** 2 for x in g.ravel()))
+            update = g
+            if w.ndim > 1 and length != 0 and slope != 0:
+                local = 0.02 * length / (slope + decay * length + 1e-8)
+                if clip:
+                    local = min(local / rate, 1) if rate else 1
+                update = local * (g + decay * w)
+            m *= 0.9
+            m += update
+            w -= rate * m
+    return weights
+
+
+@pytest.mark.parametrize("clip", [False, True])
+def test_lars_follows_its_rules_step_by_step(clip):
+    rng = np.random.default_rng(0)
+    shapes = [(4, 3), (4,), (2, 3, 3, 3), (5, 2), (3, 3)]
+    weights = [rng.normal(size=shape) for shape in shapes]
+    weights[3][:] = 0
+    rates = [0.0, 0.3, 1e-4, 0.5]
+    # Large and small gradients, so that the clip takes hold in some steps and not in others.
+    sizes = [1.0, 1e-3, 1e-3, 10.0]
+    gradients = [[size * rng.normal(size=shape) for shape in shapes] for size in sizes]
+    for step in gradients:
+        step[4][:] = 0
+    parameters = [torch.nn.Parameter(torch.from_numpy(w.copy())) for w in weights]
+    optimiser = LARS(parameters, lr=1.0, momentum=0.9, weight_decay=0.1, eta=0.02, clip=clip)
+    for rate, step in zip(rates, gradients, strict=True):
+        optimiser.param_groups[0]["lr"] = rate
+        for p, g in zip(parameters, step, strict=True):
+            p.grad = torch.from_numpy(g)
         optimiser.step()
-        g = np.full_like(w, step + 1.0)
-        trust = 0.02 * np.linalg.norm(w) / (np.linalg.norm(g) + 0.1 * np.linalg.norm(w))
-        mw = 0.9 * mw + trust * (g + 0.1 * w)
-        mb = 0.9 * mb + (step - 1.0)
-        w, b = w - 0.3 * mw, b - 0.3 * mb
-    np.testing.assert_allclose(weight.detach().numpy(), w, rtol=1e-12)
-    np.testing.assert_allclose(bias.detach().numpy(), b, rtol=1e-12, atol=1e-15)
+    expected = lars_by_hand(weights, gradients, rates, 0.1, clip)
+    other = lars_by_hand(weights, gradients, rates, 0.1, not clip)
+    for p, e in zip(parameters, expected, strict=True):
+        np.testing.assert_allclose(p.detach().numpy(), e, rtol=1e-12, atol=1e-15)
+    assert not np.allclose(expected[0], other[0])
+    np.testing.assert_array_equal(expected[4], weights[4])
+
+
+def test_lars_takes_a_closure_as_every_optimiser_does():
+    weight = torch.nn.Parameter(torch.ones(2, 2))
+    optimiser = LARS([weight], lr=0.1)
+
+    def closure():
+        optimiser.zero_grad()
+        loss = weight.square().sum()
+        loss.backward()
+        return loss.detach()
+
+    assert float(optimiser.step(closure)) == 4
+    assert float(optimiser.step(closure)) < 4
 
 
 def test_schedules_at_their_ends():
