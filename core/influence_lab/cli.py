@@ -96,6 +96,8 @@ def _pretrain(options: argparse.Namespace) -> None:
         options.method, options.profile, options.seed, options.device, runs=options.runs,
         root=options.results,
     )  # fmt: skip
+    if record is None:
+        return
     accuracy = record["accuracy"]
     print(
         f"{options.method}, profile {options.profile}, seed {options.seed}: "

@@ -15,8 +15,10 @@ from influence_ssl.errors import InfluenceValueError
 from . import results
 from .datasets import Images, load, make_scenes
 from .encoders import normalise, representation
-from .pretrain import Run, pretrain, run_folder, settings_for
-from .pretrain.train import read_checkpoint
+from .pretrain import Run, cost, pretrain, run_folder, settings_for
+from .pretrain.checkpoint import read_checkpoint
+from .pretrain.processes import processes, rank
+from .pretrain.train import fast_in_bf16
 from .probes import extract, knn_accuracy, linear_accuracy
 
 TINY_SCENES = 512
@@ -47,20 +49,24 @@ def pretrain_and_record(
     progress: bool = True,
     runs: Path | None = None,
     root: Path | None = None,
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """Train (or resume) a run, measure its encoder as it is tracked, and record both.
 
     Accuracies are those of the float16 encoder that is written, so that a reader finds the same.
+    Of several processes that ``torchrun`` started, the first records and the others return None.
     """
     settings = settings_for(method, profile)
     train, test = data_for(profile, "train"), data_for(profile, "test")
     folder = run_folder(method, profile, seed, runs)
-    run = pretrain(settings, seed, train, test, folder, device, progress=progress)
-    return _record(run, train, test, device, root)
+    with processes(device) as place:
+        run = pretrain(settings, seed, train, test, folder, place, progress=progress)
+        kind = cost.here(place, settings.bf16 and fast_in_bf16(place))
+        first = rank() == 0
+    return _record(run, train, test, kind, device, root) if first else None
 
 
 def _record(
-    run: Run, train: Images, test: Images, device: str, root: Path | None
+    run: Run, train: Images, test: Images, kind: cost.Device, device: str, root: Path | None
 ) -> dict[str, Any]:
     settings = run.settings
     place = results.folder_of(settings.profile, settings.method, run.seed, root)
@@ -78,6 +84,12 @@ def _record(
         ),
         "settings": checkpoint["settings"],
         "epochs": run.epochs,
+        "cost": {
+            "device": kind.name,
+            "units": kind.units,
+            "predicted": cost.predict(settings, train, kind),
+            "measured": cost.measured(run.epochs),
+        },
         "accuracy": accuracies(encoder.to(device), train, test),
         "test images": len(test),
     }  # fmt: skip

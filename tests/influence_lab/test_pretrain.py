@@ -17,10 +17,25 @@ from influence_lab.encoders import (
     normalise,
     representation,
 )
-from influence_lab.pretrain import METHODS, PROFILES, pretrain, settings_for
+from influence_lab.pretrain import (
+    METHODS,
+    PROFILES,
+    methods,
+    pretrain,
+    removal_settings,
+    settings_for,
+)
+from influence_lab.pretrain import train as training
 from influence_lab.pretrain.augment import _blur, augment, random_resized_crop, turn_hue
 from influence_lab.pretrain.methods import build
-from influence_lab.pretrain.settings import TABLE_1, TABLE_2, Augmentation
+from influence_lab.pretrain.optim import LARS
+from influence_lab.pretrain.settings import (
+    TABLE_1,
+    TABLE_2,
+    TABLE_3,
+    WITHOUT_EFFECT,
+    Augmentation,
+)
 from influence_ssl import InfluenceError
 
 
@@ -139,17 +154,71 @@ def test_byol_moves_its_target_by_the_momentum_alone():
     assert all(p.grad is not None for p in method.predictor.parameters())
 
 
+def taken(settings, table):
+    return {name: getattr(settings, name) for name in table if name not in WITHOUT_EFFECT}
+
+
 def test_profiles_take_the_papers_tables():
-    for method, table in TABLE_2.items():
-        settings = settings_for(method, "paper")
-        assert {name: getattr(settings, name) for name in table} == table
-        augmentation = dataclasses.asdict(settings.augmentation)
-        assert augmentation == TABLE_1
+    for method in TABLE_2:
+        paper, removal = settings_for(method, "paper"), removal_settings(method)
+        assert taken(paper, TABLE_2[method]).items() <= TABLE_2[method].items()
+        assert set(TABLE_2[method]) - set(taken(paper, TABLE_2[method])) == {"classifier_lr"}
+        assert taken(removal, TABLE_3[method]) == TABLE_3[method]
+        few = settings_for(method, "gpu")
+        assert few == dataclasses.replace(removal, profile="gpu", epochs=60)
+        for settings in (paper, removal, few):
+            assert dataclasses.asdict(settings.augmentation) == TABLE_1
+            assert settings.width == 64
+            assert settings.clip
+            assert settings.bf16
+    assert removal_settings("barlow").loss_scale == TABLE_3["barlow"]["temperature"]
     assert {settings_for(m, p).profile for m in METHODS for p in PROFILES} == set(PROFILES)
     with pytest.raises(InfluenceError, match="method 'moco'"):
         settings_for("moco", "cpu")
     with pytest.raises(InfluenceError, match="profile 'huge'"):
         settings_for("byol", "huge")
+
+
+@pytest.mark.parametrize("method", TABLE_2)
+def test_what_the_tables_say_is_what_is_trained_with(method, tmp_path, monkeypatch):
+    """The tables' values where they act, on a narrow encoder and one step an epoch."""
+    table = TABLE_2[method]
+    with torch.device("meta"):
+        full = build(settings_for(method, "paper"), 4, 0)
+    heads = [m for m in full.projector if isinstance(m, torch.nn.Linear)]
+    assert heads[0].in_features == 512
+    assert {m.out_features for m in heads[:-1]} == {table["hidden"]}
+    assert heads[-1].out_features == table["output"]
+    if method == "byol":
+        sizes = [m.weight.shape for m in full.predictor if isinstance(m, torch.nn.Linear)]
+        assert sizes == [(table["hidden"], table["output"]), (table["output"], table["hidden"])]
+    seen, views, losses = [], [], []
+    monkeypatch.setattr(
+        LARS, "step", lambda self: seen.append((self.clip, dict(self.param_groups[0])))
+    )
+    monkeypatch.setattr(
+        training,
+        "augment",
+        lambda x, how, g: views.append(dataclasses.asdict(how)) or augment(x, how, g),
+    )
+    name = {"simclr": "nt_xent", "byol": "byol_regression", "barlow": "barlow_twins"}[method]
+    genuine = getattr(methods, name)
+    monkeypatch.setattr(methods, name, lambda *a: losses.append(a[2:]) or genuine(*a))
+    settings = dataclasses.replace(settings_for(method, "paper"), width=1, hidden=8, output=4)
+    settings = dataclasses.replace(settings, epochs=20, batch=16)
+    images = make_scenes(16).images
+    pretrain(settings, 0, images, images, tmp_path, stop_after=11, progress=False)
+    assert all(clip for clip, _ in seen)
+    for key in ("momentum", "weight_decay", "eta"):
+        assert {group[key] for _, group in seen} == {table[key]}
+    # The rate is per 256 examples.
+    rates = [group["lr"] for _, group in seen]
+    assert rates[0] == table["start_lr"]
+    assert rates[table["warmup"]] == max(rates) == table["lr"] * 16 / 256
+    assert all(view == TABLE_1 for view in views)
+    assert len(views) == 2 * len(seen)
+    expected = {"simclr": (table.get("temperature"),), "byol": (), "barlow": (0.0051,)}[method]
+    assert set(losses) == {expected}
 
 
 # --- augmentation ---------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """Pre-training with SimCLR, BYOL, Barlow Twins and with labels."""
 
-from .settings import METHODS, PROFILES, Settings, settings_for
-from .train import Run, pretrain, run_folder
+from .checkpoint import Run
+from .settings import METHODS, PROFILES, Settings, removal_settings, settings_for
+from .train import pretrain, run_folder
 
 __all__ = [
     "METHODS",
@@ -9,6 +10,7 @@ __all__ = [
     "Run",
     "Settings",
     "pretrain",
+    "removal_settings",
     "run_folder",
     "settings_for",
 ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 
 from ..encoders import CifarResNet18, cifar_resnet18
 from ..losses import barlow_twins, byol_regression, nt_xent
+from .processes import gather
 from .settings import Settings
 
 
@@ -22,8 +25,12 @@ def _head(sizes: tuple[int, ...]) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Linear(sizes[-2], sizes[-1]))
 
 
-class Method(nn.Module):
-    """What is trained. ``views`` is how many views of each image ``loss`` asks for."""
+class Method(nn.Module, ABC):
+    """What is trained. ``views`` is how many views of each image ``loss`` asks for.
+
+    Where several processes share a batch, each sees its part, and the mean of their losses is the
+    loss of the whole batch.
+    """
 
     views = 2
 
@@ -32,9 +39,9 @@ class Method(nn.Module):
         self.settings = settings
         self.encoder: CifarResNet18 = cifar_resnet18(settings.width, num_classes)
 
+    @abstractmethod
     def loss(self, views: list[Tensor], labels: Tensor) -> Tensor:
         """The loss of one batch; every view is (B, 3, H, W)."""
-        raise NotImplementedError
 
     def after_step(self, tau: float) -> None:
         """What a method does beside the optimiser's step; ``tau`` is the target's momentum."""
@@ -55,8 +62,9 @@ class SimCLR(Method):
         self.online = nn.Sequential(self.encoder, self.projector)
 
     def loss(self, views: list[Tensor], labels: Tensor) -> Tensor:
-        """NT-Xent of the two projections."""
-        return nt_xent(*self._two(self.online, views), self.settings.temperature)
+        """NT-Xent of the two projections of the whole batch."""
+        a, b = self._two(self.online, views)
+        return nt_xent(gather(a), gather(b), self.settings.temperature)
 
 
 class BarlowTwins(Method):
@@ -69,9 +77,10 @@ class BarlowTwins(Method):
         self.online = nn.Sequential(self.encoder, self.projector)
 
     def loss(self, views: list[Tensor], labels: Tensor) -> Tensor:
-        """``loss_scale`` times Barlow Twins' loss of the two projections."""
+        """``loss_scale`` times Barlow Twins' loss of the whole batch's two projections."""
         a, b = self._two(self.online, views)
-        return self.settings.loss_scale * barlow_twins(a, b, self.settings.off_diagonal)
+        loss = barlow_twins(gather(a), gather(b), self.settings.off_diagonal)
+        return self.settings.loss_scale * loss
 
 
 class BYOL(Method):
@@ -120,5 +129,6 @@ def build(settings: Settings, num_classes: int, seed: int) -> Method:
         torch.manual_seed(seed)
         if settings.method == "supervised":
             return Supervised(settings, num_classes)
-        kind = {"simclr": SimCLR, "byol": BYOL, "barlow": BarlowTwins}[settings.method]
-        return kind(settings)
+        kinds: dict[str, Callable[[Settings], Method]]
+        kinds = {"simclr": SimCLR, "byol": BYOL, "barlow": BarlowTwins}
+        return kinds[settings.method](settings)

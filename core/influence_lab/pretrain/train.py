@@ -1,11 +1,11 @@
-"""The training loop: deterministic by seed, a checkpoint each epoch, resumed where it stopped."""
+"""The training loop: deterministic by seed, resumed where it stopped, on one process or several."""
 
 from __future__ import annotations
 
-import json
 import sys
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,40 +13,23 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from influence_ssl.errors import InfluenceOSError, InfluenceValueError
+from influence_ssl.errors import InfluenceValueError
 
 from ..datasets.base import Images, cache_root
-from ..encoders import CifarResNet18, normalise
-from ..files import replacing
+from ..encoders import normalise
 from ..probes import extract, knn_accuracy
+from . import checkpoint, cost
 from .augment import augment
+from .checkpoint import Place, Run
 from .methods import Method, build
 from .optim import LARS, learning_rate, momentum_of_target
+from .processes import average_gradients, count, part, rank, share_batch_norm, total
 from .settings import Settings
 
 # The kNN curve is drawn from a part of the data, the last point of a run is measured on all of it.
 CURVE_BANK, CURVE_QUERIES = 10_000, 2_000
 
-
-@dataclass
-class Run:
-    """A training in progress or done: what is trained and one record per finished epoch."""
-
-    folder: Path
-    settings: Settings
-    seed: int
-    method: Method
-    epochs: list[dict[str, float]]
-
-    @property
-    def encoder(self) -> CifarResNet18:
-        """What the method trains and the others use."""
-        return self.method.encoder
-
-    @property
-    def done(self) -> bool:
-        """Whether every epoch was trained."""
-        return len(self.epochs) == self.settings.epochs
+SAVE_SECONDS = 180.0
 
 
 def run_folder(method: str, profile: str, seed: int, root: Path | None = None) -> Path:
@@ -64,44 +47,71 @@ def pretrain(
     device: str | torch.device = "cpu",
     stop_after: int | None = None,
     progress: bool = True,
+    save_seconds: float = SAVE_SECONDS,
 ) -> Run:
     """Train to the end of ``settings.epochs``, from ``folder``'s checkpoint if there is one.
 
-    After each epoch ``checkpoint.pt`` (weights, optimiser, curves) and ``curves.json`` are
-    replaced. Epoch e draws its order and augmentations from a generator seeded by (seed, e), so a
-    run that was stopped between two epochs ends in the weights of one that was not; one stopped
-    within an epoch repeats that epoch. On the CPU with the same number of threads the weights are
-    the same bit for bit. ``stop_after`` epochs of this call it returns early.
+    After each epoch, and within one after each ``save_seconds``, ``checkpoint.pt`` (weights,
+    optimiser, curves, place) and ``curves.json`` are replaced. Epoch e draws its order and
+    augmentations from a generator seeded by (seed, e), whose state is kept too, so a run that was
+    stopped anywhere ends in the weights of one that was not: on the CPU with the same number of
+    threads bit for bit. Several processes (:mod:`.processes`) share each batch; the first writes.
+    Time and memory are predicted before and compared after. ``stop_after`` epochs of this call it
+    returns early.
     """
     device = torch.device(device)
+    _check_sizes(settings, train)
+    method = build(settings, len(train.classes), seed).to(device)
+    method = method.to(memory_format=memory_format(settings))
+    share_batch_norm(method, device)
+    optimiser = _optimiser(method, settings)
+    run = Run(folder, settings, seed, method, [])
+    place = checkpoint.resume(run, optimiser, device, train.digest)
+    images, labels = train.tensor().to(device), torch.from_numpy(train.labels.copy()).to(device)
+    first, writes = len(run.epochs), rank() == 0
+    speaks = progress and writes
+    last = settings.epochs if stop_after is None else min(settings.epochs, first + stop_after)
+    bf16 = settings.bf16 and fast_in_bf16(device)
+    steps = len(train) // settings.batch
+    bar = tqdm(
+        total=settings.epochs * steps, initial=first * steps + place.step, mininterval=20,
+        desc=f"{settings.method} seed {seed}", unit="step", file=sys.stderr, maxinterval=60,
+        disable=not speaks,
+    )  # fmt: skip
+    if speaks and first < last:
+        left = replace(settings, epochs=last - first)
+        bar.write(cost.announce(left, train, cost.here(device, bf16)), sys.stderr)
+
+    def save(place: Place) -> None:
+        if writes:
+            checkpoint.save(run, optimiser, train.digest, place)
+
+    for epoch in range(first, last):
+        record = _epoch(run, optimiser, epoch, images, labels, bf16, place, bar, save, save_seconds)
+        if writes:
+            record["knn"] = _curve_point(run, train, test, bf16)
+        record |= {"bf16": bf16, "bytes": cost.peak_bytes(device)}
+        run.epochs.append(record)
+        place = Place()
+        save(place)
+        bar.set_postfix(epoch=epoch + 1, loss=f"{record['loss']:.4f}", knn=record.get("knn"))
+        bar.refresh()
+    bar.close()
+    if speaks and first < last:
+        print(cost.compare(run.epochs[first:]), file=sys.stderr)
+    return run
+
+
+def _check_sizes(settings: Settings, train: Images) -> None:
     if len(train) < settings.batch:
         raise InfluenceValueError(
             f"{train.name}: {len(train)} training images, fewer than one batch of {settings.batch}"
         )
-    method = build(settings, len(train.classes), seed).to(device)
-    method = method.to(memory_format=memory_format(settings))
-    optimiser = _optimiser(method, settings)
-    run = Run(folder, settings, seed, method, [])
-    _resume(run, optimiser, device, train.digest)
-    images, labels = train.tensor().to(device), torch.from_numpy(train.labels.copy()).to(device)
-    first = len(run.epochs)
-    last = settings.epochs if stop_after is None else min(settings.epochs, first + stop_after)
-    steps = len(train) // settings.batch
-    bar = tqdm(
-        total=settings.epochs * steps, initial=first * steps, disable=not progress, mininterval=20,
-        desc=f"{settings.method} seed {seed}", unit="step", file=sys.stderr, maxinterval=60,
-    )  # fmt: skip
-    for epoch in range(first, last):
-        begin = time.perf_counter()
-        loss = _epoch(run, optimiser, epoch, images, labels, bar)
-        record = {"loss": loss, "seconds": time.perf_counter() - begin}
-        record["knn"] = _curve_point(run, train, test)
-        run.epochs.append(record)
-        _save(run, optimiser, train.digest)
-        bar.set_postfix(epoch=epoch + 1, loss=f"{loss:.4f}", knn=f"{record['knn']:.3f}")
-        bar.refresh()
-    bar.close()
-    return run
+    if settings.batch % count():
+        raise InfluenceValueError(
+            f"{count()} processes cannot share a batch of {settings.batch} equally; "
+            "start a number that divides it"
+        )
 
 
 def memory_format(settings: Settings) -> torch.memory_format:
@@ -114,14 +124,17 @@ def memory_format(settings: Settings) -> torch.memory_format:
 def fast_in_bf16(device: torch.device) -> bool:
     """Whether the device computes in bfloat16; a CPU that only emulates it is ten times slower."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def _optimiser(method: Method, settings: Settings) -> torch.optim.Optimizer:
     parameters = [p for p in method.parameters() if p.requires_grad]
     if settings.optimiser == "lars":
-        return LARS(parameters, settings.lr, settings.momentum, settings.weight_decay, settings.eta)
+        return LARS(
+            parameters, settings.lr, settings.momentum, settings.weight_decay, settings.eta,
+            settings.clip,
+        )  # fmt: skip
     kernels = [p for p in parameters if p.ndim > 1]
     rest = [p for p in parameters if p.ndim == 1]
     groups: list[dict[str, Any]] = [{"params": kernels}, {"params": rest, "weight_decay": 0.0}]
@@ -137,19 +150,26 @@ def _epoch(
     epoch: int,
     images: Tensor,
     labels: Tensor,
+    bf16: bool,
+    place: Place,
     bar: tqdm,
-) -> float:
+    save: Callable[[Place], None],
+    save_seconds: float,
+) -> dict[str, float]:
+    """Train from ``place`` to the end of the epoch; its mean loss and its seconds."""
     settings, method = run.settings, run.method
     device = images.device
-    bf16 = settings.bf16 and fast_in_bf16(device)
     generator = torch.Generator(device).manual_seed((run.seed * 100_003 + epoch) * 2 + 1)
     order = torch.randperm(len(images), generator=generator, device=device)
+    if place.generator is not None:
+        generator.set_state(place.generator.cpu())
     per_epoch = len(images) // settings.batch
     steps, warmup = settings.epochs * per_epoch, round(settings.warmup * per_epoch)
     scale = settings.batch / 256
     method.train()
-    total = torch.zeros((), dtype=torch.float64)
-    for i in range(per_epoch):
+    losses = torch.tensor(place.loss, dtype=torch.float64, device=device)
+    begin = saved = time.perf_counter()
+    for i in range(place.step, per_epoch):
         step = epoch * per_epoch + i
         rate = learning_rate(step, steps, warmup, settings.lr * scale, settings.start_lr)
         for group in optimiser.param_groups:
@@ -157,31 +177,37 @@ def _epoch(
         index = order[i * settings.batch : (i + 1) * settings.batch]
         pixels = images[index].float() / 255
         views = [
-            normalise(augment(pixels, settings.augmentation, generator) * 255).contiguous(
+            part(normalise(augment(pixels, settings.augmentation, generator) * 255)).contiguous(
                 memory_format=memory_format(settings)
             )
             for _ in range(method.views)
         ]
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            loss = method.loss(views, labels[index])
+            loss = method.loss(views, part(labels[index]))
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
+        average_gradients(method.parameters())
         optimiser.step()
         method.after_step(momentum_of_target(step, steps, settings.tau))
-        total += loss.detach().double().cpu()
+        losses += total(loss.detach().double()) / count()
         bar.update()
-    mean = float(total) / per_epoch
-    if not torch.isfinite(total):
-        raise InfluenceValueError(
-            f"{settings.method}, epoch {epoch + 1}: the loss is {mean}; lower the learning rate "
-            f"({settings.lr}); the checkpoint of epoch {epoch} is kept"
-        )
-    return mean
+        now = time.perf_counter()
+        if now - saved >= save_seconds and i + 1 < per_epoch:
+            saved = now
+            seconds = place.seconds + now - begin
+            save(Place(i + 1, _finite(run, losses), seconds, generator.get_state()))
+    seconds = place.seconds + time.perf_counter() - begin
+    return {"loss": _finite(run, losses) / per_epoch, "seconds": seconds}
 
 
-def _curve_point(run: Run, train: Images, test: Images) -> float:
+def _finite(run: Run, losses: Tensor) -> float:
+    if not torch.isfinite(losses):
+        raise checkpoint.diverged(run)
+    return float(losses)
+
+
+def _curve_point(run: Run, train: Images, test: Images, bf16: bool) -> float:
     bank, queries = slice(CURVE_BANK), slice(CURVE_QUERIES)
-    bf16 = run.settings.bf16 and fast_in_bf16(next(run.encoder.parameters()).device)
     # A fixed random part: a folder's images come class by class.
     order = torch.Generator().manual_seed(0)
     chosen = torch.randperm(len(train), generator=order)[bank].numpy()
@@ -192,56 +218,3 @@ def _curve_point(run: Run, train: Images, test: Images) -> float:
     )
     labels, truth = (torch.from_numpy(part.labels.copy()) for part in (some, others))
     return knn_accuracy(bank_features, labels, query_features, truth)
-
-
-def _save(run: Run, optimiser: torch.optim.Optimizer, digest: str) -> None:
-    state = {
-        "settings": asdict(run.settings),
-        "seed": run.seed,
-        "data": digest,
-        "method": run.method.state_dict(),
-        "optimiser": optimiser.state_dict(),
-        "epochs": run.epochs,
-    }
-    with replacing(run.folder / "checkpoint.pt") as path:
-        torch.save(state, path)
-    with replacing(run.folder / "curves.json") as path:
-        path.write_text(json.dumps(run.epochs, indent=1))
-
-
-def _resume(run: Run, optimiser: torch.optim.Optimizer, device: torch.device, digest: str) -> None:
-    path = run.folder / "checkpoint.pt"
-    if not path.exists():
-        return
-    state = read_checkpoint(path, device)
-    expected = {"settings": asdict(run.settings), "seed": run.seed, "data": digest}
-    for name, value in expected.items():
-        if state[name] != value:
-            raise InfluenceValueError(
-                f"{path}: made with other {name} than asked for; move the folder away to begin anew"
-            )
-    run.method.load_state_dict(state["method"])
-    optimiser.load_state_dict(state["optimiser"])
-    run.epochs.extend(state["epochs"])
-
-
-def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """A run's checkpoint, read without executing anything in it."""
-    try:
-        state = torch.load(path, map_location=device, weights_only=True)
-    except OSError as error:
-        raise InfluenceOSError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except Exception as error:
-        # torch.load raises many kinds of error for a file that is not a checkpoint.
-        raise InfluenceValueError(
-            f"{path}: not a checkpoint of this trainer ({type(error).__name__}); "
-            "move it away to begin anew"
-        ) from error
-    keys = ("settings", "seed", "data", "method", "optimiser", "epochs")
-    missing = [key for key in keys if not isinstance(state, dict) or key not in state]
-    if missing:
-        raise InfluenceValueError(
-            f"{path}: not a checkpoint of this trainer (no {missing[0]!r} in it); "
-            "move it away to begin anew"
-        )
-    return state

@@ -1,0 +1,131 @@
+"""A training's state on disk: written whole or not at all, read without executing anything."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from influence_ssl.errors import InfluenceOSError, InfluenceValueError
+
+from ..encoders import CifarResNet18
+from ..files import replacing
+from .methods import Method
+from .settings import Augmentation, Settings
+
+
+@dataclass
+class Run:
+    """A training in progress or done: what is trained and one record per finished epoch."""
+
+    folder: Path
+    settings: Settings
+    seed: int
+    method: Method
+    epochs: list[dict[str, float]]
+
+    @property
+    def encoder(self) -> CifarResNet18:
+        """What the method trains and the others use."""
+        return self.method.encoder
+
+    @property
+    def done(self) -> bool:
+        """Whether every epoch was trained."""
+        return len(self.epochs) == self.settings.epochs
+
+
+@dataclass
+class Place:
+    """Where within an epoch a training stands: steps done, their summed loss, seconds they took.
+
+    ``generator`` is the state from which the next step draws; ``None`` at an epoch's beginning.
+    """
+
+    step: int = 0
+    loss: float = 0.0
+    seconds: float = 0.0
+    generator: Tensor | None = None
+
+
+def save(run: Run, optimiser: torch.optim.Optimizer, digest: str, place: Place) -> None:
+    """Replace ``checkpoint.pt`` and ``curves.json``, unless the weights are no numbers any more."""
+    if not all(torch.isfinite(p).all() for p in run.method.parameters()):
+        raise diverged(run)
+    state = {
+        "settings": asdict(run.settings),
+        "seed": run.seed,
+        "data": digest,
+        "method": run.method.state_dict(),
+        "optimiser": optimiser.state_dict(),
+        "epochs": run.epochs,
+        "place": vars(place),
+    }
+    with replacing(run.folder / "checkpoint.pt") as path:
+        torch.save(state, path)
+    with replacing(run.folder / "curves.json") as path:
+        path.write_text(json.dumps(run.epochs, indent=1))
+
+
+def diverged(run: Run) -> InfluenceValueError:
+    """The error of a training whose loss or weights are infinite or NaN."""
+    return InfluenceValueError(
+        f"{run.settings.method}, epoch {len(run.epochs) + 1}: the loss is not finite; lower the "
+        f"learning rate ({run.settings.lr}); the last checkpoint is kept"
+    )
+
+
+def resume(run: Run, optimiser: torch.optim.Optimizer, device: torch.device, digest: str) -> Place:
+    """Fill ``run`` and ``optimiser`` from ``run.folder`` if there is a checkpoint of the same run.
+
+    ``bf16`` may differ: what a device computes in is recorded epoch by epoch.
+    """
+    path = run.folder / "checkpoint.pt"
+    if not path.exists():
+        return Place()
+    state = read_checkpoint(path, device)
+    expected = {"settings": _comparable(asdict(run.settings)), "seed": run.seed, "data": digest}
+    found = {**state, "settings": _comparable(state["settings"])}
+    for name, value in expected.items():
+        if found[name] != value:
+            raise InfluenceValueError(
+                f"{path}: made with other {name} than asked for; move the folder away to begin anew"
+            )
+    run.method.load_state_dict(state["method"])
+    optimiser.load_state_dict(state["optimiser"])
+    run.epochs.extend(state["epochs"])
+    return Place(**state.get("place", {}))
+
+
+def _comparable(settings: dict[str, Any]) -> dict[str, Any]:
+    # A setting that did not exist yet when a checkpoint was written had what is now its default.
+    views = {**asdict(Augmentation()), **settings["augmentation"]}
+    given = {**settings, "augmentation": views, "bf16": None}
+    defaults = asdict(Settings("", "", 0, 0, 0, 0, 0, 0))
+    return {**defaults, **given}
+
+
+def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """A run's checkpoint, read without executing anything in it."""
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except OSError as error:
+        raise InfluenceOSError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except Exception as error:
+        # torch.load raises many kinds of error for a file that is not a checkpoint.
+        raise InfluenceValueError(
+            f"{path}: not a checkpoint of this trainer ({type(error).__name__}); "
+            "move it away to begin anew"
+        ) from error
+    keys = ("settings", "seed", "data", "method", "optimiser", "epochs")
+    missing = [key for key in keys if not isinstance(state, dict) or key not in state]
+    if missing:
+        raise InfluenceValueError(
+            f"{path}: not a checkpoint of this trainer (no {missing[0]!r} in it); "
+            "move it away to begin anew"
+        )
+    return state

@@ -1,0 +1,100 @@
+"""The cost model against counted operations and measured memory."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from influence_lab.datasets import make_scenes
+from influence_lab.pretrain import METHODS, cost, pretrain, settings_for
+from influence_lab.pretrain.methods import build
+from influence_lab.pretrain.train import _optimiser
+
+CLASSES = 10
+
+
+def few(method, profile, batch):
+    return dataclasses.replace(settings_for(method, profile), batch=batch)
+
+
+def loss(net, settings, device="cpu"):
+    side = settings.augmentation.crop
+    views = [torch.ones(settings.batch, 3, side, side, device=device) for _ in range(net.views)]
+    return net.loss(views, torch.zeros(settings.batch, dtype=torch.long, device=device))
+
+
+@pytest.mark.parametrize("profile", ["tiny", "cpu", "paper"])
+@pytest.mark.parametrize("method", METHODS)
+def test_operations_are_those_that_torch_counts(method, profile):
+    settings = few(method, profile, 8)
+    # On the device without memory nothing is computed, but everything is counted.
+    with torch.device("meta"):
+        net = build(settings, CLASSES, 0)
+    with FlopCounterMode(display=False) as counter:
+        loss(net, settings, "meta").backward()
+    counted = cost.step_flops(settings, CLASSES)
+    assert counted == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+def peak(work):
+    """The most bytes of tensors that were in use at a time."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        work()
+    events = [e for e in found.profiler.kineto_results.events() if e.name() == "[memory]"]
+    used = most = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        used += event.nbytes()
+        most = max(most, used)
+    return most
+
+
+@pytest.mark.parametrize(("profile", "batch"), [("tiny", 32), ("cpu", 8)])
+@pytest.mark.parametrize("method", METHODS)
+def test_memory_is_what_is_measured(method, profile, batch):
+    settings = few(method, profile, batch)
+    kept = []
+
+    def two_steps():
+        net = build(settings, CLASSES, 0)
+        optimiser = _optimiser(net, settings)
+        kept.extend([net, optimiser])
+        for _ in range(2):
+            value = loss(net, settings)
+            optimiser.zero_grad(set_to_none=True)
+            value.backward()
+            optimiser.step()
+
+    predicted = cost.peak_memory(settings, 0, 0, CLASSES, cost.DEVICES["cpu"]) - cost.PROCESS
+    assert predicted == pytest.approx(peak(two_steps), rel=0.2)
+
+
+def test_more_units_take_less_time_and_less_memory_each():
+    settings = settings_for("simclr", "paper")
+    one = cost.DEVICES["cuda"]
+    eight = dataclasses.replace(one, units=8, processes=8)
+    times = [cost.seconds(settings, 50_000, 10, device) for device in (one, eight)]
+    assert times[0] / 8 < times[1] < times[0]
+    memory = [cost.peak_memory(settings, 50_000, 1024, 10, device) for device in (one, eight)]
+    assert memory[0] / 8 < memory[1] < memory[0]
+
+
+def test_stated_before_and_compared_after(tmp_path, capsys):
+    data = make_scenes(64, 0).images, make_scenes(20, 1).images
+    run = pretrain(settings_for("supervised", "tiny"), 0, *data, tmp_path)
+    said = capsys.readouterr().err
+    assert "predicted: " in said
+    assert "for 2 epochs" in said
+    assert said.index("predicted: ") < said.index("took: ")
+    found = cost.measured(run.epochs)
+    assert found["seconds"] == sum(epoch["seconds"] for epoch in run.epochs)
+    assert 0.1e9 < found["bytes"] < 100e9
+    predicted = cost.predict(run.settings, data[0], cost.here(torch.device("cpu"), False))
+    assert predicted["bytes"] > cost.PROCESS
+    assert [cost.duration(s) for s in (0.4, 42, 130, 6000)] == [
+        "0 s",
+        "42 s",
+        "2 min",
+        "1 h 40 min",
+    ]
