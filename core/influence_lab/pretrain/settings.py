@@ -141,8 +141,8 @@ _PAPER["supervised"] = Settings(
 # is weaker than Table 1's. Under LARS or SGD the gains and biases of normalisation, which get
 # the full rate, grew to 5 to 15 within 400 steps, and the features stayed in about two directions.
 # Both learn more slowly than SimCLR even so: Barlow Twins was at 33, 38, 40 and 41 % after one to
-# four epochs of 18 (SimCLR: 36, 44, 46 and 48 % of 20), BYOL under SGD at 28 % after one. Hence more
-# epochs. Stronger decorrelation (0.0204 instead of 0.0051) was worse: 24 % after the first.
+# four epochs of 18 (SimCLR, of 20: 36, 44, 46 and 48 %), BYOL under SGD at 28 % after one: hence
+# more epochs. Stronger decorrelation (0.0204 instead of 0.0051) was worse: 24 % after the first.
 # SimCLR's rate was chosen for LARS without the clip, which divides the rate out of many steps.
 _WEAK = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1, "blur": 0.0,
          "solarise": 0.1}  # fmt: skip
