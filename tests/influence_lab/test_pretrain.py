@@ -206,7 +206,7 @@ def test_what_the_tables_say_is_what_is_trained_with(method, tmp_path, monkeypat
     monkeypatch.setattr(methods, name, lambda *a: losses.append(a[2:]) or genuine(*a))
     settings = dataclasses.replace(settings_for(method, "paper"), width=1, hidden=8, output=4)
     settings = dataclasses.replace(settings, epochs=20, batch=16)
-    images = make_scenes(16).images
+    images = make_scenes(20).images
     pretrain(settings, 0, images, images, tmp_path, stop_after=11, progress=False)
     assert all(clip for clip, _ in seen)
     for key in ("momentum", "weight_decay", "eta"):
