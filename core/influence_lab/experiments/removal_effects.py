@@ -188,12 +188,13 @@ def draw(record: dict[str, Any]) -> Figure:
     Points are means over complete seeds, error bars their standard deviation (n − 1).
     """
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     from ..figures import COLORS, WIDTH
 
     figure, axes = plt.subplots(2, 2, figsize=(WIDTH, 5.4))
     looks = {"highest": ("o-", "highest"), "lowest": ("s--", "lowest"), "random": ("^:", "all")}
-    shift = 0.012 * max(record["plan"]["amounts"], default=0)
+    shift = 0.02 * max(record["plan"]["amounts"], default=0)
     for axis, (method, label) in zip(axes.flat, LABELS.items(), strict=True):
         axis.set_title(label)
         found = accuracies(record, method, measure_of(method))
@@ -211,7 +212,8 @@ def draw(record: dict[str, Any]) -> Figure:
                 fmt=look, color=COLORS[color], capsize=3,
                 label=order if order == "random" else f"{order} first",
             )  # fmt: skip
-        axis.set_xticks(amounts, [f"{k:,}" for k in amounts])
+        axis.xaxis.set_major_locator(MaxNLocator(3))
+        axis.xaxis.set_major_formatter("{x:,.0f}")
     drawn = [axis for axis in axes.flat if axis.lines]
     if drawn:
         figure.legend(*drawn[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
