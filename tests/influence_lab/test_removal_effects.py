@@ -78,8 +78,10 @@ def test_differences_are_taken_within_seeds():
     assert gain == pytest.approx(np.full(3, 0.1), abs=0.01)
     unpaired = found["highest", 40] - found["random", 40][[1, 2, 0]]
     assert np.ptp(unpaired) > 5 * np.ptp(gain)
-    each = [effects.difference(found, "highest", "none", k) for k in AMOUNTS]
-    assert effects.difference(found, "highest", "none") == pytest.approx(np.mean(each, axis=0))
+    for against in ("none", "random"):
+        each = [effects.difference(found, "highest", against, k) for k in AMOUNTS]
+        pooled = effects.difference(found, "highest", against)
+        assert pooled == pytest.approx(np.mean(each, axis=0), rel=1e-12)
     shuffled = {**record, "outcomes": record["outcomes"][::-1]}
     again = effects.accuracies(shuffled, "simclr", "linear")
     assert all((again[cell] == found[cell]).all() for cell in found)

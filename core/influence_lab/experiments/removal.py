@@ -93,7 +93,7 @@ class Plan:
         return replace(settings, epochs=self.epochs)
 
 
-# Which amounts the paper removed is in the picture of its Figure 6 only, not in its text.
+# The paper's text does not say how many images were removed.
 _AMOUNTS = (1000, 2500, 5000, 10000, 20000)
 PLANS = {
     "tiny": Plan(pool=256, amounts=(64, 128), epochs=2),
