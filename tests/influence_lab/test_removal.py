@@ -14,7 +14,7 @@ from influence_lab.encoders import cifar_resnet18, normalise
 from influence_lab.experiments import Task, removal
 from influence_lab.experiments.removal import PLANS, Plan, Training
 from influence_lab.files import locked
-from influence_lab.pretrain import METHODS, PROFILES, pretrain, settings_for
+from influence_lab.pretrain import METHODS, PROFILES, cost, pretrain, settings_for
 from influence_lab.pretrain.settings import TABLE_3
 from influence_ssl import InfluenceError, Scores
 
@@ -98,6 +98,18 @@ def test_settings_are_table_3_s_or_the_profile_s_with_fewer_epochs(method):
         short = PLANS[profile].settings(method, profile)
         assert short.epochs < usual.epochs
         assert replace(short, epochs=usual.epochs) == usual
+
+
+def test_profile_cpu_takes_about_four_hours_of_two_cores():
+    plan, hours = PLANS["cpu"], dict.fromkeys(METHODS, 0.0)
+    for training in plan.trainings():
+        settings = plan.settings(training.method, "cpu")
+        seconds = cost.seconds(settings, plan.pool - training.amount, 10, cost.DEVICES["cpu"])
+        hours[training.method] += seconds / 3600
+    stated = {"simclr": 2.1, "byol": 2.3, "barlow": 1.7, "supervised": 1.6}
+    assert hours == pytest.approx(stated, abs=0.06)
+    measuring = 84 * 20_000 * 1.5e-3 / 3600
+    assert sum(hours.values()) + measuring == pytest.approx(8.4, abs=0.1)
 
 
 def test_accuracies_are_the_probes_and_the_encoder_s_own():
