@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and that one process at a time works on."""
 
 from __future__ import annotations
 
@@ -41,3 +41,23 @@ def replacing(path: Path) -> Iterator[Path]:
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path, wait: bool) -> Iterator[bool]:
+    """Hold the lock file ``path`` in this process; ``False`` where another holds it.
+
+    With ``wait`` the call returns once the other has let go. The system frees the lock of a process
+    that ends in any way, so none is ever left behind; the empty file stays.
+    """
+    # Only on POSIX systems, so not at the top of a module that everything else imports.
+    import fcntl
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        yield True

@@ -13,6 +13,7 @@ from importlib import import_module
 from pathlib import Path
 
 RESULTS = {
+    "fig-6": "removal",
     "fig-9": "distributions",
     "baselines": "baselines",
     "cost": "cost",

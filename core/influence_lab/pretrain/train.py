@@ -42,7 +42,7 @@ def pretrain(
     settings: Settings,
     seed: int,
     train: Images,
-    test: Images,
+    test: Images | None,
     folder: Path,
     device: str | torch.device = "cpu",
     stop_after: int | None = None,
@@ -57,7 +57,8 @@ def pretrain(
     stopped anywhere ends in the weights of one that was not: on the CPU with the same number of
     threads bit for bit. Several processes (:mod:`.processes`) share each batch; the first writes.
     Time and memory are predicted before and compared after. ``stop_after`` epochs of this call it
-    returns early.
+    returns early. Without ``test`` no accuracy is measured on the way, which saves a pass over both
+    data sets per epoch.
     """
     device = torch.device(device)
     _check_sizes(settings, train)
@@ -88,7 +89,7 @@ def pretrain(
 
     for epoch in range(first, last):
         record = _epoch(run, optimiser, epoch, images, labels, bf16, place, bar, save, save_seconds)
-        if writes:
+        if writes and test is not None:
             record["knn"] = _curve_point(run, train, test, bf16)
         record |= {"bf16": bf16, "bytes": cost.peak_bytes(device)}
         run.epochs.append(record)

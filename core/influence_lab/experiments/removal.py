@@ -1,0 +1,340 @@
+"""Figure 6: remove training images by influence, train again from scratch, measure the encoder.
+
+Each method is trained on what is left after the images of highest influence, of lowest influence,
+or random ones were removed. Every training is one small step whose outcome is recorded at once, so
+the experiment goes on wherever it was stopped, and several processes may work on it together: a
+lock file keeps two from doing the same. :mod:`.removal_effects` turns the outcomes into intervals,
+verdicts and the figure.
+
+The paper's Figure 6 has two orders. Random removal is added, because a data set that shrinks costs
+accuracy (and, at a fixed number of epochs, steps) whatever is removed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import statistics
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+
+from influence_ssl.errors import InfluenceValueError
+
+from .. import results
+from ..datasets import Images
+from ..encoders import CifarResNet18
+from ..files import locked
+from ..pretrain import METHODS, Settings, pretrain, removal_settings, run_folder, settings_for
+from ..probes import extract, knn_accuracy, linear_accuracy
+from ..tasks import data_for, recorded_or_made
+from . import Task
+from .distributions import LABELS
+
+ORDERS = ("highest", "lowest", "random")
+MEASURES = ("knn", "linear", "classifier")
+NOTHING = "none"
+SEEDS = (0, 42, 123)
+"""Table 3's."""
+
+
+class Training(NamedTuple):
+    """One training: ``amount`` images removed in ``order``, or none in the order ``"none"``."""
+
+    method: str
+    order: str
+    amount: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which trainings make up the experiment.
+
+    ``pool`` images, a fixed random part of the training data, are what is removed from (``None``:
+    all of them); ``epochs`` replaces the profile's number (``None``: Table 3's, where it has any).
+    """
+
+    pool: int | None
+    amounts: tuple[int, ...]
+    epochs: int | None
+    seeds: tuple[int, ...] = SEEDS
+    methods: tuple[str, ...] = METHODS
+
+    def trainings(self) -> list[Training]:
+        """All of them, seed by seed, so that what is done early is balanced."""
+        removals = [(NOTHING, 0), *((order, k) for k in self.amounts for order in ORDERS)]
+        return [
+            Training(method, order, amount, seed)
+            for seed in self.seeds
+            for order, amount in removals
+            for method in self.methods
+        ]
+
+    def indices(self, n: int) -> Int64[np.ndarray, " p"]:
+        """The pool's places among ``n`` training images, ascending."""
+        if self.pool is None:
+            return np.arange(n)
+        return np.sort(np.random.default_rng([0, n]).permutation(n)[: self.pool])
+
+    def settings(self, method: str, profile: str) -> Settings:
+        """The method's settings in ``profile``, with Table 3 (profile paper) or fewer epochs."""
+        if self.epochs is not None:
+            return replace(settings_for(method, profile), epochs=self.epochs)
+        # Table 3 has no column for training with labels.
+        return settings_for(method, profile) if method == "supervised" else removal_settings(method)
+
+
+# Profile cpu: 3 seeds x 4 methods x (1 + 2 amounts x 3 orders) = 84 trainings. A seed and a method
+# take 10,000 + 3 x 9,000 + 3 x 6,000 = 55,000 images through 8 epochs, which pretrain.cost predicts
+# at 2.1 (SimCLR), 2.3 (BYOL), 1.7 (Barlow Twins) and 1.6 hours (supervised) of one core for three
+# seeds, 7.7 in all. Features of 20,000 images, at 1.5 ms each, add half a minute a training and 0.7
+# hours: 8.4 hours of one core, or a little more than four of two.
+#
+# The paper's text does not say how many images were removed.
+_AMOUNTS = (1000, 2500, 5000, 10000, 20000)
+PLANS = {
+    "tiny": Plan(pool=256, amounts=(64, 128), epochs=2),
+    "cpu": Plan(pool=10_000, amounts=(1000, 4000), epochs=8),
+    "gpu": Plan(pool=None, amounts=_AMOUNTS, epochs=20),
+    "paper": Plan(pool=None, amounts=_AMOUNTS, epochs=None),
+}
+
+
+def removal_order(
+    order: str, scores: results.RecordedScores, pool: Int64[np.ndarray, " p"], seed: int
+) -> Int64[np.ndarray, " p"]:
+    """The images of ``pool`` in the order in which they are removed, one of :data:`ORDERS`.
+
+    The random order depends on ``seed`` alone: it is the same for every method, and a smaller
+    amount is a part of a larger one in every order.
+    """
+    if order == "random":
+        return np.random.default_rng([1, seed]).permutation(pool)
+    ranked = scores.order(order)
+    return ranked[np.isin(ranked, pool)]
+
+
+def kept(
+    training: Training, scores: results.RecordedScores, pool: Int64[np.ndarray, " p"]
+) -> Int64[np.ndarray, " k"]:
+    """The images that ``training`` is trained on, ascending."""
+    if training.order == NOTHING:
+        return pool
+    order = removal_order(training.order, scores, pool, training.seed)
+    return np.setdiff1d(pool, order[: training.amount])
+
+
+def measure(encoder: CifarResNet18, bank: Images, test: Images) -> dict[str, float]:
+    """Accuracies on ``test``: ``knn``, ``linear``, and ``classifier`` for an encoder with its own.
+
+    ``bank`` is the whole pool for every training, removed images included, so that two encoders
+    differ by what they were trained on and by nothing else.
+    """
+    known, asked = (extract(encoder, part.tensor()) for part in (bank, test))
+    labels, truth = (torch.from_numpy(part.labels.copy()) for part in (bank, test))
+    found = {
+        "knn": knn_accuracy(known, labels, asked, truth),
+        "linear": linear_accuracy(known, labels, asked, truth),
+    }
+    if encoder.fc is not None:
+        with torch.no_grad():
+            logits = encoder.fc(asked.to(encoder.fc.weight.device)).cpu()
+        found["classifier"] = float((logits.argmax(1) == truth).double().mean())
+    return found
+
+
+class Study:
+    """An experiment in progress: its record, and what adds one training to it."""
+
+    def __init__(self, plan: Plan, task: Task, progress: bool = True) -> None:
+        self.plan, self.task, self.progress = plan, task, progress
+        self.train, self.test = (data_for(task.profile, part) for part in ("train", "test"))
+        self.digest = self.train.digest
+        self.pool = plan.indices(len(self.train))
+        if max(plan.amounts) >= len(self.pool):
+            raise InfluenceValueError(
+                f"amounts {plan.amounts}: not all smaller than the pool of {len(self.pool)} images"
+            )
+        self.bank = self.train.subset(self.pool)
+        self.path = (task.root or results.results_root()) / task.profile / "removal.json"
+        self.runs = run_folder("removal", task.profile, task.seed, task.runs)
+
+    def record(self) -> dict[str, Any]:
+        """What is recorded so far."""
+        if not self.path.is_file():
+            return {"plan": {}, "methods": {}, "outcomes": [], "provenance": {}}
+        return json.loads(self.path.read_text(encoding="utf-8"))
+
+    def missing(self) -> list[Training]:
+        """What remains to be trained; methods that have scores come first."""
+        done = _done(self.record())
+        unscored = {method for method in self.plan.methods if self._scores(method) is None}
+        left = [training for training in self.plan.trainings() if training not in done]
+        return sorted(left, key=lambda training: training.method in unscored)
+
+    def advance(self) -> bool:
+        """Do the next training, or make the scores it needs; ``False`` where nothing is to be done.
+
+        What another process is at is left to it.
+        """
+        return any(self._claim(training) for training in self.missing())
+
+    def _scores(self, method: str) -> results.RecordedScores | None:
+        task = self.task
+        return results.load_scores(task.profile, method, task.seed, "train", task.root)
+
+    def _claim(self, training: Training) -> bool:
+        task, scores = self.task, self._scores(training.method)
+        name = "-".join(map(str, training)) if scores else f"scores-{training.method}"
+        with locked(self.runs / f"{name}.lock", wait=False) as mine:
+            if not mine:
+                return False
+            if scores is None:
+                recorded_or_made(
+                    training.method, task.profile, task.seed, "train", task.device, task.runs,
+                    task.root,
+                )  # fmt: skip
+            elif training not in _done(self.record()):
+                self._do(training, scores, self.runs / name)
+            return True
+
+    def _do(self, training: Training, scores: results.RecordedScores, folder: Path) -> None:
+        task, begin = self.task, time.perf_counter()
+        settings = self.plan.settings(training.method, task.profile)
+        origin = {
+            "settings": asdict(settings),
+            "pool": len(self.pool),
+            "data_sha256": self.digest,
+            "scores": {
+                "command": scores.provenance["command"],
+                "rank_sha256": hashlib.sha256(scores.rank.tobytes()).hexdigest(),
+            },
+        }
+        self._check(training.method, origin)
+        left = self.train.subset(kept(training, scores, self.pool))
+        run = pretrain(settings, training.seed, left, None, folder, task.device, progress=False)
+        found = measure(run.encoder, self.bank, self.test)
+        outcome = {
+            **training._asdict(),
+            "images": len(left),
+            **{name: round(share, 6) for name, share in found.items()},
+            "loss": round(run.epochs[-1]["loss"], 6),
+            "seconds": round(time.perf_counter() - begin, 1),
+            "device": results.device_name(task.device),
+            "code": results.code_version(),
+        }
+        self._add(outcome, origin | {"removed per class": self._removed(scores)})
+        shutil.rmtree(folder)
+        if self.progress:
+            self._report(outcome)
+
+    def _check(self, method: str, origin: dict[str, Any]) -> None:
+        known = self.record()["methods"].get(method, origin)
+        for name, value in origin.items():
+            if known[name] != value:
+                raise InfluenceValueError(
+                    f"{self.path}: {method} was recorded with other {name} than asked for; "
+                    "move the file away to begin anew"
+                )
+
+    def _removed(self, scores: results.RecordedScores) -> dict[str, dict[str, list[int]]]:
+        """How many images of each class a removal takes: order, amount, counts."""
+        labels, classes = self.train.labels, len(self.train.classes)
+        orders = {o: removal_order(o, scores, self.pool, 0) for o in ("highest", "lowest")}
+        return {
+            order: {
+                str(amount): np.bincount(labels[ranked[:amount]], minlength=classes).tolist()
+                for amount in self.plan.amounts
+            }
+            for order, ranked in orders.items()
+        }
+
+    def _add(self, outcome: dict[str, Any], method: dict[str, Any]) -> None:
+        task = self.task
+        with locked(self.runs / "record.lock", wait=True):
+            record = self.record()
+            record["plan"] = asdict(self.plan)
+            record["methods"][outcome["method"]] = method
+            place = {training: i for i, training in enumerate(self.plan.trainings())}
+            record["outcomes"] = sorted(
+                [*record["outcomes"], outcome], key=lambda o: place.get(_training(o), len(place))
+            )
+            record["provenance"] = results.provenance(
+                task.command,
+                task.profile,
+                task.seed,
+                f"{self.train.name} train ({len(self.pool):,} of {len(self.train):,} images), "
+                f"test ({len(self.test):,} images)",
+                self.digest,
+                results.device_name(task.device),
+                sum(o["seconds"] for o in record["outcomes"]),
+            )
+            results.save_json(self.path, record)
+
+    def _report(self, outcome: dict[str, Any]) -> None:
+        record, total = self.record(), len(self.plan.trainings())
+        left = self.missing()
+        shares = ", ".join(f"{m} {outcome[m]:.2%}" for m in MEASURES if m in outcome)
+        amount, order = outcome["amount"], outcome["order"]
+        what = f"{amount:,} removed ({order})" if amount else "nothing removed"
+        print(
+            f"[{total - len(left)}/{total}] {LABELS[outcome['method']]}, seed {outcome['seed']}, "
+            f"{what}: {shares} in {outcome['seconds'] / 60:.1f} min; left, for one process: "
+            f"{hours_left(record['outcomes'], left, len(self.pool)):.1f} h",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def hours_left(outcomes: list[dict[str, Any]], left: list[Training], pool: int) -> float:
+    """Time for ``left``, at the median seconds per image of the method or, without one, of all."""
+    rates: dict[str, list[float]] = {}
+    for outcome in outcomes:
+        rates.setdefault(outcome["method"], []).append(outcome["seconds"] / outcome["images"])
+    every = [rate for found in rates.values() for rate in found]
+    seconds = [
+        (pool - training.amount) * statistics.median(rates.get(training.method, every))
+        for training in left
+    ]
+    return sum(seconds) / 3600
+
+
+def _training(outcome: dict[str, Any]) -> Training:
+    return Training(*(outcome[name] for name in Training._fields))
+
+
+def _done(record: dict[str, Any]) -> set[Training]:
+    return {_training(outcome) for outcome in record["outcomes"]}
+
+
+def carry_out(plan: Plan, task: Task, progress: bool = True) -> dict[str, Any]:
+    """Do every training of ``plan`` that is not recorded yet; the record.
+
+    It is whole, unless another process is still at some of the trainings.
+    """
+    study = Study(plan, task, progress)
+    while study.advance():
+        pass
+    return study.record()
+
+
+def reproduce(task: Task) -> str:
+    """Do what is missing, and draw Figure 6 from what is recorded."""
+    from ..figures import save, use_style
+    from . import removal_effects
+
+    plan = PLANS[task.profile]
+    record = carry_out(plan, task)
+    use_style()
+    save(removal_effects.draw(record), task.picture)
+    done = f"{len(record['outcomes'])} of {len(plan.trainings())} trainings recorded"
+    findings = [f"{f.claim.words}: {f.verdict}" for f in removal_effects.findings(record)[::2]]
+    return "; ".join([done, *findings])

@@ -1,0 +1,186 @@
+"""What removal did: intervals against SciPy, pairing by seed, verdicts by their rule."""
+
+import math
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from scipy import stats
+
+from influence_lab import results
+from influence_lab.experiments import removal_effects as effects
+from influence_lab.experiments.distributions import LABELS
+from influence_lab.experiments.removal import ORDERS
+from influence_ssl import InfluenceError
+
+SEEDS, AMOUNTS = (0, 42, 123), (10, 40)
+
+
+def invented(effect, spread=0.001, methods=tuple(LABELS), profile="cpu", seeds=SEEDS):
+    """A record with accuracy 0.6 + seed's own + effect(method, order, amount) + noise."""
+    rng = np.random.default_rng(0)
+    own = {seed: rng.normal(0, 0.05) for seed in SEEDS}
+    cells = [("none", 0), *((order, k) for k in AMOUNTS for order in ORDERS)]
+    outcomes = []
+    for method in methods:
+        for seed in seeds:
+            for order, amount in cells:
+                share = 0.6 + own[seed] + effect(method, order, amount) + rng.normal(0, spread)
+                outcome = {"method": method, "order": order, "amount": amount, "seed": seed}
+                outcome |= {"knn": share - 0.1, "linear": share}
+                outcomes.append(outcome | ({"classifier": share + 0.1} if "sup" in method else {}))
+    plan = {"seeds": list(SEEDS), "amounts": list(AMOUNTS), "methods": list(LABELS)}
+    return {"plan": plan, "outcomes": outcomes, "provenance": {"profile": profile}}
+
+
+def as_claimed(method, order, amount):
+    if order in ("none", "random"):
+        return -amount / 2000
+    if order == "lowest":
+        return -amount / 500
+    return (-1 if method == "supervised" else 1) * amount / 500
+
+
+def data_loss_alone(method, order, amount):
+    return -amount / 500
+
+
+def test_the_interval_is_student_s_for_pairs():
+    rng = np.random.default_rng(1)
+    for n in (2, 3, 8):
+        a, b = rng.normal(size=(2, n))
+        found = effects.t_interval(a - b, level=0.9)
+        expected = stats.ttest_rel(a, b).confidence_interval(0.9)
+        assert found[:3] == pytest.approx(((a - b).mean(), expected.low, expected.high))
+    by_hand = effects.t_interval(np.array([1.0, 2.0, 3.0]))
+    # t with two degrees of freedom at 0.975 is 4.302653; the deviation is 1.
+    assert by_hand.high - by_hand.mean == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)
+
+
+def test_three_seeds_cover_as_often_as_the_level_says():
+    draws = np.random.default_rng(2).normal(0.3, 2.0, (4000, 3))
+    covered = np.mean([low <= 0.3 <= high for _, low, high, _ in map(effects.t_interval, draws)])
+    assert covered == pytest.approx(0.95, abs=4 * math.sqrt(0.95 * 0.05 / 4000))
+
+
+def test_one_seed_has_no_interval_and_none_no_mean():
+    assert np.isnan(effects.t_interval(np.array([0.5])).low)
+    with pytest.raises(InfluenceError, match="no seed"):
+        effects.t_interval(np.array([]))
+
+
+def test_differences_are_taken_within_seeds():
+    record = invented(as_claimed)
+    found = effects.accuracies(record, "simclr", "linear")
+    assert set(found) == {("none", 0), *((order, k) for k in AMOUNTS for order in ORDERS)}
+    gain = effects.difference(found, "highest", "random", 40)
+    # Seeds differ by 5 points, pairs by a tenth of one.
+    assert gain == pytest.approx(np.full(3, 0.1), abs=0.01)
+    unpaired = found["highest", 40] - found["random", 40][[1, 2, 0]]
+    assert np.ptp(unpaired) > 5 * np.ptp(gain)
+    for against in ("none", "random"):
+        each = [effects.difference(found, "highest", against, k) for k in AMOUNTS]
+        pooled = effects.difference(found, "highest", against)
+        assert pooled == pytest.approx(np.mean(each, axis=0), rel=1e-12)
+    shuffled = {**record, "outcomes": record["outcomes"][::-1]}
+    again = effects.accuracies(shuffled, "simclr", "linear")
+    assert all((again[cell] == found[cell]).all() for cell in found)
+
+
+@pytest.mark.parametrize(
+    ("effect", "verdicts"),
+    [
+        (as_claimed, ["reproduced"] * 6),
+        # Whatever is removed costs the same: only random removal tells.
+        (data_loss_alone, [*["not reproduced"] * 2, *["reproduced", "not reproduced"] * 2]),
+        (lambda *cell: 0.0, ["not reproduced"] * 6),
+        (lambda *cell: -as_claimed(*cell), ["not reproduced"] * 6),
+    ],
+)
+def test_verdicts(effect, verdicts):
+    found = effects.findings(invented(effect))
+    assert [f.verdict for f in found] == verdicts
+    assert [f.against for f in found] == ["none", "random"] * 3
+
+
+def test_an_interval_that_contains_0_reproduces_nothing():
+    noisy = effects.findings(invented(as_claimed, spread=0.2))
+    for finding in noisy:
+        for method, verdict in finding.verdicts.items():
+            _, low, high, _ = finding.estimates[method]
+            beyond = low > 0 if finding.claim.sign > 0 else high < 0
+            assert verdict == ("reproduced" if beyond else "not reproduced")
+
+
+def test_a_claim_about_several_methods_fails_with_one():
+    def without_byol(method, order, amount):
+        return 0.0 if method == "byol" else as_claimed(method, order, amount)
+
+    first = effects.findings(invented(without_byol))[0]
+    assert [first.verdicts[m] for m in ("simclr", "byol", "barlow")] == [
+        "reproduced", "not reproduced", "reproduced",
+    ]  # fmt: skip
+    assert first.verdict == "not reproduced"
+    early = effects.findings(invented(as_claimed, methods=("simclr", "supervised")))
+    assert [f.verdict for f in early[::2]] == ["not tested here", "reproduced", "not tested here"]
+    assert early[0].verdicts == {
+        "simclr": "reproduced", "byol": "not tested here", "barlow": "not tested here",
+    }  # fmt: skip
+
+
+def test_stand_ins_and_unfinished_plans_are_not_tested():
+    for record in (invented(as_claimed, profile="tiny"), invented(as_claimed, seeds=(0, 42))):
+        assert {f.verdict for f in effects.findings(record)} == {"not tested here"}
+        assert all(e is not None for f in effects.findings(record) for e in f.estimates.values())
+
+
+def test_only_complete_seeds_count():
+    record = invented(as_claimed)
+    lost = [
+        o for o in record["outcomes"]
+        if (o["method"], o["order"], o["amount"], o["seed"]) != ("byol", "random", 40, 42)
+    ]  # fmt: skip
+    record = {**record, "outcomes": lost}
+    assert effects.complete_seeds(record, "byol") == [0, 123]
+    assert effects.complete_seeds(record, "simclr") == list(SEEDS)
+    assert all(len(v) == 2 for v in effects.accuracies(record, "byol", "knn").values())
+    assert effects.findings(record)[0].verdicts["byol"] == "not tested here"
+
+
+def test_labels_are_judged_by_the_network_s_own_classifier():
+    found = effects.estimate(invented(as_claimed), "supervised", "highest", "none")
+    own = effects.accuracies(invented(as_claimed), "supervised", "classifier")
+    assert found.mean == pytest.approx(effects.difference(own, "highest", "none").mean())
+    assert effects.measure_of("byol") == "linear"
+
+
+def test_the_largest_record_with_a_complete_seed(tmp_path):
+    with pytest.raises(InfluenceError, match="influence-lab reproduce fig-6"):
+        effects.largest(tmp_path)
+    results.save_json(tmp_path / "tiny" / "removal.json", invented(as_claimed, profile="tiny"))
+    begun = invented(as_claimed)
+    begun["outcomes"] = begun["outcomes"][:3]
+    results.save_json(tmp_path / "cpu" / "removal.json", begun)
+    assert effects.largest(tmp_path)[0] == "tiny"
+    results.save_json(tmp_path / "cpu" / "removal.json", invented(as_claimed, seeds=(0,)))
+    assert effects.largest(tmp_path)[0] == "cpu"
+
+
+def test_the_figure_shows_what_is_there():
+    figure = effects.draw(invented(as_claimed, methods=("simclr", "supervised")))
+    titles = [axis.get_title() for axis in figure.axes]
+    assert titles == list(LABELS.values())
+    empty = [axis.texts[0].get_text() if axis.texts else "" for axis in figure.axes]
+    assert empty == ["", "not recorded yet", "not recorded yet", ""]
+    line = figure.axes[0].containers[0].lines[0]
+    found = effects.accuracies(invented(as_claimed), "simclr", "linear")
+    assert line.get_ydata() == pytest.approx(
+        [100 * found[cell].mean() for cell in (("none", 0), ("highest", 10), ("highest", 40))]
+    )
+    assert [t.get_text() for t in figure.legends[0].texts] == [
+        "highest first", "lowest first", "random",
+    ]  # fmt: skip
+    begun = invented(as_claimed)
+    begun["outcomes"] = []
+    assert not effects.draw(begun).legends
+    plt.close("all")
