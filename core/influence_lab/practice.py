@@ -8,14 +8,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from influence_ssl import cli as ssl
+from influence_ssl.cli import main
 from influence_ssl.errors import InfluenceError
 
-from . import cli as lab
 from .datasets.scenes import GROUPS, KINDS, Scenes
 from .files import replacing
-
-_PROGRAMS = {"influence-ssl": ssl.main, "influence-lab": lab.main}
 
 
 def write_scenes(scenes: Scenes, folder: Path) -> Path:
@@ -37,13 +34,13 @@ def write_scenes(scenes: Scenes, folder: Path) -> Path:
 
 
 def shell(line: str) -> None:
-    """Run a line that begins with one of the two commands, in this process, which spares its start.
+    """Run a line that begins with ``influence-ssl`` in this process, which spares its start.
 
     What the command prints is printed. Raises :class:`InfluenceError` where it fails, or where the
     line begins with anything else.
     """
     program, *arguments = shlex.split(line.replace("\\\n", " "))
-    if program not in _PROGRAMS:
-        raise InfluenceError(f"shell runs {' and '.join(_PROGRAMS)}, not {program!r}.")
-    if code := _PROGRAMS[program](arguments):
+    if program != "influence-ssl":
+        raise InfluenceError(f"shell runs influence-ssl, not {program!r}.")
+    if code := main(arguments):
         raise InfluenceError(f"{line.strip()!r} ended with code {code}; its message is above.")

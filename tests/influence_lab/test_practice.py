@@ -1,8 +1,10 @@
 """What the how-to chapters share: the folder of scenes, and lines of shell."""
 
+import ast
 import csv
 from pathlib import Path
 
+import jupytext
 import numpy as np
 import pytest
 from PIL import Image
@@ -35,3 +37,15 @@ def test_a_line_that_fails_stops_the_chapter(capsys: pytest.CaptureFixture[str])
     assert "nothing.npz" in capsys.readouterr().err
     with pytest.raises(InfluenceError, match="not 'rm'"):
         shell("rm photos")
+
+
+def test_parts_of_ones_own_take_ten_lines() -> None:
+    chapter = jupytext.read(Path(__file__).parents[2] / "book" / "practice" / "extend.md")
+    lines = {}
+    for cell in chapter.cells:
+        if cell.cell_type == "code":
+            for node in ast.parse(cell.source).body:
+                if isinstance(node, ast.ClassDef | ast.FunctionDef):
+                    source = ast.get_source_segment(cell.source, node) or ""
+                    lines[node.name] = sum(bool(line.strip()) for line in source.splitlines())
+    assert all(lines[name] <= 10 for name in ("erase", "Assignment", "Diagonal")), lines
