@@ -17,7 +17,7 @@ PROFILES = ("tiny", "cpu", "gpu", "paper")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; 0 where it went well, 1 after an error, 130 after Ctrl-C."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     try:
         options.run(options)
     except InfluenceError as error:
@@ -29,11 +29,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="influence-lab", description="Train, score and record what the book's figures show."
-    )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+def parser() -> argparse.ArgumentParser:
+    """The command line. Its ``--help`` is the source of the reference page."""
+    found = argparse.ArgumentParser(
+        prog="influence-lab", formatter_class=_layout,
+        description="Train, score and record what the book's figures show.",
+    )  # fmt: skip
+    commands = found.add_subparsers(required=True, metavar="COMMAND")
     pretrain = _command(
         commands, "pretrain", "train an encoder, measure and record it; resumes where it stopped",
         "influence-lab pretrain simclr --profile cpu --seed 0", _pretrain,
@@ -65,7 +67,11 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--runs", type=Path, help="folder of checkpoints (default: in the user's cache)"
         )
-    return parser
+    return found
+
+
+def _layout(prog: str) -> argparse.HelpFormatter:
+    return argparse.HelpFormatter(prog, width=99)
 
 
 def _command(
@@ -77,8 +83,9 @@ def _command(
 ) -> argparse.ArgumentParser:
     description = purpose[0].upper() + purpose[1:] + "."
     parser = commands.add_parser(
-        name, help=purpose, description=description, epilog=f"example: {example}"
-    )
+        name, help=purpose, description=description, epilog=f"example: {example}",
+        formatter_class=_layout,
+    )  # fmt: skip
     parser.set_defaults(run=run)
     return parser
 

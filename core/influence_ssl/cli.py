@@ -16,10 +16,16 @@ from influence_ssl.errors import InfluenceError, InfluenceValueError
 from influence_ssl.report.loading import described
 from influence_ssl.report.scoring import DTYPES, partial_folder, score
 
+_THREE = (
+    "score --data photos --encoder mine.py:encoder --out scores.parquet",
+    "report scores.parquet --images photos --out report.html",
+    "select scores.parquet --drop-duplicates --out keep.txt",
+)
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns 0, 2 after an error (one line on stderr), or 130 after Ctrl-C."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     try:
         options.run(options)
     except KeyboardInterrupt:
@@ -81,15 +87,18 @@ def _kept(options: argparse.Namespace) -> str:
 def _message(error: Exception, options: argparse.Namespace) -> str:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return "out of memory; give a smaller --batch-size or a lower --rank."
+    if any(_disk_is_full(part) for part in (error, error.__cause__)):
+        return f"no space left on the disk; free some, and note: {_kept(options)}."
     if isinstance(error, InfluenceError | ImportError):
         return " ".join(str(error).split())
+    return f"{described(error)}; --traceback shows where."
+
+
+def _disk_is_full(error: BaseException | None) -> bool:
     # NumPy reports a short write in words, without a number.
-    full = isinstance(error, OSError) and (
+    return isinstance(error, OSError) and (
         error.errno in (errno.ENOSPC, errno.EDQUOT) or "requested and" in str(error)
     )
-    if full:
-        return f"no space left on the disk; free some, and note: {_kept(options)}."
-    return f"{described(error)}; --traceback shows where."
 
 
 class _Parser(argparse.ArgumentParser):
@@ -97,12 +106,22 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"influence-ssl: error: {message}; see {self.prog} --help\n")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser("influence-ssl", description="Label-free influence of images on an encoder.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+def parser() -> argparse.ArgumentParser:
+    """The command line. Its ``--help`` is the source of the reference page."""
+    found = _Parser(
+        "influence-ssl",
+        description="Label-free influence of images on an encoder.",
+        epilog="\n  influence-ssl ".join(["three commands:", *_THREE]),
+        formatter_class=_layout,
+    )
+    commands = found.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for make in (_score_parser, _report_parser, _compare_parser, _select_parser):
         make(commands)
-    return parser
+    return found
+
+
+def _layout(prog: str) -> argparse.HelpFormatter:
+    return argparse.RawDescriptionHelpFormatter(prog, max_help_position=24, width=99)
 
 
 class _Command:
@@ -111,28 +130,28 @@ class _Command:
     def __init__(
         self, commands: Any, run: Callable[..., None], usage: str, about: str, example: str
     ) -> None:
-        def layout(prog: str) -> argparse.HelpFormatter:
-            return argparse.RawDescriptionHelpFormatter(prog, max_help_position=24, width=99)
-
         name = run.__name__
-        self.parser = commands.add_parser(
+        parser = commands.add_parser(
             name,
             help=about[0].lower() + about[1:].rstrip("."),
             description=about,
             epilog=f"example: influence-ssl {name} {example}",
-            formatter_class=layout,
+            formatter_class=_layout,
             usage=f"influence-ssl {name} {usage} [options]",
+            add_help=False,
         )
-        self.parser.set_defaults(run=run)
+        parser.set_defaults(run=run)
+        # A screen is short: what a reader of the help has found already is not in it, nor what the
+        # error that it belongs to names.
+        parser.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
+        parser.add_argument("--traceback", action="store_true", help=argparse.SUPPRESS)
+        self.options = parser.add_argument_group()
 
     def add(self, flag: str, metavar: str, text: str, **settings: Any) -> None:
-        self.parser.add_argument(flag, metavar=metavar, help=text, **settings)
+        self.options.add_argument(flag, metavar=metavar, help=text, **settings)
 
     def switch(self, flag: str, text: str) -> None:
-        self.parser.add_argument(flag, action="store_true", help=text)
-
-    def traceback(self) -> None:
-        self.switch("--traceback", "after an error, also show where it arose")
+        self.options.add_argument(flag, action="store_true", help=text)
 
 
 def _score_parser(commands: Any) -> None:
@@ -141,8 +160,7 @@ def _score_parser(commands: Any) -> None:
         score,
         "--data PATH --encoder SPEC --out FILE",
         "Score every image by its influence on the encoder's own representation of it.",
-        "--data photos --encoder timm:convnext_atto --weights mine.safetensors \\\n"
-        f"{'':29}--out scores.parquet",
+        "--data photos --encoder mine.py:encoder --out scores.parquet",
     )
     add, switch = command.add, command.switch
     add("--data", "PATH", "folder, zip, or CSV with a column 'path'", type=Path, required=True)
@@ -171,13 +189,13 @@ def _score_parser(commands: Any) -> None:
         "L",
         "relative:C, C times the mean eigenvalue (relative:0.1), or the number itself",
     )
+    add("--layers", "NAMES", "modules whose weights count, such as conv1,layer4.1.conv2 (all)")
     add("--draws", "N", "perturbations of each image (1)", type=int, default=1)
     add("--seed", "N", "of noise, projections and untrained weights (0)", type=int, default=0)
     add("--batch-size", "N", "changes speed, not scores (256)", type=int, default=256)
     add("--dtype", "TYPE", "float64, float32 or bfloat16 (the encoder's own)", choices=DTYPES)
     add("--device", "NAME", "cpu, cuda, cuda:1, ... (cuda where there is one)")
     switch("--strict", "stop at an unreadable image instead of skipping it")
-    command.traceback()
 
 
 def _report_parser(commands: Any) -> None:
@@ -193,7 +211,6 @@ def _report_parser(commands: Any) -> None:
     command.add("--images", "PATH", "what was given as --data: shows thumbnails", type=Path)
     command.add("--table", "FILE", "CSV of paths and columns, to break scores down by", type=Path)
     command.add("--json", "FILE", "also write the content for machines", type=Path)
-    command.traceback()
 
 
 def _compare_parser(commands: Any) -> None:
@@ -207,7 +224,6 @@ def _compare_parser(commands: Any) -> None:
     command.add("a", "A", "a file of influence-ssl score", type=Path)
     command.add("b", "B", "another one", type=Path)
     command.add("--top", "N", "images to list of those that moved most (10)", type=int, default=10)
-    command.traceback()
 
 
 def _select_parser(commands: Any) -> None:
@@ -228,7 +244,6 @@ def _select_parser(commands: Any) -> None:
     add("--drop-above", "X", "magnitudes above X", type=float)
     add("--drop-below", "X", "magnitudes below X", type=float)
     command.switch("--drop-duplicates", "all of each duplicate group but one")
-    command.traceback()
 
 
 if __name__ == "__main__":

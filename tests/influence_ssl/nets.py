@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from influence_ssl import InfluenceScorer, Scores
+
 
 class Residual(nn.Module):
     """A small residual network: strides, groups, dilation, in-place ReLU, one layer used twice."""
@@ -76,6 +78,10 @@ def build(kind: type[nn.Module], seed: int = 0, **arguments) -> nn.Module:
 def images(n: int = 9, size: int = 8, seed: int = 1) -> Tensor:
     return torch.randn(n, 3, size, size, dtype=torch.float64,
                        generator=torch.Generator().manual_seed(seed))  # fmt: skip
+
+
+def score(net: nn.Module, x: Tensor, **settings) -> Scores:
+    return InfluenceScorer(net, progress=False, **settings).score(x)
 
 
 def weights(net: nn.Module) -> list[Tensor]:

@@ -1,11 +1,8 @@
 """The report's page in a headless Chromium, opened from disk as a reader would."""
 
 import json
-import os
 import re
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,9 +11,6 @@ import pytest
 from reports import make, save, scored
 
 from influence_ssl.report.html import write
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "site"))
-from browser import FLAGS, MISSING, find
 
 MANY = 50_000
 
@@ -31,21 +25,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def content(made: Path) -> dict[str, Any]:
     return json.loads((made / "report.json").read_text())
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    path = find()
-    if path is None and os.environ.get("CI"):
-        pytest.fail(MISSING, pytrace=False)
-    if path is None:
-        pytest.skip(MISSING)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
-        yield browser
-        browser.close()
 
 
 def opened(chromium: Any, path: Path, **options: Any) -> Any:

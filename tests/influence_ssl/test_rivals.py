@@ -176,26 +176,6 @@ def test_no_space_left_is_one_line_and_loses_nothing(
     assert Path("calls").read_text() == "xx"
 
 
-def test_images_that_are_all_the_same_are_refused(
-    work: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for path in Path("images").iterdir():
-        if path.name != "04.png":
-            path.write_bytes(Path("images/04.png").read_bytes())
-    assert run() == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "all 24 images in 'images' are copies of '00.png'" in line
-
-
-def test_a_decompression_bomb_is_refused(
-    work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
-    assert run() == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "'00.png' is too large, maybe a decompression bomb" in line
-
-
 def test_reliability_is_the_correlation_of_two_runs(
     work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -348,18 +328,6 @@ def test_select_refuses_in_one_line(
     assert re.search(message, line), line
     assert sorted(os.listdir()) == before
     assert Path("scores.parquet").read_bytes() == content
-
-
-@pytest.mark.parametrize("command", ["score", "report", "compare", "select"])
-def test_help_fits_a_screen_and_has_an_example(
-    capsys: pytest.CaptureFixture[str], command: str
-) -> None:
-    with pytest.raises(SystemExit):
-        main([command, "--help"])
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) <= 30
-    assert max(map(len, lines)) <= 100
-    assert any(line.startswith(f"example: influence-ssl {command} ") for line in lines)
 
 
 def test_recorder_changes_no_score(work: Path) -> None:

@@ -28,7 +28,7 @@ from influence_ssl.curvature import Curvature, EmpiricalFisher, Identity, LoGra,
 from influence_ssl.errors import InfluenceError, InfluenceOSError, InfluenceValueError
 from influence_ssl.objectives import Invariance
 from influence_ssl.perturbations import GaussianNoise
-from influence_ssl.report.loading import import_function, load_encoder
+from influence_ssl.report.loading import described, import_function, load_encoder
 from influence_ssl.report.recording import Recorder, reliability
 from influence_ssl.report.rivals import Group, duplicate_groups, nearest
 from influence_ssl.scorer import InfluenceScorer
@@ -43,6 +43,7 @@ DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.
 _NEEDS = {".npz": (), ".csv": ("pandas",), ".parquet": ("pandas", "pyarrow")}
 _PACKAGES = ("influence-ssl", "torch", "torchvision", "timm", "numpy", "pillow")
 _LISTED = 20
+_NOT_THE_ENCODER = (OSError, MemoryError, torch.OutOfMemoryError)
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ def score(options: argparse.Namespace) -> None:
         batch_size=options.batch_size,
         device=device,
         dtype=DTYPES.get(options.dtype),
+        layers=None if options.layers is None else options.layers.split(","),
         progress=progress,
         store=store,
     )
@@ -92,9 +94,17 @@ def score(options: argparse.Namespace) -> None:
     scorer.curvature = recorder.curvature(curvature)
     try:
         scores = scorer.score(images, index=images.index.tolist(), names=images.names)
-    except InfluenceError as error:
-        _remove_if_empty(store, store.parent)
-        raise InfluenceError(_with_names(str(error), images)) from error
+    except BaseException as error:
+        begun = not _remove_if_empty(store, store.parent)
+        if isinstance(error, InfluenceError):
+            raise InfluenceError(_with_names(str(error), images)) from error
+        if begun or not isinstance(error, Exception) or isinstance(error, _NOT_THE_ENCODER):
+            raise
+        raise InfluenceValueError(
+            f"the encoder fails at the first images ({_size(images)}): {described(error)}; where "
+            "it needs another size, let its function return (module, preprocess); --traceback "
+            "shows where."
+        ) from error
     if not np.isfinite(scores.values).all():
         first = images.names[int(np.flatnonzero(~np.isfinite(scores.values))[0])]
         raise InfluenceValueError(
@@ -200,12 +210,14 @@ def _make(store: Path) -> None:
         ) from error
 
 
-def _remove_if_empty(*folders: Path) -> None:
-    for folder in folders:
+def _remove_if_empty(*folders: Path) -> bool:
+    """Remove the folders up to one that holds something; whether the first one went."""
+    for number, folder in enumerate(folders):
         try:
             folder.rmdir()
         except OSError:
-            return
+            return number > 0
+    return True
 
 
 def _perturbation(options: argparse.Namespace) -> Callable[..., Tensor]:
@@ -255,7 +267,7 @@ def _device(name: str | None) -> torch.device | None:
         torch.zeros(1, device=name).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InfluenceValueError(
-            f"--device {name!r} cannot be used here: {str(error).splitlines()[0].rstrip('.')}; "
+            f"--device {name!r} cannot be used here: {str(error).splitlines()[0].split('. ')[0]}; "
             "leave it out or give cpu."
         ) from error
     return torch.device(name)
@@ -332,9 +344,8 @@ def _summarise(
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
     found = scores.provenance
-    size = " x ".join(map(str, images.shape or ()))
     took = timedelta(seconds=round(seconds))
-    print(f"{len(scores)} images ({size}) scored on {found['device']} in {took}")
+    print(f"{len(scores)} images ({_size(images)}) scored on {found['device']} in {took}")
     if found["untrained"]:
         print(f"untrained: random weights from seed {options.seed}, as --weights was not given")
     if images.ignored:
@@ -362,6 +373,10 @@ def _summarise(
             f"run of {options.draws} draws"
         )
     print(f"written to {options.out}")
+
+
+def _size(images: Images) -> str:
+    return " x ".join(map(str, images.shape or ()))
 
 
 def _left_out(names: list[str]) -> str:

@@ -1,0 +1,46 @@
+"""What the how-to chapters share: a folder of pictures with known truth, and a line of shell."""
+
+from __future__ import annotations
+
+import csv
+import shlex
+from pathlib import Path
+
+from PIL import Image
+
+from influence_ssl.cli import main
+from influence_ssl.errors import InfluenceError
+
+from .datasets.scenes import GROUPS, KINDS, Scenes
+from .files import replacing
+
+
+def write_scenes(scenes: Scenes, folder: Path) -> Path:
+    """Write each scene to ``folder/NAME.png``, and what is known of it to the CSV beside it.
+
+    The CSV is ``folder`` with the suffix ``.csv``; its columns are path, class, light (one of
+    :data:`GROUPS`) and kind (one of :data:`KINDS`). Returns its path.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    images, rows = scenes.images, []
+    for i, name in enumerate(images.names):
+        Image.fromarray(images.images[i]).save(folder / f"{name}.png")
+        truth = images.classes[images.labels[i]], GROUPS[scenes.group[i]], KINDS[scenes.kind[i]]
+        rows.append((f"{name}.png", *truth))
+    table = folder.with_suffix(".csv")
+    with replacing(table) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("path", "class", "light", "kind"), *rows])
+    return table
+
+
+def shell(line: str) -> None:
+    """Run a line that begins with ``influence-ssl`` in this process, which spares its start.
+
+    What the command prints is printed. Raises :class:`InfluenceError` where it fails, or where the
+    line begins with anything else.
+    """
+    program, *arguments = shlex.split(line.replace("\\\n", " "))
+    if program != "influence-ssl":
+        raise InfluenceError(f"shell runs influence-ssl, not {program!r}.")
+    if code := main(arguments):
+        raise InfluenceError(f"{line.strip()!r} ended with code {code}; its message is above.")

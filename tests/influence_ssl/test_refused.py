@@ -1,0 +1,219 @@
+"""Every input that the command must refuse: one line, exit code 2, nothing written."""
+
+import errno
+import os
+import re
+import shutil
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from commands import listing, outputs, run, small
+from PIL import Image
+from torch import nn
+
+from influence_ssl.cli import main
+from influence_ssl.scores import _WRITERS
+
+
+def foreign_weights() -> None:
+    state = small().state_dict()
+    state["head.weight"] = state.pop("4.weight")
+    torch.save(state, "weights.pt")
+
+
+def wide_weights() -> None:
+    torch.save(nn.Sequential(nn.Conv2d(3, 7, 3)).state_dict(), "weights.pt")
+
+
+def mixed_sizes() -> None:
+    Image.new("RGB", (5, 6)).save("images/small.png")
+
+
+def one_image() -> None:
+    for name in listing()[1:]:
+        Path("images", name).unlink()
+
+
+def copies_alone() -> None:
+    for name in listing()[1:]:
+        shutil.copy(Path("images", listing()[0]), Path("images", name))
+
+
+def not_square() -> None:
+    for name in listing():
+        Image.open(Path("images", name)).resize((12, 8)).save(Path("images", name))
+
+
+def bomb() -> None:
+    Image.new("1", (10_000, 9_000)).save("images/cat/big.png")
+
+
+def zero_image() -> None:
+    Image.new("RGB", (10, 10)).save("images/cat/01.png")
+
+
+def escaping_zip() -> None:
+    with zipfile.ZipFile("images.zip", "w") as archive:
+        archive.writestr("../../etc/a.png", b"")
+
+
+REFUSED = {
+    "no such folder": (lambda: shutil.rmtree("images"), (), {}, "no such folder.*'images'"),
+    "empty folder": (
+        lambda: (shutil.rmtree("images"), os.mkdir("images")), (), {}, "no images in 'images'"
+    ),
+    "one image": (one_image, (), {}, "'images' holds one readable image"),
+    "copies of one image": (
+        copies_alone, (), {}, "all 24 images in 'images' are copies of 'cat/01.png'"
+    ),
+    "images that are not square": (
+        not_square, (), {},
+        r"fails at the first images \(3 x 8 x 12\): RuntimeError: .*\(module, preprocess\)",
+    ),
+    "decompression bomb": (bomb, (), {}, "'cat/big.png' is too large, maybe a decompression bomb"),
+    "mixed sizes": (
+        mixed_sizes, (), {}, "'cat/01.png' is 10 x 10.*'small.png' is 5 x 6 pixels.*resize"
+    ),
+    "zip that escapes": (escaping_zip, (), {"data": "images.zip"}, r"'\.\./\.\./etc/a\.png'"),
+    "zero representation": (
+        zero_image, (), {"encoder": "mine.py:Zero"}, "clean image 'cat/01.png' is zero"
+    ),
+    "NaN weights": (None, (), {"encoder": "mine.py:not_finite"}, "'weight' has NaN"),
+    "encoder returns a tuple": (None, (), {"encoder": "mine.py:Tuple"}, "tuple.*one tensor"),
+    "layer that is never called": (
+        None, ("--layers", "layer,spare"), {"encoder": "mine.py:Spare"},
+        "'spare' is never called in the encoder's forward pass; leave it out",
+    ),
+    "layer that is not there": (
+        None, ("--layers", "first"), {}, "'first' is not a Conv2d or Linear of the encoder; these",
+    ),
+    "encoder fails": (
+        None, (), {"encoder": "mine.py:Broken"}, "RuntimeError: shapes do not fit; --traceback"
+    ),
+    "out of memory": (None, (), {"encoder": "mine.py:Exhausted"}, "smaller --batch-size"),
+    "no colon": (None, (), {"encoder": "mine"}, "'mine': give package.module:function"),
+    "no file": (None, (), {"encoder": "other.py:small"}, "no file 'other.py'"),
+    "no module": (None, (), {"encoder": "no_such:small"}, "No module named 'no_such'"),
+    "no function": (None, (), {"encoder": "mine.py:large"}, "no function 'large'; .*small"),
+    "function raises": (None, (), {"encoder": "mine.py:shouting"}, "ValueError: no weights"),
+    "function needs more": (None, (), {"encoder": "mine.py:needs_argument"}, "argument: 'path'"),
+    "no encoder": (None, (), {"encoder": "mine.py:number"}, "returns a int; .*nn.Module"),
+    "file with an error": (
+        lambda: Path("bad.py").write_text("import nowhere_to_be_found"),
+        (), {"encoder": "bad.py:small"}, "bad.py cannot be imported: .*nowhere_to_be_found",
+    ),
+    "no weights": (None, ("--weights", "w.pt"), {}, "'w.pt': there is no such file"),
+    "weights that are text": (
+        lambda: Path("weights.pt").write_text("hello"),
+        ("--weights", "weights.pt"), {}, "'weights.pt' is not a checkpoint",
+    ),
+    "safetensors that is text": (
+        lambda: Path("w.safetensors").write_text("hello, this is text"),
+        ("--weights", "w.safetensors"), {}, "'w.safetensors' is not a checkpoint",
+    ),
+    "weights that run code": (
+        lambda: torch.save(small(), "weights.pt"),
+        ("--weights", "weights.pt"), {}, "Python objects besides tensors",
+    ),
+    "weights without names": (
+        lambda: torch.save(torch.ones(3), "weights.pt"),
+        ("--weights", "weights.pt"), {}, "holds a Tensor, not a state_dict",
+    ),
+    "foreign weights": (
+        foreign_weights,
+        ("--weights", "weights.pt"), {}, "missing keys: 4.weight; foreign keys: head.weight",
+    ),
+    "weights of other shape": (
+        wide_weights,
+        ("--weights", "weights.pt"), {}, r"0.weight is \(7, 3, 3, 3\) instead of \(6, 3, 3, 3\)",
+    ),
+    "output of another kind": (None, ("--out", "scores.txt"), {}, "'scores.txt' must end in"),
+    "output is a folder": (
+        lambda: os.mkdir("s.csv"), ("--out", "s.csv"), {}, "'s.csv' is a folder"
+    ),
+    "output in no folder": (None, ("--out", "no/s.csv"), {}, "'no' is no folder"),
+    "output below a file": (None, ("--out", "mine.py/s.csv"), {}, "'mine.py' is no folder"),
+    "negative damping": (None, ("--damping", "-1"), {}, "damping=-1.0 must be"),
+    "damping in words": (None, ("--damping", "little"), {}, "'little': give a number, or rel"),
+    "negative relative damping": (None, ("--damping", "relative:-1"), {}, "c=-1.0 must be"),
+    "rank of the wrong curvature": (
+        None, ("--rank", "2", "--curvature", "fisher"), {}, "--rank belongs to logra"
+    ),
+    "damping of nothing": (
+        None, ("--damping", "2", "--curvature", "identity"), {}, "no curvature to damp"
+    ),
+    "two perturbations": (
+        None, ("--perturbation", "mine:halving", "--noise-std", "1"), {}, "leave them out"
+    ),
+    "negative noise": (None, ("--noise-std", "-1"), {}, "std=-1.0 must be"),
+    "no draws": (None, ("--draws", "0"), {}, "draws=0 must be"),
+    "device that is not there": (None, ("--device", "cuda:99"), {}, "'cuda:99' cannot be used"),
+    "device that is no name": (None, ("--device", "gpu"), {}, "'gpu' cannot be used"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_bad_input_is_one_line_and_writes_nothing(
+    work: Path, capsys: pytest.CaptureFixture[str], case: str
+) -> None:
+    prepare, arguments, settings, message = REFUSED[case]
+    if prepare is not None:
+        prepare()
+    before = outputs()
+    assert run(*arguments, **settings) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    (line,) = output.err.splitlines()
+    assert line.startswith("influence-ssl: error: ")
+    assert re.search(message, line), line
+    assert outputs() == before
+    # Where no batch was finished, nothing is kept; these two fail at the second.
+    begun = settings.get("encoder") in ("mine.py:Broken", "mine.py:Exhausted")
+    assert Path("scores.npz.partial").exists() == begun
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no folder refuses even root here")
+def test_a_folder_without_write_permission_is_refused_before_the_work(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Nobody, root included, can make a file there. The encoder would fail if it were asked.
+    assert run("--out", "/proc/scores.npz", encoder="mine.py:shouting") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "'/proc/scores.npz' cannot be written" in line
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["score"], ["guess"], ["score", "--data"], ["score", "--curvature", "hessian"]],
+)
+def test_wrong_usage_is_one_line(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("influence-ssl: error: ")
+    assert "--help" in line
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".csv", ".parquet"])
+def test_a_disk_that_is_full_at_the_end_loses_nothing(
+    work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setitem(_WRITERS, suffix, full)
+        assert run("--out", f"s{suffix}") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "no space left on the disk" in line
+    assert f"kept in s{suffix}.partial; the same command again goes on" in line
+    assert outputs() == []
+    # What is kept is all that the score needs: the encoder's layers are not asked again.
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "save", full)
+        assert run("--out", f"s{suffix}") == 0
+    assert not Path(f"s{suffix}.partial").exists()

@@ -1,0 +1,212 @@
+"""What the scorer refuses: encoders, images, arguments and settings that give no score."""
+
+import pytest
+import torch
+from nets import Residual, Windows, build, images, score
+from torch import nn
+
+from influence_ssl import (
+    EmpiricalFisher,
+    ExactHessian,
+    GaussianNoise,
+    InfluenceError,
+    InfluenceScorer,
+    Invariance,
+    LoGra,
+    Relative,
+    Supervised,
+)
+
+
+class Mixing(nn.Module):
+    """Subtracts the batch mean after its first layer: a score would depend on the company."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(12, 6), nn.Linear(6, 4)
+
+    def forward(self, x):
+        h = self.first(x.flatten(1))
+        return self.second(h - h.mean(0) * (len(h) > 2))
+
+
+def test_a_little_mixing_is_found_in_float32_too():
+    """A coupling of 1e-4 drowns in no rounding: the check runs in float64."""
+
+    class Coupled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(12, 6), nn.Linear(6, 4)
+
+        def forward(self, x):
+            h = self.first(x.flatten(1))
+            return self.second(h + 1e-4 * h.mean(0))
+
+    torch.manual_seed(0)
+    with pytest.raises(InfluenceError, match="the input of layer 'second' depends on"):
+        score(Coupled(), X)
+
+
+class Standardised(nn.Conv2d):
+    """A convolution by a function of its weight, as in weight standardisation."""
+
+    def forward(self, x):
+        return nn.functional.conv2d(x, self.weight - self.weight.mean(), self.bias)
+
+
+class Lambda(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function, self.linear = function, nn.Linear(12, 4)
+
+    def forward(self, x):
+        return self.function(self.linear, x.flatten(1))
+
+
+def standardised():
+    return nn.Sequential(Standardised(3, 4, 1), nn.Flatten(), nn.Linear(16, 4))
+
+
+X = images(6, size=2).float()
+BAD_ENCODERS = {
+    "calls no Conv2d or Linear": nn.Sequential(nn.Flatten(), nn.LayerNorm(12)),
+    "has no floating-point weights": nn.Flatten(),
+    r"must return \(B, D\)": Lambda(lambda linear, x: linear(x)[:, :, None]),
+    "returned a tuple": Lambda(lambda linear, x: (linear(x), x)),
+    "the input of layer 'second' depends on the other images": Mixing(),
+    "layer '0' does not compute a plain Standardised": standardised(),
+    "representation of the clean image 0 is zero": Lambda(lambda linear, x: linear(x) * 0),
+    "representation of the clean image 0 is not finite": Lambda(lambda linear, x: linear(x) / 0),
+    "depends on the other images of the batch or on chance": Lambda(
+        lambda linear, x: linear(nn.functional.dropout(x, 0.5))
+    ),
+}
+
+
+@pytest.mark.parametrize("message", BAD_ENCODERS)
+def test_unusable_encoders(message):
+    torch.manual_seed(0)
+    with pytest.raises(InfluenceError, match=message) as caught:
+        score(BAD_ENCODERS[message], X)
+    assert "\n" not in str(caught.value)
+
+
+def test_windows_that_do_not_keep_examples_together_are_refused():
+    with pytest.raises(InfluenceError, match="layer 'mix' depends on the other images"):
+        score(build(Windows, example_first=False), images())
+
+
+def test_a_layer_whose_rows_do_not_divide_is_refused_or_left_out():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.odd, self.head = nn.Linear(12, 12), nn.Linear(12, 4)
+
+        def forward(self, x):
+            x = x.flatten(1)
+            return self.head(x + self.odd(torch.cat([x, x[:1]]))[:-1])
+
+    torch.manual_seed(0)
+    with pytest.raises(InfluenceError, match="layer 'odd' receives"):
+        score(Odd(), images(7, size=2).float())
+    assert len(score(Odd(), images(7, size=2).float(), layers=["head"])) == 7
+
+
+class Ragged:
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, i):
+        return torch.zeros(3, 2, 2 + (i == 2))
+
+
+def spoiled(value):
+    x = X.clone()
+    x[4, 0, 1, 1] = value
+    return x
+
+
+BAD_IMAGES = {
+    "images is empty": X[:0],
+    "image 2 has shape": Ragged(),
+    "image 4 has NaN or infinite": spoiled(float("nan")),
+    "image 4 has NaN or infinite values": spoiled(float("inf")),
+    "images are torch.uint8": X.byte(),
+    "without a length": iter([X]),
+    "item 0 of the data set begins with a str": ["a.png"],
+}
+
+
+@pytest.mark.parametrize("message", BAD_IMAGES)
+def test_unusable_images(message):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 4))
+    with pytest.raises(InfluenceError, match=message) as caught:
+        score(net, BAD_IMAGES[message], batch_size=2)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: LoGra(rank=0), "rank=0 must be a positive integer"),
+        (lambda: LoGra(damping=-1.0), "damping=-1.0 must be finite and at least 0"),
+        (lambda: EmpiricalFisher(float("nan")), "damping=nan"),
+        (lambda: EmpiricalFisher("0.1"), "damping='0.1' must be a number"),
+        (lambda: ExactHessian(-0.1), "damping=-0.1"),
+        (lambda: ExactHessian(Relative(0.1)), "must be a float"),
+        (lambda: Relative(-1), "c=-1 must be finite"),
+        (lambda: GaussianNoise(std=-0.1), "std=-0.1"),
+        (lambda: Invariance(distance="dot"), "distance='dot' is unknown"),
+        (lambda: Invariance(0.2), "perturbation is a float"),
+        (lambda: Supervised("hinge"), "loss='hinge' is unknown"),
+        (lambda: InfluenceScorer(lambda x: x), "encoder is a function"),
+        (lambda: InfluenceScorer(build(Windows), draws=0), "draws=0 must be an integer"),
+        (lambda: InfluenceScorer(build(Windows), dtype=torch.int8), "floating-point type"),
+    ],
+)
+def test_bad_arguments_are_refused_at_construction(make, message):
+    with pytest.raises(InfluenceError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"layers": ["hed"]}, "'hed' is not a Conv2d or Linear of the encoder; these are: stem"),
+        ({"layers": ["norm"]}, "'norm' is not a Conv2d or Linear"),
+        ({"device": "cuda:99"}, "device='cuda:99' cannot be used"),
+        ({"objective": Supervised()}, "needs labels"),
+        (
+            {"objective": lambda encode, batch, *_: encode(batch[0]).sum()[None]},
+            "must return one loss for each",
+        ),
+        ({"objective": Invariance(lambda x, *_: x[:, :2])}, "must keep the shape"),
+    ],
+)
+def test_settings_that_do_not_fit_the_encoder(settings, message):
+    with pytest.raises(InfluenceError, match=message):
+        score(build(Residual), images(4), **settings)
+
+
+def test_a_named_layer_that_is_never_called():
+    net = build(Residual)
+    net.spare = nn.Linear(2, 2).double()
+    with pytest.raises(InfluenceError, match="'spare' is never called"):
+        score(net, images(4), layers=["head", "spare"])
+    assert len(score(net, images(4), layers=["head"])) == 4
+
+
+@pytest.mark.parametrize(
+    ("curvature", "message"),
+    [
+        (LoGra(rank=8, joint=True), r"the largest rank that does is [1-7]\."),
+        (LoGra(rank=None), "the largest rank that does is"),
+        (EmpiricalFisher(), "the largest number that does is"),
+        (ExactHessian(), "the largest number that does is"),
+    ],
+)
+def test_too_little_memory_names_the_largest_that_fits(monkeypatch, curvature, message):
+    monkeypatch.setattr("influence_ssl.curvature.free_memory", lambda device: 24.0 * 40**2)
+    with pytest.raises(InfluenceError, match=message):
+        score(build(Residual), images(60), curvature=curvature)
