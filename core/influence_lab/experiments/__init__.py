@@ -13,7 +13,11 @@ from importlib import import_module
 from pathlib import Path
 
 RESULTS = {
+    "fig-2": "stability",
     "fig-9": "distributions",
+    "fig-10": "noise",
+    "fig-11": "noise",
+    "table-4": "families",
     "baselines": "baselines",
     "cost": "cost",
 }
