@@ -31,6 +31,7 @@ from .files import replacing
 
 QUANTILES = 1025
 LARGEST = 2**16
+LARGEST_FIRST = ("paper", "gpu", "cpu", "tiny")
 PACKAGES = ("influence-ssl", "torch", "torchvision", "numpy")
 
 
@@ -113,6 +114,12 @@ def load_record(profile: str, name: str, root: Path | None = None) -> dict[str, 
     """The record ``PROFILE/NAME.json`` (``baselines``, ``cost``), or ``None``."""
     path = (results_root() if root is None else root) / profile / f"{name}.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def largest_record(name: str, root: Path | None = None) -> tuple[str, dict[str, Any]] | None:
+    """The largest profile that has the record ``NAME.json``, and the record; ``None`` for none."""
+    found = ((profile, load_record(profile, name, root)) for profile in LARGEST_FIRST)
+    return next(((profile, record) for profile, record in found if record is not None), None)
 
 
 def save_encoder(encoder: CifarResNet18, path: Path) -> None:

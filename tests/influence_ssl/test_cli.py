@@ -24,6 +24,7 @@ from influence_ssl import (
     Relative,
     Scores,
 )
+from influence_ssl.report.loading import source_code
 
 
 @pytest.mark.parametrize(
@@ -98,6 +99,20 @@ def test_a_perturbation_of_ones_own(work: Path) -> None:
     found = scored("--perturbation", "mine:halving", "--draws", "2")
     scorer = InfluenceScorer(small(), Invariance(halving), draws=2, progress=False)
     np.testing.assert_allclose(found.values, scorer.score(tensors()).values, rtol=1e-6)
+
+
+def test_a_perturbation_may_be_an_object(work: Path) -> None:
+    """Its numbers stand in the module that makes it, its code in another: both are its source."""
+    text = "from influence_ssl import GaussianNoise\nnoise = GaussianNoise(0.1, 0.3)\n"
+    Path("objects.py").write_text(text)
+    found = scored("--perturbation", "objects.py:noise")
+    scorer = InfluenceScorer(small(), Invariance(GaussianNoise(0.1, 0.3)), progress=False)
+    np.testing.assert_allclose(found.values, scorer.score(tensors()).values, rtol=1e-6)
+    source = source_code("objects.py:noise")
+    assert text.encode() in source
+    assert b"class GaussianNoise" in source
+    assert source_code("mine:halving") == Path("mine.py").read_bytes()
+    assert source_code("builtins:abs") == b""
 
 
 def test_preprocess_comes_with_the_encoder(work: Path) -> None:

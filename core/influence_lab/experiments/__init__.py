@@ -13,8 +13,12 @@ from importlib import import_module
 from pathlib import Path
 
 RESULTS = {
+    "fig-2": "stability",
     "fig-6": "removal",
     "fig-9": "distributions",
+    "fig-10": "noise",
+    "fig-11": "noise",
+    "table-4": "families",
     "baselines": "baselines",
     "cost": "cost",
 }

@@ -25,7 +25,13 @@ def augment(
     images: Float[Tensor, "b 3 h w"], settings: Augmentation, generator: torch.Generator
 ) -> Float[Tensor, "b 3 c c"]:
     """One random view of each image, ``settings.crop`` pixels wide; input and output in [0, 1]."""
-    x = random_resized_crop(images, settings, generator)
+    return recolour_and_flip(random_resized_crop(images, settings, generator), settings, generator)
+
+
+def recolour_and_flip(
+    x: Float[Tensor, "b 3 h w"], settings: Augmentation, generator: torch.Generator
+) -> Float[Tensor, "b 3 h w"]:
+    """All of :func:`augment` but the crop, each step with its own probability."""
     x = colour_jitter(x, settings, generator)
     x = torch.where(_chosen(x, settings.grey, generator), _grey(x), x)
     if settings.blur:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -115,6 +116,29 @@ def import_function(spec: str, option: str) -> Callable[..., Any]:
             f"{option} {spec!r}: {place} has no function {name!r}; it has: {_few(own) or 'none'}."
         )
     return function
+
+
+def source_code(spec: str) -> bytes:
+    """The files behind a spec of :func:`import_function`: the one named, and that of the code.
+
+    The two differ where a module imports its function, or where it makes an object of another
+    module's class and calls that.
+    """
+    found = import_function(spec, "")
+    code = inspect.unwrap(found)
+    if not (inspect.isroutine(code) or inspect.isclass(code)):
+        code = type(code)
+    place = spec.rpartition(":")[0]
+    named = place if place.endswith(".py") else getattr(sys.modules[place], "__file__", None)
+    files = sorted({str(Path(f).resolve()) for f in (named, _file_of(code)) if f is not None})
+    return b"".join(Path(file).read_bytes() for file in files)
+
+
+def _file_of(code: Any) -> str | None:
+    try:
+        return inspect.getsourcefile(code)
+    except TypeError:  # built into Python
+        return None
 
 
 def _load_weights(module: nn.Module, path: Path, dropped: tuple[str, ...]) -> None:

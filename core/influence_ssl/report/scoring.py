@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import importlib.util
-import inspect
 import json
 import re
 import shutil
@@ -28,7 +27,7 @@ from influence_ssl.curvature import Curvature, EmpiricalFisher, Identity, LoGra,
 from influence_ssl.errors import InfluenceError, InfluenceOSError, InfluenceValueError
 from influence_ssl.objectives import Invariance
 from influence_ssl.perturbations import GaussianNoise
-from influence_ssl.report.loading import described, import_function, load_encoder
+from influence_ssl.report.loading import described, import_function, load_encoder, source_code
 from influence_ssl.report.recording import Recorder, reliability
 from influence_ssl.report.rivals import Group, duplicate_groups, nearest
 from influence_ssl.scorer import InfluenceScorer
@@ -190,8 +189,7 @@ def _key(
     # A function's code may have changed between two runs of the same command.
     for part in (options.encoder, options.perturbation):
         if part is not None and not part.startswith(("timm:", "torchvision:")):
-            source = inspect.getsourcefile(inspect.unwrap(import_function(part, "")))
-            content.update(Path(source).read_bytes() if source else b"")
+            content.update(source_code(part))
     content.update(_digest(images).encode())
     content.update(_bytes(images[0][0]))
     return content.hexdigest()[:16]

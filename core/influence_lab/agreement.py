@@ -1,0 +1,143 @@
+"""How far two vectors of scores agree: correlations with bootstrap intervals over the images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Float64, Int64
+
+RESAMPLES = 1000
+CONFIDENCE = 0.95
+_CHUNK = 50
+
+Statistic = Callable[..., Float64[np.ndarray, " b"]]
+
+
+class Estimate(NamedTuple):
+    """A number and the ends of its interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def spearman(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], seed: int = 0) -> Estimate:
+    """Spearman's rank correlation, mid-ranks for ties.
+
+    Percentile bootstrap: images are drawn with replacement :data:`RESAMPLES` times and ranked anew,
+    so the interval covers the choice of images and no other randomness. NaN where one side is
+    constant.
+    """
+    return bootstrap(_rank_correlation, _Ranked(x), _Ranked(y), n=len(x), seed=seed)
+
+
+def pearson(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], seed: int = 0) -> Estimate:
+    """Pearson's correlation with the same interval as :func:`spearman`."""
+    return bootstrap(_linear_correlation, x, y, n=len(x), seed=seed)
+
+
+def mean(x: Float[np.ndarray, " n"], seed: int = 0) -> Estimate:
+    """The mean with the same interval; of a paired difference, for instance."""
+    return bootstrap(lambda weights, v: weights @ v / weights.sum(1), x, n=len(x), seed=seed)
+
+
+def difference(
+    one: tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]],
+    other: tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]],
+    seed: int = 0,
+) -> Estimate:
+    """Spearman's correlation of the first pair minus that of the second, on the same images."""
+
+    def gap(weights: np.ndarray, *columns: _Ranked) -> np.ndarray:
+        a, b, c, d = (column.ranks(weights) for column in columns)
+        return _correlation(weights, a, b) - _correlation(weights, c, d)
+
+    return bootstrap(gap, *(_Ranked(column) for column in (*one, *other)), n=len(one[0]), seed=seed)
+
+
+def overlap(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], seed: int = 0) -> Estimate:
+    r"""Shared area of two distributions, :math:`\sum_k \min(p_k, q_k)`, paired like the others.
+
+    Ten bins of equal share in both together: more would count the noise of small bins as a
+    difference.
+    """
+    edges = np.quantile(np.concatenate([x, y]), np.linspace(0, 1, 11)[1:-1])
+    places = [np.eye(10)[np.searchsorted(edges, v)] for v in (x, y)]
+
+    def shared(weights: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return np.minimum(weights @ a, weights @ b).sum(1) / weights.sum(1)
+
+    return bootstrap(shared, *places, n=len(x), seed=seed)
+
+
+def bootstrap(statistic: Statistic, *columns: object, n: int, seed: int = 0) -> Estimate:
+    """``statistic(weights, *columns)`` of n images, with its percentile interval.
+
+    ``weights`` (B, n) says how often each image was drawn, and the statistic returns (B,).
+    """
+    rng = np.random.default_rng(seed)
+    value = float(statistic(np.ones((1, n)), *columns)[0])
+    parts = [
+        statistic(rng.multinomial(n, np.full(n, 1 / n), _CHUNK).astype(np.float64), *columns)
+        for _ in range(RESAMPLES // _CHUNK)
+    ]
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(np.concatenate(parts), [tail, 1 - tail])
+    return Estimate(value, float(low), float(high))
+
+
+def spearman_brown(one: float, draws: int) -> float:
+    r"""Reliability of a mean of ``draws`` from that of one: :math:`m r / (1 + (m - 1) r)`.
+
+    Exact for Pearson's correlation of means of independent draws with equal variances (Spearman
+    1910, Brown 1910), an approximation for rank correlations.
+    """
+    return draws * one / (1 + (draws - 1) * one)
+
+
+def rounded(found: Any) -> Any:
+    """A tree of dictionaries and estimates as a record keeps it: lists of four-digit numbers."""
+    if isinstance(found, dict):
+        return {key: rounded(value) for key, value in found.items()}
+    return [round(number, 4) for number in found]
+
+
+class _Ranked:
+    """A vector in its own order, with its groups of equal values."""
+
+    def __init__(self, values: Float[np.ndarray, " n"]) -> None:
+        self.order: Int64[np.ndarray, " n"] = np.argsort(values, kind="stable")
+        ascending = np.asarray(values)[self.order]
+        first = np.r_[True, ascending[1:] != ascending[:-1]]
+        self.starts = np.flatnonzero(first)
+        self.group: Int64[np.ndarray, " n"] = np.empty(len(values), np.int64)
+        self.group[self.order] = np.cumsum(first) - 1
+
+    def ranks(self, weights: Float64[np.ndarray, "b n"]) -> Float64[np.ndarray, "b n"]:
+        """Mid-ranks (up to a constant) in the sample that holds image i ``weights[:, i]`` times."""
+        size = np.add.reduceat(weights[:, self.order], self.starts, axis=1)
+        return (np.cumsum(size, axis=1) - size / 2)[:, self.group]
+
+
+def _rank_correlation(weights: np.ndarray, x: _Ranked, y: _Ranked) -> Float64[np.ndarray, " b"]:
+    return _correlation(weights, x.ranks(weights), y.ranks(weights))
+
+
+def _linear_correlation(
+    weights: np.ndarray, x: np.ndarray, y: np.ndarray
+) -> Float64[np.ndarray, " b"]:
+    return _correlation(weights, np.asarray(x)[None], np.asarray(y)[None])
+
+
+def _correlation(weights: np.ndarray, x: np.ndarray, y: np.ndarray) -> Float64[np.ndarray, " b"]:
+    total = weights.sum(1, keepdims=True)
+    x = x - (weights * x).sum(1, keepdims=True) / total
+    y = y - (weights * y).sum(1, keepdims=True) / total
+    covariance, xx, yy = ((weights * p).sum(1) for p in (x * y, x * x, y * y))
+    with np.errstate(invalid="ignore"):
+        return covariance / np.sqrt(xx * yy)

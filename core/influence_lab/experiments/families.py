@@ -1,0 +1,136 @@
+"""Table 4: rank correlation of the scores under six families of perturbations.
+
+The paper does not say between what its correlations are. Two readings: ``again``, a family's
+scores against those of another draw of the same family; ``gaussian``, against those of another draw
+of the Gaussian noise. Beside the score stand its rivals: the loss alone and the gradient's norm.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float64
+
+from .. import perturbations, results
+from ..agreement import Estimate, difference, rounded, spearman
+from ..claims import Claim, above, agrees, claim, weakest
+from . import Task
+from .distributions import LABELS
+from .scored import RIVALS, available, provenance
+
+METHOD = "simclr"
+LINK = "experiments/perturbations.html#paper-table-4"
+READINGS = {"again": "another draw of the family", "gaussian": "the Gaussian noise's scores"}
+SEEDS = (0, 1)
+
+
+class Family(NamedTuple):
+    """A row of Table 4: its name there, the paper's number, and the perturbation."""
+
+    label: str
+    paper: float
+    perturbation: Any
+
+
+FAMILIES = {
+    "flip_grey_blur": Family("flip + grey + blur", 0.7197, perturbations.flip_grey_blur),
+    "flip_jitter_grey": Family("flip + jitter + grey", 0.7234, perturbations.flip_jitter_grey),
+    "flip_jitter_blur": Family("flip + jitter + blur", 0.7422, perturbations.flip_jitter_blur),
+    "flip_blur": Family("flip + blur", 0.7447, perturbations.flip_blur),
+    "crop": Family("crop", 0.9509, perturbations.crop),
+    "gaussian": Family("Gaussian noise", 0.9745, perturbations.gaussian),
+}
+COLOURS = tuple(name for name in FAMILIES if name.startswith("flip"))
+
+Column = Float64[np.ndarray, " n"]
+
+
+def measure(scores: dict[str, tuple[Column, Column]]) -> dict[str, Any]:
+    """Each family's correlation in both readings; ``scores`` holds two draws of each.
+
+    Per reading also the differences that the paper's order consists of: Gaussian noise over each
+    other family, and crops over each of the four with flips.
+    """
+    other = scores["gaussian"][1]
+    against = {name: {"again": pair, "gaussian": (pair[0], other)} for name, pair in scores.items()}
+    found: dict[str, Any] = {
+        "families": {
+            name: {reading: spearman(*against[name][reading]) for reading in READINGS}
+            for name in scores
+        }
+    }
+    for best in ("gaussian", "crop"):
+        lower = [name for name in scores if name in COLOURS or (best, name) == ("gaussian", "crop")]
+        found[f"{best} over"] = {
+            reading: {
+                name: difference(against[best][reading], against[name][reading]) for name in lower
+            }
+            for reading in READINGS
+        }
+    return found
+
+
+def unchanged(score: Column) -> float:
+    """Share of images that the perturbation left as they were, so that they score exactly 0."""
+    return round(float((score == 0).mean()), 4)
+
+
+def reproduce(task: Task) -> str:
+    """Score both draws of every family with the recorded SimCLR encoder, and record."""
+    scored = available(task, [(METHOD, task.seed)])[METHOD, task.seed]
+    found = {
+        name: [scored.with_rivals(family.perturbation, seed) for seed in SEEDS]
+        for name, family in FAMILIES.items()
+    }
+    record: dict[str, Any] = {
+        "method": METHOD,
+        "perturbations": {name: repr(family.perturbation) for name, family in FAMILIES.items()},
+        "left alone": {name: unchanged(pair[0]["score"]) for name, pair in found.items()},
+    }
+    for kind in ("score", *RIVALS):
+        columns = {name: (pair[0][kind], pair[1][kind]) for name, pair in found.items()}
+        record[kind] = rounded(measure(columns))
+    record["provenance"] = provenance(task, [scored])
+    results.save_json(
+        (task.root or results.results_root()) / task.profile / "families.json", record
+    )
+    return ", ".join(
+        f"{family.label} {record['score']['families'][name]['again'][0]:.3f}"
+        for name, family in FAMILIES.items()
+    )
+
+
+def claims(root: Path | None = None) -> list[Claim]:
+    """Table 4: six numbers, and their order, in both readings."""
+    found = results.largest_record("families", root)
+    profile, record = found if found is not None else ("", {})
+    score = record.get("score", {})
+
+    def row(name: str, words: str, paper: str, estimate: Estimate | None, holds: Any) -> Claim:
+        return claim(
+            name, words, paper, estimate, holds, LINK,
+            record["provenance"]["data"] if record else "",
+            f"{LABELS[METHOD]} encoder, one draw", profile, profile == "tiny",
+        )  # fmt: skip
+
+    rows = []
+    for reading, text in READINGS.items():
+        for name, family in FAMILIES.items():
+            estimate = Estimate(*score["families"][name][reading]) if score else None
+            rows.append(
+                row(f"table-4-{name}-{reading}", f"{family.label}: rank correlation with {text}",
+                    f"{family.paper}", estimate, agrees(f"{family.paper}"))
+            )  # fmt: skip
+        for best, words in (
+            ("gaussian", "Gaussian noise has the highest correlation"),
+            ("crop", "crops come before the four families with flips"),
+        ):
+            gaps = score[f"{best} over"][reading].values() if score else ()
+            least = weakest([Estimate(*gap) for gap in gaps]) if gaps else None
+            rows.append(
+                row(f"table-4-{best}-first-{reading}", f"{words} (least lead; against {text})",
+                    "> 0", least, above(0.0))
+            )  # fmt: skip
+    return rows

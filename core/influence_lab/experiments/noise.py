@@ -1,0 +1,195 @@
+"""Figures 10 and 11: the strength of the Gaussian noise, and what it does to the scores.
+
+Appendix B.3 of the paper varies mean and standard deviation of the noise. Its text names N(0.01,
+0.2) and the deviations 0.2 and 0.3; the rest of its grid stands in the figures alone, so the grid
+here is ours. With one seed, the noises of a grid share their standard normal numbers: correlations
+with the scores of N(0.01, 0.2) are therefore taken twice, against its draw of the same seed and
+against one of another seed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64
+
+from influence_ssl import GaussianNoise
+
+from .. import results
+from ..agreement import Estimate, difference, mean, overlap, rounded, spearman
+from ..claims import Claim, above, claim, weakest
+from . import Task
+from .distributions import LABELS
+from .scored import available, provenance, vectors_of
+
+METHOD = "simclr"
+MEANS = (0.01, 0.05, 0.1)
+DEVIATIONS = (0.1, 0.2, 0.3, 0.5)
+BASE = (0.01, 0.2)
+FIGURE_10 = "experiments/perturbations.html#paper-fig-10"
+FIGURE_11 = "experiments/perturbations.html#paper-fig-11"
+DRAWS = {"same": "same draw", "other": "another draw"}
+
+Column = Float64[np.ndarray, " n"]
+Grid = dict[tuple[float, float], Column]
+
+
+def measure(grid: Grid, base: dict[str, Column]) -> dict[str, Any]:
+    """What Figures 10 and 11 show.
+
+    ``grid`` holds the scores for each (mean, deviation); ``base`` those of :data:`BASE`, ``same``
+    in the grid's draw and ``other`` in another. Per mean: ln |I| at 0.3 minus at 0.2, paired, and
+    the overlap of the two distributions of ln |I|; per draw what the correlation with the base
+    loses from 0.2 to 0.5 at the base's mean.
+    """
+    cells = {}
+    for (mu, sigma), scores in grid.items():
+        logs = np.log(scores)
+        cells[f"{mu} {sigma}"] = {
+            "mean |I|": mean(scores),
+            "mean ln|I|": mean(logs),
+            **{draw: spearman(base[draw], scores) for draw in DRAWS},
+        }
+    found: dict[str, Any] = {"cells": cells, "shift": {}, "overlap": {}}
+    for mu in dict.fromkeys(mu for mu, _ in grid):
+        narrow, wide = (np.log(grid[mu, sigma]) for sigma in (0.2, 0.3))
+        found["shift"][str(mu)] = mean(wide - narrow)
+        found["overlap"][str(mu)] = overlap(narrow, wide)
+    weak, strong = grid[BASE[0], 0.3], grid[BASE[0], 0.5]
+    found["loss of correlation"] = {
+        draw: difference((base[draw], weak), (base[draw], strong)) for draw in DRAWS
+    }
+    return found
+
+
+def recorded(profile: str, seed: int = 0, root: Path | None = None) -> Grid:
+    """The recorded scores of the grid, as far as they go."""
+    vectors = vectors_of(profile, METHOD, seed, root)
+    names = {
+        (mu, sigma): f"score, {GaussianNoise(mu, sigma)!r}, 0"
+        for mu in MEANS
+        for sigma in DEVIATIONS
+    }
+    return {cell: vectors[name] for cell, name in names.items() if name in vectors}
+
+
+def figure_10(grid: Grid) -> Any:
+    """Distributions of ln |I|, one panel a mean, one line a deviation."""
+    import matplotlib.pyplot as plt
+
+    from ..figures import COLORS, WIDTH
+
+    means = list(dict.fromkeys(mu for mu, _ in grid))
+    figure, axes = plt.subplots(
+        len(means), 1, figsize=(WIDTH, 1.75 * len(means) + 0.8), sharex=True, squeeze=False
+    )
+    low = min(np.quantile(np.log(scores), 0.002) for scores in grid.values())
+    high = max(np.log(scores).max() for scores in grid.values())
+    bins = min(50, int(np.sqrt(len(next(iter(grid.values()))))))
+    edges = np.linspace(low, high, bins + 1)
+    styles = dict(zip(DEVIATIONS, (":", "-", "--", "-."), strict=True))
+    colors = dict(zip(DEVIATIONS, ("grey", "blue", "vermilion", "green"), strict=True))
+    for axis, mu in zip(axes[:, 0], means, strict=True):
+        for (_, sigma), scores in ((cell, s) for cell, s in grid.items() if cell[0] == mu):
+            density, _ = np.histogram(np.log(scores), edges, density=True)
+            axis.stairs(density, edges, color=COLORS[colors[sigma]], linestyle=styles[sigma],
+                        linewidth=1.8, label=f"σ = {sigma}")  # fmt: skip
+        axis.set_ylabel("density")
+        axis.text(0.02, 0.85, f"μ = {mu}", transform=axis.transAxes)
+    axes[-1, 0].set_xlabel("ln |I| (natural logarithm)")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=4, columnspacing=1.0,
+                  handlelength=1.5)  # fmt: skip
+    return figure
+
+
+def figure_11(cells: dict[str, Any]) -> Any:
+    """Rank correlation with the base against the deviation: a line a mean, a panel a draw."""
+    import matplotlib.pyplot as plt
+
+    from ..figures import COLORS, WIDTH
+
+    figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 3.6), sharey=True)
+    looks = zip(MEANS, ("blue", "vermilion", "green"), ("o", "s", "^"), (-1, 0, 1), strict=True)
+    for mu, color, marker, side in looks:
+        row = [(s, cells[f"{mu} {s}"]) for s in DEVIATIONS if f"{mu} {s}" in cells]
+        if not row:
+            continue
+        at = np.array([s for s, _ in row]) + 0.006 * side
+        for axis, draw in zip(axes, DRAWS, strict=True):
+            value, low, high = np.array([cell[draw] for _, cell in row]).T
+            axis.errorbar(at, value, [value - low, high - value], color=COLORS[color],
+                          marker=marker, linewidth=1.2, capsize=2, label=f"μ = {mu}")  # fmt: skip
+    for axis, text in zip(axes, DRAWS.values(), strict=True):
+        axis.axhline(0.9, color=COLORS["grey"], linestyle=":", linewidth=1.2)
+        axis.set(title=text, xlabel="deviation σ", xticks=DEVIATIONS)
+    axes[0].set_ylabel("rank correlation\nwith N(0.01, 0.2)")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=3)
+    return figure
+
+
+def reproduce(task: Task) -> str:
+    """Score the grid with the recorded SimCLR encoder, record, and draw Figure 10 or 11."""
+    from ..figures import save, use_style
+
+    scored = available(task, [(METHOD, task.seed)])[METHOD, task.seed]
+    grid = {
+        (mu, sigma): scored.score(GaussianNoise(mu, sigma), 0)
+        for mu in MEANS
+        for sigma in DEVIATIONS
+    }
+    base = {"same": grid[BASE], "other": scored.score(GaussianNoise(*BASE), 1)}
+    record = {
+        **rounded(measure(grid, base)),
+        "method": METHOD,
+        "provenance": provenance(task, [scored]),
+    }
+    results.save_json((task.root or results.results_root()) / task.profile / "noise.json", record)
+    use_style()
+    save(figure_10(grid) if task.result == "fig-10" else figure_11(record["cells"]), task.picture)
+    lowest = {draw: min(cell[draw][0] for cell in record["cells"].values()) for draw in DRAWS}
+    return "lowest rank correlation with N(0.01, 0.2): " + ", ".join(
+        f"{DRAWS[draw]} {value:.3f}" for draw, value in lowest.items()
+    )
+
+
+def claims(root: Path | None = None) -> list[Claim]:
+    """Appendix B.3: a shift to the right, an overlap, correlations above 0.9 that fall slowly."""
+    found = results.largest_record("noise", root)
+    profile, record = found if found is not None else ("", {})
+
+    def row(
+        name: str, words: str, paper: str, found: list[list[float]], bound: float, link: str
+    ) -> Claim:
+        estimate = weakest([Estimate(*numbers) for numbers in found]) if found else None
+        return claim(
+            name, words, paper, estimate, above(bound), link,
+            record["provenance"]["data"] if record else "",
+            f"{LABELS[METHOD]} encoder", profile, profile == "tiny",
+        )  # fmt: skip
+
+    rows = [
+        row("fig-10-shift", "σ from 0.2 to 0.3 moves the distribution to the right (ln |I|, least "
+            "over the means)", "> 0, slight", list(record.get("shift", {}).values()), 0.0,
+            FIGURE_10),
+        row("fig-10-overlap", "σ of 0.2 and 0.3: the distributions overlap significantly (shared "
+            "area, least over the means)", "> half", list(record.get("overlap", {}).values()), 0.5,
+            FIGURE_10),
+    ]  # fmt: skip
+    for draw, text in DRAWS.items():
+        cells = [
+            cell[draw]
+            for name, cell in record.get("cells", {}).items()
+            if name != f"{BASE[0]} {BASE[1]}"
+        ]
+        lost = record.get("loss of correlation", {})
+        rows += [
+            row(f"fig-11-{draw}", f"all rank correlations with N(0.01, 0.2), {text} (the least)",
+                "> 0.9", cells, 0.9, FIGURE_11),
+            row(f"fig-11-falls-{draw}", f"σ of 0.5 correlates less than 0.3, {text}", "> 0, slight",
+                [lost[draw]] if lost else [], 0.0, FIGURE_11),
+        ]  # fmt: skip
+    return rows

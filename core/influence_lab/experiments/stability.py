@@ -1,0 +1,200 @@
+"""Figure 2: the scores of two independent runs against each other, and what averaging does.
+
+"Independent" has three readings: another draw of the noise on the same encoder, another
+pre-training scored with the same noise, and both. Run A of an encoder is the noise seeds 0, 2, …,
+14, run B the seeds 1, 3, …, 15. Averages of k draws take the first k of a run.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Float64
+
+from influence_ssl import GaussianNoise
+
+from .. import results
+from ..agreement import Estimate, pearson, rounded, spearman
+from ..claims import Claim, above, claim
+from . import Task
+from .distributions import LABELS
+from .scored import RIVALS, Scored, available, provenance, vectors_of
+
+METHODS = ("simclr", "byol", "barlow")
+DRAWS = (1, 2, 4, 8)
+READINGS = {
+    "noise": "another draw of the noise",
+    "training": "another pre-training, same noise",
+    "both": "another pre-training and noise",
+}
+COLUMNS = ("other noise", "other training", "both other")
+NOISE = GaussianNoise()
+LINK = "experiments/stability.html#paper-fig-2"
+# Section 4.1 of the paper, for all three methods and both data sets.
+PAPER = 0.96
+
+Run = list[Float64[np.ndarray, " n"]]
+
+
+def seeds_of(run: int, draws: int = DRAWS[-1]) -> list[int]:
+    """The noise seeds of run 0 (A) or 1 (B)."""
+    return [2 * k + run for k in range(draws)]
+
+
+def paired(a: Run, b: Run, other: Run | None) -> dict[str, tuple[Run, Run]]:
+    """The two runs of each reading: A and B of one encoder, ``other`` run A of another."""
+    found = {"noise": (a, b)}
+    if other:
+        found |= {"training": (a, other), "both": (b, other)}
+    return found
+
+
+def measure(a: Run, b: Run, other: Run | None) -> dict[str, dict[str, dict[str, Estimate]]]:
+    """For each reading and number of draws the correlations of the means over the draws."""
+    found: dict[str, dict[str, dict[str, Estimate]]] = {}
+    for reading, (left, right) in paired(a, b, other).items():
+        found[reading] = {}
+        for k in (k for k in DRAWS if k <= min(len(left), len(right))):
+            x, y = np.mean(left[:k], 0), np.mean(right[:k], 0)
+            found[reading][str(k)] = {"spearman": spearman(x, y), "pearson": pearson(x, y)}
+    return found
+
+
+def pairs(
+    profile: str, method: str, seed: int = 0, root: Path | None = None
+) -> dict[str, tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, " n"]]]:
+    """The recorded scores of one draw that each reading sets against each other."""
+    first, second = (vectors_of(profile, method, s, root) for s in (seed, seed + 1))
+
+    def run(vectors: Any, number: int) -> Run:
+        name = f"score, {NOISE!r}, {number}"
+        return [vectors[name]] if name in vectors else []
+
+    a, b, other = run(first, 0), run(first, 1), run(second, 0)
+    if not (a and b):
+        return {}
+    return {reading: (x[0], y[0]) for reading, (x, y) in paired(a, b, other).items()}
+
+
+def draw(axis: Any, x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], cells: int) -> None:
+    """Density of ln |I| of two runs, on equal axes, with the line of equality."""
+    from ..figures import COLORS
+
+    left, right = np.log(x), np.log(y)
+    low = min(np.quantile(v, 0.002) for v in (left, right))
+    high = max(np.quantile(v, 0.999) for v in (left, right))
+    inside = (np.minimum(left, right) > low) & (np.maximum(left, right) < high)
+    axis.hexbin(
+        left[inside], right[inside], gridsize=cells, extent=(low, high, low, high), mincnt=1,
+        bins="log", cmap="viridis_r", linewidths=0.1,
+    )  # fmt: skip
+    axis.plot([low, high], [low, high], color=COLORS["black"], linewidth=0.8, linestyle=":")
+    axis.set(xlim=(low, high), ylim=(low, high), aspect="equal")
+    first = math.ceil(low)
+    axis.set_xticks(range(first, math.floor(high) + 1, 2))
+    axis.set_yticks(range(first, math.floor(high) + 1, 2))
+
+
+def figure_2(profile: str, record: dict[str, Any], seed: int = 0, root: Path | None = None) -> Any:
+    """A row for each recorded method, a column for each reading; a panel without data says so."""
+    import matplotlib.pyplot as plt
+
+    from ..figures import WIDTH
+
+    methods = record["methods"]
+    figure, axes = plt.subplots(
+        len(methods), len(READINGS), figsize=(WIDTH, 0.7 + 1.95 * len(methods)), squeeze=False
+    )
+    for row, method in zip(axes, methods, strict=True):
+        found = pairs(profile, method, seed, root)
+        for axis, reading in zip(row, READINGS, strict=True):
+            if reading in found:
+                draw(axis, *found[reading], cells=28)
+                value = methods[method]["score"][reading]["1"]["spearman"][0]
+                axis.set_title(f"ρ = {value:.2f}", pad=3)
+            else:
+                axis.text(0.5, 0.5, "not\nrecorded\nyet", ha="center", va="center",
+                          transform=axis.transAxes)  # fmt: skip
+                axis.set(xticks=[], yticks=[], box_aspect=1)
+        row[0].set_ylabel(f"{LABELS[method]}\nln |I|, run 2")
+    for text, first, last in zip(COLUMNS, axes[0], axes[-1], strict=True):
+        last.set_xlabel("ln |I|, run 1")
+        first.annotate(text, (0.5, 1.24), xycoords="axes fraction", ha="center", weight="bold")
+    return figure
+
+
+def reproduce(task: Task) -> str:
+    """Score with every recorded encoder of seeds s and s + 1, record, and draw Figure 2."""
+    from ..figures import save, use_style
+
+    seeds = (task.seed, task.seed + 1)
+    scored = available(task, [(method, seed) for seed in seeds for method in METHODS])
+    methods = {
+        method: _measured(scored[method, task.seed], scored.get((method, task.seed + 1)))
+        for method in METHODS
+        if (method, task.seed) in scored
+    }
+    record = {
+        "methods": methods,
+        "noise": repr(NOISE),
+        "images": len(next(iter(scored.values())).index),
+        "provenance": provenance(task, list(scored.values())),
+    }
+    results.save_json(
+        (task.root or results.results_root()) / task.profile / "stability.json", record
+    )
+    use_style()
+    save(figure_2(task.profile, record, task.seed, task.root), task.picture)
+    parts = []
+    for method in METHODS:
+        score = methods.get(method, {}).get("score", {})
+        text = [f"{r} {score[r]['1']['spearman'][0]:.3f}" for r in READINGS if r in score]
+        parts.append(f"{LABELS[method]} {', '.join(text) or 'not recorded yet'}")
+    return "rank correlation of two runs: " + "; ".join(parts)
+
+
+def _measured(first: Scored, second: Scored | None) -> dict[str, Any]:
+    """All correlations of one method; ``second`` is the encoder of the other pre-training."""
+    at = {noise: first.with_rivals(NOISE, noise) for noise in (0, 1)}
+    a, b = ([first.score(NOISE, noise) for noise in seeds_of(run)] for run in (0, 1))
+    there = None if second is None else second.with_rivals(NOISE, 0)
+    other = None if second is None else [second.score(NOISE, noise) for noise in seeds_of(0)]
+    one = at[0]
+    against = {kind: spearman(one["score"], one[kind]) for kind in RIVALS}
+    against["whole gradient"] = spearman(one["score"], first.squared_norm(NOISE, 0))
+    found: dict[str, Any] = {"score": measure(a, b, other)}
+    for kind in RIVALS:
+        again = None if there is None else [there[kind]]
+        found[kind] = measure([at[0][kind]], [at[1][kind]], again)
+    return rounded(found | {"score against": against})
+
+
+def claims(root: Path | None = None) -> list[Claim]:
+    """Section 4.1: rank correlation above 0.96 for each method, in three readings; CIFAR-100."""
+    found = results.largest_record("stability", root)
+    profile, record = found if found is not None else ("", {"methods": {}})
+    rows = []
+    for method in METHODS:
+        readings = record["methods"].get(method, {}).get("score", {})
+        for reading, text in READINGS.items():
+            estimate = readings.get(reading)
+            rows.append(
+                claim(
+                    f"fig-2-{method}-{reading}",
+                    f"{LABELS[method]}, CIFAR-10: rank correlation of two runs; {text}",
+                    f"> {PAPER}",
+                    None if estimate is None else Estimate(*estimate["1"]["spearman"]),
+                    above(PAPER),
+                    LINK,
+                    record.get("provenance", {}).get("data", ""),
+                    f"{LABELS[method]} encoder, one draw",
+                    profile,
+                    stand_in=profile == "tiny",
+                )
+            )
+    words = "CIFAR-100: rank correlation of two runs, three methods"
+    rows.append(claim("fig-2-cifar100", words, f"> {PAPER}", None, above(PAPER), LINK))
+    return rows
