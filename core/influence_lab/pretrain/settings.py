@@ -149,7 +149,7 @@ _WEAK = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1, "blu
 _ADAMW = {"batch": 128, "optimiser": "adamw", "lr": 0.003, "weight_decay": 0.01}
 _CPU: dict[str, dict[str, Any]] = {
     "simclr": {"crop": 24, "epochs": 20, "hidden": 512, "output": 128},
-    "byol": {"crop": 20, "epochs": 40, "hidden": 1024, "output": 256, **_ADAMW, **_WEAK},
+    "byol": {"crop": 20, "epochs": 30, "hidden": 1024, "output": 256, **_ADAMW, **_WEAK},
     "barlow": {"crop": 20, "epochs": 40, "hidden": 512, "output": 512, **_ADAMW, **_WEAK},
     "supervised": {"crop": 28, "epochs": 18, "batch": 128, "lr": 0.2},
 }
