@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from influence_ssl import Scores
 from influence_ssl.errors import InfluenceOSError, InfluenceValueError
 
-from .encoders import CifarResNet18, cifar_resnet18
+from .encoders import STEMS, CifarResNet18, LargeResNet18
 from .files import replacing
 
 QUANTILES = 1025
@@ -149,8 +149,10 @@ def load_encoder(
         ) from error
     stem, head = state.get("conv1.weight"), state.get("fc.weight")
     if stem is None:
-        raise InfluenceValueError(f"{path}: has no conv1.weight; it is no CIFAR ResNet-18")
-    encoder = cifar_resnet18(len(stem), None if head is None else len(head))
+        raise InfluenceValueError(f"{path}: has no conv1.weight; it is no ResNet-18")
+    # The kernel of the stem tells the two kinds apart.
+    kind = STEMS["large" if stem.shape[-1] == LargeResNet18.STEM[0] else "cifar"]
+    encoder = kind(len(stem), None if head is None else len(head))
     try:
         encoder.load_state_dict(state)
     except RuntimeError as error:

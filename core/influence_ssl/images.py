@@ -165,7 +165,7 @@ class Images(Dataset[tuple[Tensor]]):
             if limit is not None and self._files.size(row) > 4 * limit:
                 raise Image.DecompressionBombError
             data = self._files.read(row)
-            return data, _decode(data)
+            return data, decode(data)
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise InfluenceValueError(
                 f"the image {name!r} is too large, maybe a decompression bomb: it unpacks to more "
@@ -173,7 +173,7 @@ class Images(Dataset[tuple[Tensor]]):
             ) from error
         # A decoder that meets foreign bytes may raise anything.
         except Exception as error:
-            raise _Unreadable(Skipped(name, _reason(error)), self.source) from error
+            raise _Unreadable(Skipped(name, reason(error)), self.source) from error
 
     def _inspect(self, k: int) -> Skipped | tuple[str, tuple[int, ...], np.ndarray]:
         try:
@@ -237,7 +237,8 @@ class _Unreadable(InfluenceOSError):
         )
 
 
-def _decode(data: bytes) -> Image.Image:
+def decode(data: bytes) -> Image.Image:
+    """The image in a file's bytes, in mode RGB; raises whatever a decoder of foreign bytes does."""
     Image.init()
     image: Image.Image = Image.open(
         io.BytesIO(data), formats=[name for name in _FORMATS if name in Image.OPEN]
@@ -255,7 +256,8 @@ def _decode(data: bytes) -> Image.Image:
     return image.convert("RGB")
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """Why :func:`decode` or the reading before it failed, in a few words."""
     if isinstance(error, UnidentifiedImageError):
         return "not an image of a known format"
     if isinstance(error, OSError) and error.strerror:

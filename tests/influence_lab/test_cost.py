@@ -25,10 +25,13 @@ def loss(net, settings, device="cpu"):
     return net.loss(views, torch.zeros(settings.batch, dtype=torch.long, device=device))
 
 
-@pytest.mark.parametrize("profile", ["tiny", "cpu", "paper"])
+@pytest.mark.parametrize("profile", ["tiny", "cpu", "paper", "large"])
 @pytest.mark.parametrize("method", METHODS)
 def test_operations_are_those_that_torch_counts(method, profile):
-    settings = few(method, profile, 8)
+    settings = few(method, "paper" if profile == "large" else profile, 8)
+    if profile == "large":
+        views = dataclasses.replace(settings.augmentation, crop=112)
+        settings = dataclasses.replace(settings, stem="large", augmentation=views)
     # On the device without memory nothing is computed, but everything is counted.
     with torch.device("meta"):
         net = build(settings, CLASSES, 0)

@@ -1,33 +1,70 @@
 """Data sets as one array of images each, loaded by name.
 
-==========  =====================================================================================
-``scenes``   embedded: procedural images with planted truth (:mod:`.scenes`)
-``digits``   scikit-learn's bundled 8 x 8 digits
-``cifar10``  real CIFAR-10, in torchvision's on-disk format or as a folder of images
-==========  =====================================================================================
+=====================  ===========================================================================
+``scenes``              embedded: procedural images with planted truth (:mod:`.scenes`)
+``digits``              scikit-learn's bundled 8 x 8 digits
+``cifar10``             real CIFAR-10, in torchvision's on-disk format or as a folder of images
+``cifar100``            real CIFAR-100, likewise
+``cifar100-standin``    CIFAR-10's images under 100 pseudo-classes (:mod:`.standins`)
+=====================  ===========================================================================
+
+Sets with attributes beside the labels have functions of their own: :func:`load_fairface`,
+:func:`standin_fairface`, and :func:`load_folder` for any folder, zip or CSV of images.
 """
 
-from .base import Images, data_root
-from .cifar import load_cifar10
-from .digits import load_digits
-from .scenes import Scenes, make_scenes
+from collections.abc import Callable
 
-__all__ = ["Images", "Scenes", "data_root", "load", "load_cifar10", "load_digits", "make_scenes"]
+from influence_ssl.errors import InfluenceValueError
+
+from .base import Grouped, Images, data_root
+from .cifar import download, load_cifar10, load_cifar100
+from .digits import load_digits
+from .fairface import load_fairface
+from .folder import load_folder
+from .scenes import Scenes, make_scenes
+from .standins import standin_cifar100, standin_fairface
+
+__all__ = [
+    "Grouped",
+    "Images",
+    "Scenes",
+    "data_root",
+    "download",
+    "load",
+    "load_cifar10",
+    "load_cifar100",
+    "load_digits",
+    "load_fairface",
+    "load_folder",
+    "make_scenes",
+    "standin_cifar100",
+    "standin_fairface",
+]
+
+_SPLIT: dict[str, Callable[[str], Images]] = {
+    "cifar10": load_cifar10,
+    "cifar100": load_cifar100,
+    "cifar100-standin": standin_cifar100,
+}
+_WHOLE: dict[str, Callable[[], Images]] = {
+    "scenes": lambda: make_scenes().images,
+    "digits": load_digits,
+}
 
 
 def load(name: str, split: str = "train") -> Images:
-    """The data set ``name`` (``scenes``, ``digits``, ``cifar10``), ``split`` train or test.
+    """The data set ``name`` of the table above, ``split`` train or test.
 
     ``scenes`` and ``digits`` have one split each, ``train``.
     """
-    from influence_ssl.errors import InfluenceValueError
-
     if split not in ("train", "test"):
         raise InfluenceValueError(f"split={split!r}: expected 'train' or 'test'")
-    if name == "cifar10":
-        return load_cifar10(split)
-    if name not in ("scenes", "digits"):
-        raise InfluenceValueError(f"data set {name!r}: expected one of scenes, digits, cifar10")
+    if name in _SPLIT:
+        return _SPLIT[name](split)
+    if name not in _WHOLE:
+        raise InfluenceValueError(
+            f"data set {name!r}: expected one of {', '.join((*_WHOLE, *_SPLIT))}"
+        )
     if split != "train":
         raise InfluenceValueError(f"data set {name!r} has one split: ask for split='train'")
-    return make_scenes().images if name == "scenes" else load_digits()
+    return _WHOLE[name]()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,6 +51,40 @@ class Images:
         sha.update(np.ascontiguousarray(self.images).tobytes())
         sha.update(np.ascontiguousarray(self.labels, dtype=np.int64).tobytes())
         return sha.hexdigest()
+
+
+@dataclass(frozen=True)
+class Grouped:
+    """Images with what is known of each, and what of the data set could not be had.
+
+    ``attributes`` maps a name, such as ``race``, to one text per image (N,). ``missing`` are the
+    files that a list names and the disk lacks, ``unreadable`` those that are no image, and why;
+    both are left out of ``images``. ``stand_in`` says that the images are not those of the paper.
+    """
+
+    images: Images
+    attributes: dict[str, np.ndarray]
+    missing: tuple[str, ...] = ()
+    unreadable: tuple[tuple[str, str], ...] = ()
+    stand_in: bool = False
+
+    def left_out(self) -> str:
+        """One line that counts and names the images that are not there, empty where all are."""
+        parts = []
+        if self.missing:
+            parts.append(f"{len(self.missing):,} missing ({few(self.missing)})")
+        if self.unreadable:
+            named = [f"{name}: {why}" for name, why in self.unreadable]
+            parts.append(f"{len(self.unreadable):,} unreadable ({few(named)})")
+        total = len(self.images) + len(self.missing) + len(self.unreadable)
+        text = " and ".join(parts)
+        return f"{self.images.name}: of {total:,} images {text}, left out" if parts else ""
+
+
+def few(names: Sequence[str]) -> str:
+    """The first four names, and how many more there are."""
+    rest = f" and {len(names) - 4:,} more" if len(names) > 4 else ""
+    return ", ".join(names[:4]) + rest
 
 
 def data_root() -> Path:

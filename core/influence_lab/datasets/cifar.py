@@ -1,33 +1,56 @@
-"""CIFAR-10 from torchvision's on-disk format or from a folder of images, cached as one array."""
+"""CIFAR-10 and CIFAR-100 from torchvision's on-disk format or from a folder of images."""
 
 from __future__ import annotations
 
-import hashlib
 import pickle
-import sys
-from concurrent.futures import ThreadPoolExecutor
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
-from influence_ssl.errors import InfluenceError, InfluenceOSError, InfluenceValueError
+from influence_ssl.errors import InfluenceOSError, InfluenceValueError
 
-from ..files import replacing
-from .base import Images, cache_root, data_root
+from .base import Images, data_root
+from .reading import Pixels, read_all, read_rgb
 
 CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
 )  # fmt: skip
 SIZE = 32
-BATCHES = {
-    "train": tuple(f"data_batch_{i}" for i in range(1, 6)),
-    "test": ("test_batch",),
-}
-WAY_OUT = (
-    "put CIFAR-10 there (torchvision.datasets.CIFAR10(root, download=True) fetches it) "
-    "or set INFLUENCE_SSL_DATA to the folder that holds it"
-)
+EXTENSIONS = (".jpg", ".jpeg", ".png")
+# Seconds without a byte from the server after which there is no network.
+PATIENCE = 30
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """One of the two data sets: its names, the folder torchvision unpacks, and what is in it."""
+
+    name: str
+    title: str
+    packed: str
+    batches: Mapping[str, tuple[str, ...]]
+    labels: str
+
+    @property
+    def way_out(self) -> str:
+        return (
+            f"influence-lab download {self.name} fetches it, or set INFLUENCE_SSL_DATA to the "
+            "folder that holds it"
+        )
+
+
+CIFAR10 = _Kind(
+    "cifar10", "CIFAR-10", "cifar-10-batches-py",
+    {"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)}, "labels",
+)  # fmt: skip
+CIFAR100 = _Kind(
+    "cifar100", "CIFAR-100", "cifar-100-python",
+    {"train": ("train",), "test": ("test",)}, "fine_labels",
+)  # fmt: skip
 
 
 def load_cifar10(split: str, root: str | Path | None = None) -> Images:
@@ -43,32 +66,75 @@ def load_cifar10(split: str, root: str | Path | None = None) -> Images:
     The number of images is whatever stands on the disk. Raises :class:`InfluenceOSError` where
     neither is found, and :class:`InfluenceError` for a file that is not what it should be.
     """
+    return _load(CIFAR10, split, root)
+
+
+def load_cifar100(split: str, root: str | Path | None = None) -> Images:
+    """CIFAR-100's 50,000 training or 10,000 test images with their 100 fine labels.
+
+    As :func:`load_cifar10`, from ``cifar-100-python/`` (``train``, ``test`` and, for the names of
+    the classes, ``meta``) or ``cifar100/{train,test}/<class>/``.
+    """
+    return _load(CIFAR100, split, root)
+
+
+def download(name: str, root: str | Path | None = None) -> str:
+    """Have torchvision fetch ``cifar10`` or ``cifar100`` where it is absent; one line about it.
+
+    Raises :class:`InfluenceOSError` where the network does not give it.
+    """
+    from torchvision import datasets
+
+    kind = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]
     root = data_root() if root is None else Path(root)
-    batches, folder = root / "cifar-10-batches-py", root / "cifar10" / split
+    for place in (root / kind.packed, root / kind.name):
+        if place.is_dir():
+            return f"{kind.title} is in {place} already"
+    source: Any = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
+    patience = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(PATIENCE)
+    try:
+        source(root, download=True)
+    # No network, a wall in between, a wrong checksum, a full disk: OSError or RuntimeError.
+    except (OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise InfluenceOSError(
+            f"{kind.title} cannot be downloaded from {source.url} ({reason}); where there is a "
+            f"network, get {source.filename} and unpack it in {root}"
+        ) from error
+    finally:
+        socket.setdefaulttimeout(patience)
+    return f"{kind.title} is in {root / kind.packed}"
+
+
+def _load(kind: _Kind, split: str, root: str | Path | None) -> Images:
+    root = data_root() if root is None else Path(root)
+    batches, folder = root / kind.packed, root / kind.name / split
     if batches.is_dir():
-        return _from_batches(batches, split)
+        return _from_batches(kind, batches, split)
     if folder.is_dir():
-        return _from_folder(folder)
-    raise InfluenceOSError(f"{root}: no CIFAR-10 found; {WAY_OUT}")
+        return _from_folder(kind, folder)
+    raise InfluenceOSError(f"{root}: no {kind.title} found; {kind.way_out}")
 
 
-def _from_batches(folder: Path, split: str) -> Images:
+def _from_batches(kind: _Kind, folder: Path, split: str) -> Images:
+    classes = CLASSES if kind is CIFAR10 else _class_names(kind, folder / "meta")
     pixels: list[np.ndarray] = []
     labels: list[int] = []
     names: list[str] = []
-    for batch in BATCHES[split]:
-        content = _unpickle(folder / batch)
+    for batch in kind.batches[split]:
+        content = _batch(kind, folder / batch, len(classes))
         data = content["data"]
         pixels.append(data.reshape(-1, 3, SIZE, SIZE).transpose(0, 2, 3, 1))
-        labels += content["labels"]
+        labels += content[kind.labels]
         names += content.get("filenames") or [f"{batch}/{i:05d}" for i in range(len(data))]
     return Images(
-        "cifar10", np.concatenate(pixels), np.array(labels, np.int64), tuple(names), CLASSES
+        kind.name, np.concatenate(pixels), np.array(labels, np.int64), tuple(names), classes
     )
 
 
-class _Batch(pickle.Unpickler):
-    """Reads the four types that a CIFAR batch consists of and refuses code of any other kind."""
+class _Plain(pickle.Unpickler):
+    """Reads the four types that CIFAR's files consist of and refuses code of any other kind."""
 
     ALLOWED = ("_reconstruct", "ndarray", "dtype", "_codecs")
 
@@ -80,75 +146,69 @@ class _Batch(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
 
 
-def _unpickle(path: Path) -> dict[str, np.ndarray]:
+def _unpickle(kind: _Kind, path: Path, what: str) -> Any:
     try:
         with path.open("rb") as file:
-            content = _Batch(file, encoding="latin1").load()
-        data, labels = content["data"], content["labels"]
+            return _Plain(file, encoding="latin1").load()
+    except OSError as error:
+        raise InfluenceOSError(
+            f"{path}: cannot be read ({error.strerror}); {kind.way_out}"
+        ) from error
+    # What a stream of foreign bytes makes an unpickler stumble over has no end of types.
+    except Exception as error:
+        raise InfluenceValueError(
+            f"{path}: not a {kind.title} {what} ({error}); {kind.way_out}"
+        ) from error
+
+
+def _batch(kind: _Kind, path: Path, classes: int) -> dict[str, Any]:
+    content = _unpickle(kind, path, "batch")
+    try:
+        data, labels = content["data"], content[kind.labels]
         if data.dtype != np.uint8 or data.shape != (len(labels), 3 * SIZE * SIZE):
             raise ValueError(f"its data has shape {data.shape} and type {data.dtype}")
-    except OSError as error:
-        raise InfluenceOSError(f"{path}: cannot be read ({error.strerror}); {WAY_OUT}") from error
-    except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError) as error:
-        raise InfluenceValueError(f"{path}: not a CIFAR-10 batch ({error}); {WAY_OUT}") from error
+        if not all(0 <= label < classes for label in labels):
+            raise ValueError(f"its labels are not 0 to {classes - 1}")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InfluenceValueError(
+            f"{path}: not a {kind.title} batch ({error}); {kind.way_out}"
+        ) from error
     return content
 
 
-def _from_folder(folder: Path) -> Images:
+def _class_names(kind: _Kind, path: Path) -> tuple[str, ...]:
+    content = _unpickle(kind, path, "list of classes")
+    names = content.get("fine_label_names") if isinstance(content, dict) else None
+    if not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)):
+        raise InfluenceValueError(
+            f"{path}: not a {kind.title} list of classes (no list fine_label_names in it); "
+            f"{kind.way_out}"
+        )
+    return tuple(names)
+
+
+def _from_folder(kind: _Kind, folder: Path) -> Images:
     classes = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir()))
     if not classes:
-        raise InfluenceValueError(f"{folder}: no class folders in it; {WAY_OUT}")
+        raise InfluenceValueError(f"{folder}: no class folders in it; {kind.way_out}")
     files, labels = [], []
     for label, name in enumerate(classes):
-        found = sorted(
-            path for path in (folder / name).iterdir()
-            if path.suffix.lower() in (".jpg", ".jpeg", ".png")
-        )  # fmt: skip
+        found = sorted(p for p in (folder / name).iterdir() if p.suffix.lower() in EXTENSIONS)
         files += found
         labels += [label] * len(found)
     if not files:
         raise InfluenceValueError(f"{folder}: no .jpg or .png image in its class folders")
+
+    def read(path: Path) -> Pixels:
+        pixels = read_rgb(path)
+        if pixels.shape != (SIZE, SIZE, 3):
+            height, width = pixels.shape[:2]
+            raise InfluenceValueError(
+                f"{path}: {width} x {height} pixels where {kind.title} has {SIZE} x {SIZE}; "
+                f"check that the folder is {kind.title}"
+            )
+        return pixels
+
     names = tuple(str(path.relative_to(folder)) for path in files)
-    pixels = _cached(folder, files)
-    return Images("cifar10", pixels, np.array(labels, np.int64), names, classes)
-
-
-def _cached(folder: Path, files: list[Path]) -> np.ndarray:
-    key = hashlib.sha256(str(folder.resolve()).encode())
-    for path in files:
-        stat = path.stat()
-        key.update(f"{path.name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
-    cache = cache_root() / "datasets" / f"cifar10-{folder.name}-{key.hexdigest()[:16]}.npy"
-    if cache.is_file():
-        return np.load(cache)
-    if len(files) > 5000:
-        print(f"reading {len(files):,} images of {folder} once …", file=sys.stderr)
-    with ThreadPoolExecutor() as pool:
-        pixels = np.stack(list(pool.map(_read, files)))
-    # A cache that cannot be written costs time and nothing else.
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(cache) as temporary, temporary.open("wb") as file:
-            np.save(file, pixels)
-    except InfluenceError as error:
-        print(f"not cached: {error}", file=sys.stderr)
-    return pixels
-
-
-def _read(path: Path) -> np.ndarray:
-    """One image as (32, 32, 3); grey and RGBA files become RGB."""
-    try:
-        with Image.open(path) as image:
-            image.load()
-            pixels = np.asarray(image.convert("RGB"))
-    except (OSError, UnidentifiedImageError) as error:
-        raise InfluenceOSError(
-            f"{path}: not a readable image ({error}); unpack the data set again"
-        ) from error
-    if pixels.shape != (SIZE, SIZE, 3):
-        height, width = pixels.shape[:2]
-        raise InfluenceValueError(
-            f"{path}: {width} x {height} pixels where CIFAR-10 has {SIZE} x {SIZE}; "
-            "check that the folder is CIFAR-10"
-        )
-    return pixels
+    pixels, _ = read_all(f"{kind.name}-{folder.name}", folder, files, read)
+    return Images(kind.name, pixels, np.array(labels, np.int64), names, classes)

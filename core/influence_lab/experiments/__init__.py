@@ -15,6 +15,8 @@ from pathlib import Path
 RESULTS = {
     "fig-2": "stability",
     "fig-6": "removal",
+    "fig-7": "fairness",
+    "fig-8": "fairness",
     "fig-9": "distributions",
     "fig-10": "noise",
     "fig-11": "noise",

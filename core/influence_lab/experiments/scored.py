@@ -23,6 +23,7 @@ from torch import Tensor
 from influence_ssl import Identity, InfluenceScorer, Invariance, LoGra
 from influence_ssl.errors import InfluenceValueError
 from influence_ssl.report.recording import Recorder
+from influence_ssl.scorer import Dataset
 
 from .. import results
 from ..datasets import Images
@@ -50,6 +51,23 @@ def images_of(profile: str) -> tuple[Images, Int64[np.ndarray, " m"]]:
 def vectors_of(profile: str, method: str, seed: int, root: Path | None = None) -> Vectors:
     """The recorded vectors of an encoder; empty where there are none."""
     return Vectors(results.folder_of(profile, method, seed, root) / "vectors.npz")
+
+
+def score_with_rivals(
+    scorer: InfluenceScorer, images: Tensor | Dataset, index: Int64[np.ndarray, " n"]
+) -> dict[str, Float64[np.ndarray, " n"]]:
+    """The score's magnitude and its :data:`RIVALS`, from one pass of ``scorer``."""
+    with tempfile.TemporaryDirectory() as store:
+        recorder = Recorder(Path(store), torch.from_numpy(index), 1)
+        scorer.store = Path(store)
+        scorer.objective = recorder.objective(scorer.objective)
+        scorer.curvature = recorder.curvature(scorer.curvature)
+        scores = scorer.score(images, index)
+        return {
+            "score": scores.magnitude,
+            "loss": recorder.losses(),
+            "gradient norm": recorder.gradient_norms(),
+        }
 
 
 class Scored:
@@ -97,17 +115,7 @@ class Scored:
         if not all(name in self.vectors for name in names.values()):
             begin = time.perf_counter()
             scorer = self._scorer(Invariance(perturbation), noise)
-            with tempfile.TemporaryDirectory() as store:
-                recorder = Recorder(Path(store), torch.from_numpy(self.index), 1)
-                scorer.store = Path(store)
-                scorer.objective = recorder.objective(scorer.objective)
-                scorer.curvature = recorder.curvature(scorer.curvature)
-                scores = scorer.score(self.images, self.index)
-                found = {
-                    "score": scores.magnitude,
-                    "loss": recorder.losses(),
-                    "gradient norm": recorder.gradient_norms(),
-                }
+            found = score_with_rivals(scorer, self.images, self.index)
             for kind, name in names.items():
                 if name not in self.vectors:
                     self._add(name, found[kind], begin)

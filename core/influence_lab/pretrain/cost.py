@@ -14,6 +14,7 @@ from itertools import pairwise
 import torch
 
 from ..datasets.base import Images
+from ..encoders import STEMS
 from .processes import count
 from .settings import Settings
 
@@ -87,6 +88,8 @@ def step_flops(settings: Settings, classes: int) -> int:
 def _stages(settings: Settings) -> list[tuple[int, int, int]]:
     """(inputs, outputs, side) of the encoder's four stages."""
     side, inputs, found = settings.augmentation.crop, settings.width, []
+    if settings.stem == "large":
+        side = (side + 3) // 4
     for stage in range(4):
         side = side if stage == 0 else (side + 1) // 2
         found.append((inputs, settings.width << stage, side))
@@ -94,9 +97,19 @@ def _stages(settings: Settings) -> list[tuple[int, int, int]]:
     return found
 
 
+def _stem_side(settings: Settings) -> int:
+    """Width of the first convolution's output in pixels."""
+    crop, stride = settings.augmentation.crop, STEMS[settings.stem].STEM[1]
+    return (crop + stride - 1) // stride
+
+
+def _stem_weights(settings: Settings) -> int:
+    return 3 * STEMS[settings.stem].STEM[0] ** 2 * settings.width
+
+
 def _encoder_flops(settings: Settings) -> tuple[int, int]:
     """Operations of one image's forward pass through the encoder, and of its first layer alone."""
-    stem = 2 * 27 * settings.width * settings.augmentation.crop**2
+    stem = 2 * _stem_weights(settings) * _stem_side(settings) ** 2
     flops = stem
     for stage, (inputs, outputs, side) in enumerate(_stages(settings)):
         shortcut = inputs if stage else 0
@@ -146,7 +159,7 @@ def peak_memory(
     weights = 4 * (states * learnt + target) + (2 * (learnt + target) if device.bf16 else 0)
     size = 2 if device.bf16 else 4
     stages = [outputs * side**2 for _, outputs, side in _stages(settings)]
-    maps = 2 * stages[0] + 8 * stages[0] + 9 * sum(stages[1:])
+    maps = 2 * settings.width * _stem_side(settings) ** 2 + 8 * stages[0] + 9 * sum(stages[1:])
     if settings.method == "byol":
         maps += 3 * stages[0]
     hidden = sum(2 * n for sizes in _heads(settings, classes) for n in sizes[1:-1])
@@ -161,7 +174,7 @@ def peak_memory(
 
 def _weights(settings: Settings, classes: int) -> tuple[int, int, int]:
     """Numbers of weights of encoder, head and predictor, normalisation and biases left out."""
-    encoder = 27 * settings.width
+    encoder = _stem_weights(settings)
     for stage, (inputs, outputs, _) in enumerate(_stages(settings)):
         encoder += outputs * (9 * (inputs + 3 * outputs) + (inputs if stage else 0))
     head, predictor = (_linear(sizes) // 2 for sizes in _heads(settings, classes))

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..encoders import CifarResNet18, cifar_resnet18
+from ..encoders import STEMS, CifarResNet18
 from ..losses import barlow_twins, byol_regression, nt_xent
 from .processes import gather
 from .settings import Settings
@@ -37,7 +37,7 @@ class Method(nn.Module, ABC):
     def __init__(self, settings: Settings, num_classes: int | None = None) -> None:
         super().__init__()
         self.settings = settings
-        self.encoder: CifarResNet18 = cifar_resnet18(settings.width, num_classes)
+        self.encoder: CifarResNet18 = STEMS[settings.stem](settings.width, num_classes)
 
     @abstractmethod
     def loss(self, views: list[Tensor], labels: Tensor) -> Tensor:

@@ -21,12 +21,21 @@ if TYPE_CHECKING:
     from influence_ssl.images import Preprocess
 
 
+# Under what key a whole training's checkpoint holds its encoder: solo-learn today, and before 2022.
+_PARTS = ("backbone.", "encoder.")
+
+
 class Loaded(NamedTuple):
-    """An encoder, its preprocessing (``None``: RGB in [0, 1]), and whether weights were given."""
+    """An encoder, its preprocessing (``None``: RGB in [0, 1]), and where its weights are from.
+
+    ``untrained``: an encoder by name was given none; ``part``: the prefix of those keys of a
+    training's checkpoint that are the encoder's, empty where all of them are.
+    """
 
     module: nn.Module
     preprocess: Preprocess | None
     untrained: bool
+    part: str = ""
 
 
 def load_encoder(spec: str, weights: str | None = None, seed: int = 0) -> Loaded:
@@ -37,7 +46,9 @@ def load_encoder(spec: str, weights: str | None = None, seed: int = 0) -> Loaded
     where preprocess maps a PIL image in mode RGB to the tensor that the encoder receives.
     ``weights`` is a ``.safetensors`` file or a ``state_dict`` saved by ``torch.save``, alone or
     under the key ``state_dict`` or ``model``; its keys must be those of the module, of which timm's
-    and torchvision's classifiers are left out. ``"pretrained"`` takes those that timm or
+    and torchvision's classifiers are left out. Of a whole training, such as solo-learn's
+    ``.ckpt``, the keys that begin with ``backbone.`` (or ``encoder.``) are taken, and projection,
+    classifier and momentum network are left. ``"pretrained"`` takes those that timm or
     torchvision offer, from the network where they are not cached. ``untrained`` says that neither
     was given for an encoder by name. Raises :class:`InfluenceError`.
     """
@@ -48,14 +59,15 @@ def load_encoder(spec: str, weights: str | None = None, seed: int = 0) -> Loaded
             "--weights pretrained belongs to timm:NAME and torchvision:NAME; give a file."
         )
     module, preprocess, dropped = _from_function(spec, seed) if named is None else named
+    part = ""
     if weights is not None and not pretrained:
-        _load_weights(module, Path(weights), dropped)
+        part = _load_weights(module, Path(weights), dropped)
     for name, tensor in module.state_dict().items():
         if isinstance(tensor, Tensor) and not tensor.isfinite().all():
             raise InfluenceValueError(
                 f"the encoder's {name!r} has NaN or infinite values; use another checkpoint."
             )
-    return Loaded(module, preprocess, named is not None and weights is None)
+    return Loaded(module, preprocess, named is not None and weights is None, part)
 
 
 def _from_function(spec: str, seed: int) -> tuple[nn.Module, Preprocess | None, tuple[str, ...]]:
@@ -141,9 +153,12 @@ def _file_of(code: Any) -> str | None:
         return None
 
 
-def _load_weights(module: nn.Module, path: Path, dropped: tuple[str, ...]) -> None:
-    state = {k: v for k, v in _read_state(path).items() if not k.startswith(dropped)}
+def _load_weights(module: nn.Module, path: Path, dropped: tuple[str, ...]) -> str:
     own = module.state_dict()
+    state = _read_state(path)
+    prefix = _part(state, own)
+    state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    state = {k: v for k, v in state.items() if not k.startswith(dropped)}
     shapes = [
         f"{name} is {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
         for name in state.keys() & own.keys()
@@ -161,6 +176,15 @@ def _load_weights(module: nn.Module, path: Path, dropped: tuple[str, ...]) -> No
             f"--weights {str(path)!r} does not fit the encoder: {'; '.join(problems)}; save the "
             "state_dict of this very module, or load it in the encoder's function."
         )
+    return prefix
+
+
+def _part(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+    """The prefix of the encoder's keys in ``state``; empty where it holds some as they are."""
+    for prefix in ("", *_PARTS):
+        if any(prefix + name in state for name in own):
+            return prefix
+    return ""
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:

@@ -118,6 +118,8 @@ def score(options: argparse.Namespace) -> None:
         reliability=stable,
         **{"duplicate groups": [group._asdict() for group in groups]},
     )
+    if loaded.part:
+        scores.provenance["weights part"] = loaded.part
     columns = _columns(scores, images, recorder, z, groups)
     Scored(
         scores.values, scores.standard_error, scores.index, scores.names, scores.provenance, columns
@@ -346,6 +348,8 @@ def _summarise(
     print(f"{len(scores)} images ({_size(images)}) scored on {found['device']} in {took}")
     if found["untrained"]:
         print(f"untrained: random weights from seed {options.seed}, as --weights was not given")
+    if "weights part" in found:
+        print(f"weights: those that begin with {found['weights part']!r} in the checkpoint")
     if images.ignored:
         print(f"{images.ignored} files without an image's extension left out")
     if images.skipped:

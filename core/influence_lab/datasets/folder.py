@@ -1,0 +1,46 @@
+"""Any folder or zip of images, read as the command ``influence-ssl`` reads it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from influence_ssl.images import Images as Source
+from influence_ssl.images import to_tensor
+
+from .base import Grouped, Images
+from .reading import square
+
+
+def load_folder(source: str | Path, size: int | None = None) -> Grouped:
+    """The images of a folder, a zip or a CSV of paths (:class:`influence_ssl.images.Images`).
+
+    Classes are the folders at the top, in alphabetical order; what stands in none of them makes a
+    class of its own, the empty name. Images become RGB; ``size`` cuts each to its largest centred
+    square of that width, and without it all must have one size. What cannot be read is left out,
+    and one line on the terminal counts and names it. Raises :class:`InfluenceError` as the reader
+    does.
+    """
+    source = Path(source)
+
+    def prepare(image: Image.Image) -> Tensor:
+        return to_tensor(image if size is None else square(image, size))
+
+    found = Source(source, prepare if size else None).readable()
+    pixels = np.stack([_pixels(found.image(k), size) for k in range(len(found))])
+    tops = [name.split("/")[0] if "/" in name else "" for name in found.names]
+    classes = tuple(sorted(set(tops)))
+    labels = np.array([classes.index(top) for top in tops], np.int64)
+    images = Images(source.name, pixels, labels, found.names, classes)
+    grouped = Grouped(images, {"class": np.array(tops)}, (), tuple(found.skipped))
+    if line := grouped.left_out():
+        print(line, file=sys.stderr)
+    return grouped
+
+
+def _pixels(image: Image.Image, size: int | None) -> np.ndarray:
+    return np.array(image if size is None else square(image, size))

@@ -1,0 +1,318 @@
+"""Figures 7 and 8: which faces have extreme scores, and which groups they belong to.
+
+FairFace under a BYOL encoder trained on it; in profile ``tiny`` the stand-in of
+:func:`..datasets.standin_fairface`. Beside the score stand its rivals (loss, gradient norm) and one
+control: the same network before training. What the paper lacks and a histogram cannot be read
+without: base rates, intervals, and tests for sampling without replacement.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from influence_ssl import GaussianNoise, InfluenceScorer, Invariance, LoGra
+
+from .. import results
+from ..agreement import Estimate, rounded
+from ..claims import Claim, claim
+from ..datasets import Grouped, Images, load_fairface, standin_fairface
+from ..encoders import CifarResNet18, normalise
+from ..files import replacing
+from ..pretrain import pretrain, run_folder
+from ..pretrain.methods import build
+from ..pretrain.settings import FAIRFACE_SIZES, fairface_settings
+from ..vectors import Vectors
+from . import Task
+from .group_shares import Column, first, groups, looks, top_of
+from .scored import RIVALS, score_with_rivals
+
+NAME = "fairface-byol"
+NOISE = GaussianNoise()
+SHOWN, THUMBNAIL = 10, 64
+STAND_IN = 2048
+RANKINGS = ("score", *RIVALS, "untrained")
+LINK = "experiments/fairness.html#paper-fig-"
+
+
+def people(profile: str) -> Grouped:
+    """FairFace's training images at the profile's size; its stand-in in profile ``tiny``."""
+    if profile == "tiny":
+        return standin_fairface(STAND_IN)
+    return load_fairface("train", FAIRFACE_SIZES[profile])
+
+
+class Prepared(Dataset):
+    """Normalised images one at a time: all of FairFace as floats would not fit into memory."""
+
+    def __init__(self, images: Images) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, k: int) -> tuple[Tensor]:
+        return (normalise(torch.from_numpy(self.images.images[k].transpose(2, 0, 1).copy())),)
+
+
+def encoder_of(task: Task, images: Images) -> CifarResNet18:
+    """The recorded encoder; where there is none, it is trained (or its training resumed)."""
+    place = results.folder_of(task.profile, NAME, task.seed, task.root)
+    if not (place / "encoder.safetensors").is_file():
+        settings = fairface_settings(task.profile)
+        folder = run_folder(NAME, task.profile, task.seed, task.runs)
+        run = pretrain(settings, task.seed, images, None, folder, task.device)
+        results.save_encoder(run.encoder, place / "encoder.safetensors")
+        seconds = sum(epoch["seconds"] for epoch in run.epochs)
+        record = {"settings": asdict(settings), "epochs": run.epochs}
+        results.save_json(place / "training.json", record | _origin(task, images, seconds))
+    found = results.load_encoder(task.profile, NAME, task.seed, task.root)
+    assert found is not None
+    return found
+
+
+def rankings(task: Task, images: Images) -> dict[str, Column]:
+    """Magnitudes by each of :data:`RANKINGS`; what was scored before is read, not made again."""
+    encoder = encoder_of(task, images)
+    place = results.folder_of(task.profile, NAME, task.seed, task.root)
+    weights = (place / "encoder.safetensors").read_bytes()
+    origin = {
+        "data": images.name,
+        "data_sha256": images.digest,
+        "encoder_sha256": hashlib.sha256(weights).hexdigest(),
+        "curvature": repr(LoGra()),
+        "noise": repr(NOISE),
+    }
+    vectors = Vectors(place / "vectors.npz", origin)
+    # Not trained, but the very weights that the training began with.
+    before = build(fairface_settings(task.profile), len(images.classes), task.seed).encoder
+    for network, kinds in ((encoder, ("score", *RIVALS)), (before, ("untrained",))):
+        if all(kind in vectors for kind in kinds):
+            continue
+        begin = time.perf_counter()
+        found = score(network.eval(), images, task.device)
+        seconds = time.perf_counter() - begin
+        for kind in kinds:
+            note = {"seconds": round(seconds / len(kinds), 1), "code": results.code_version()}
+            magnitude = found["score" if kind == "untrained" else kind]
+            vectors.add(kind, magnitude, **note, device=results.device_name(task.device))
+    return {kind: vectors[kind] for kind in RANKINGS}
+
+
+def score(encoder: CifarResNet18, images: Images, device: str = "cpu") -> dict[str, Column]:
+    """The score and its rivals under one draw of :data:`NOISE`, curvature of all images."""
+    scorer = InfluenceScorer(
+        encoder, Invariance(NOISE), device=device, progress=sys.stderr.isatty()
+    )
+    return score_with_rivals(scorer, Prepared(images), np.arange(len(images)))
+
+
+def measure(grouped: Grouped, ranked: dict[str, Column]) -> dict[str, Any]:
+    """Everything that the figures and claims show, as a record keeps it."""
+    images = grouped.images
+    return {
+        "images": len(images),
+        "top": top_of(len(images)),
+        "stand in": grouped.stand_in,
+        "attribute": next(iter(grouped.attributes)),
+        "left out": {
+            "missing": len(grouped.missing),
+            "unreadable": len(grouped.unreadable),
+            "in words": grouped.left_out(),
+        },
+        "rankings": {kind: groups(grouped, magnitude) for kind, magnitude in ranked.items()},
+        "appearance": rounded(looks(images, ranked["score"])),
+    }
+
+
+def shown(grouped: Grouped, magnitude: Column) -> dict[str, Any]:
+    """Names, groups and thumbnails (10, h, w, 3) of the 10 highest and the 10 lowest."""
+    found = {}
+    attribute = next(iter(grouped.attributes.values()))
+    for which, sign in (("highest", 1), ("lowest", -1)):
+        index = first(sign * magnitude, SHOWN)
+        found[which] = {
+            "names": [grouped.images.names[i] for i in index],
+            "groups": [str(attribute[i]) for i in index],
+            "pictures": np.stack([_thumbnail(grouped.images.images[i]) for i in index]),
+        }
+    return found
+
+
+def _thumbnail(pixels: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "i j 3"]:
+    if len(pixels) <= THUMBNAIL:
+        return pixels
+    return np.asarray(Image.fromarray(pixels).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX))
+
+
+def reproduce(task: Task) -> str:
+    """Train BYOL, score, compare groups, record, and draw Figure 7 or 8."""
+    from ..figures import save, use_style
+
+    grouped = people(task.profile)
+    ranked = rankings(task, grouped.images)
+    place = (task.root or results.results_root()) / task.profile
+    extremes = shown(grouped, ranked["score"])
+    pictures = {which: found.pop("pictures") for which, found in extremes.items()}
+    notes = Vectors(
+        results.folder_of(task.profile, NAME, task.seed, task.root) / "vectors.npz"
+    ).notes
+    seconds = sum(note["seconds"] for note in notes.values())
+    record = measure(grouped, ranked) | {"shown": extremes}
+    record |= _origin(task, grouped.images, seconds)
+    results.save_json(place / "fairness.json", record)
+    with replacing(place / "fairness.npz") as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **pictures)
+    use_style()
+    figure = figure_7(record, pictures) if task.result == "fig-7" else figure_8(record)
+    save(figure, task.picture)
+    column = record["rankings"]["score"]["columns"][0]
+    shares = [
+        f"{row['value']} {row['share']:.0%} (base rate {row['base_rate']:.0%})"
+        for row in column["values"]
+    ]
+    return f"among the {record['top']} highest: {', '.join(shares)}; p {column['p_uneven']:.2g}"
+
+
+def _origin(task: Task, images: Images, seconds: float) -> dict[str, Any]:
+    # Both figures have one record, so one command stands for it.
+    command = replace(task, result="fig-8").command
+    return {
+        "provenance": results.provenance(
+            command, task.profile, task.seed, f"{images.name} train ({len(images):,} images)",
+            images.digest, results.device_name(task.device), seconds,
+        )
+    }  # fmt: skip
+
+
+def pictures_of(profile: str, root: Path | None = None) -> dict[str, UInt8[np.ndarray, "n h w 3"]]:
+    """The recorded thumbnails."""
+    with np.load((root or results.results_root()) / profile / "fairness.npz") as file:
+        return {which: file[which] for which in ("highest", "lowest")}
+
+
+def figure_7(record: dict[str, Any], pictures: dict[str, UInt8[np.ndarray, "n h w 3"]]) -> Any:
+    """The ten highest above the ten lowest, each under its group."""
+    import matplotlib.pyplot as plt
+
+    from ..figures import WIDTH
+
+    figure = plt.figure(figsize=(WIDTH, 6.4))
+    parts: Any = figure.subfigures(2, 1)
+    for part, which in zip(parts, pictures, strict=True):
+        part.suptitle(f"{SHOWN} {which}", weight="bold")
+        axes = part.subplots(2, SHOWN // 2)
+        texts = record["shown"][which]["groups"]
+        for axis, picture, text in zip(axes.flat, pictures[which], texts, strict=True):
+            axis.imshow(picture)
+            axis.set_title(_wrapped(text), fontsize=11, pad=3)
+            axis.set_axis_off()
+    return figure
+
+
+def figure_8(record: dict[str, Any]) -> Any:
+    """Share of each group among the top with its interval, and its base rate as a tick."""
+    import matplotlib.pyplot as plt
+
+    from ..figures import COLORS, WIDTH
+
+    rows = sorted(record["rankings"]["score"]["columns"][0]["values"], key=lambda r: r["share"])
+    figure, axis = plt.subplots(figsize=(WIDTH, 1.5 + 0.45 * len(rows)))
+    at = np.arange(len(rows))
+    share = np.array([row["share"] for row in rows])
+    low, high = np.array([row["interval"] for row in rows]).T
+    axis.barh(at, 100 * share, 0.6, color=COLORS["highest"], label=f"top {record['top']}")
+    axis.errorbar(
+        100 * share, at, xerr=100 * np.array([share - low, high - share]), fmt="none",
+        ecolor=COLORS["black"], elinewidth=1.2, capsize=3, label="95 % interval",
+    )  # fmt: skip
+    base = [100 * row["base_rate"] for row in rows]
+    axis.plot(
+        base, at, "D", color=COLORS["black"], markersize=8, markeredgecolor="white",
+        label="base rate",
+    )  # fmt: skip
+    axis.set_yticks(at, [_wrapped(row["value"]) for row in rows])
+    axis.set_xlim(0, 100 * max(*high, *(row["base_rate"] for row in rows)) * 1.05)
+    axis.set_xlabel(f"share among the {record['top']} highest scores in %")
+    figure.legend(loc="outside upper center", ncols=3, columnspacing=1, handlelength=1.2)
+    return figure
+
+
+def _wrapped(text: str) -> str:
+    return text.replace("_", " ").replace(" ", "\n", 1)
+
+
+# What Section 4.5 says of Figure 8, race by race: more, or fewer, than the base rate.
+RACES = {
+    "Black": ("disproportionately represented", True),
+    "Middle Eastern": ("disproportionately represented", True),
+    "East Asian": ("notably underrepresented", False),
+    "Southeast Asian": ("notably underrepresented", False),
+}
+# And of Figure 7: pose and light. The quantity that stands for it, and on which side of 1/2.
+LOOKS = {
+    ("highest", "symmetry"): ("highest: side-turned faces (less symmetric than others)", False),
+    ("highest", "brightness"): ("highest: suboptimal light (darker than others)", False),
+    ("highest", "contrast"): ("highest: suboptimal light (less contrast than others)", False),
+    ("lowest", "symmetry"): ("lowest: front-facing (more symmetric than others)", True),
+    ("lowest", "brightness"): ("lowest: well lit (brighter than others)", True),
+}
+
+
+def _side(bound: float, more: bool) -> Any:
+    return lambda found: found.low > bound if more else found.high < bound
+
+
+def claims(root: Path | None = None) -> list[Claim]:
+    """Section 4.5: pose and light of the extremes, and each race's share against its base rate."""
+    found = results.largest_record("fairness", root)
+    profile, record = found if found is not None else ("", {})
+    data = record["provenance"]["data"] if record else ""
+    stand_in = bool(record) and record["stand in"]
+    column = record["rankings"]["score"]["columns"][0] if record else {"values": []}
+
+    def row(
+        name: str, words: str, paper: str, estimate: Estimate | None, holds: Any, figure: int
+    ) -> Claim:
+        return claim(
+            name, words, paper, estimate, holds, f"{LINK}{figure}", data, "BYOL encoder, one draw",
+            profile, stand_in,
+        )  # fmt: skip
+
+    rows = []
+    for (which, what), (words, more) in LOOKS.items():
+        estimate = Estimate(*record["appearance"][which][what]) if record else None
+        paper = "> 1/2" if more else "< 1/2"
+        rows.append(
+            row(f"fig-7-{which}-{what}", f"FairFace, {words}", paper, estimate,
+                _side(0.5, more), 7)
+        )  # fmt: skip
+    ratios = {value["value"]: _ratio(value) for value in column["values"]}
+    for race, (words, more) in RACES.items():
+        name = f"fig-8-{race.lower().replace(' ', '-')}"
+        text = f"FairFace: {race} faces {words} among the top 100 (share over base rate)"
+        rows.append(
+            row(name, text, "> 1" if more else "< 1", ratios.get(race), _side(1.0, more), 8)
+        )
+    largest = max(ratios.values(), key=lambda ratio: ratio.value) if ratios else None
+    text = "FairFace: uneven racial distribution of the top 100 (largest share over base rate)"
+    even = column["p_uneven"] if record else 1.0
+    rows.append(row("fig-8-uneven", text, "> 1", largest, lambda _: even < 0.05, 8))
+    return rows
+
+
+def _ratio(value: dict[str, Any]) -> Estimate:
+    low, high = value["interval"]
+    base = value["base_rate"]
+    return Estimate(value["share"] / base, low / base, high / base)

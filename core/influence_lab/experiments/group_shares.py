@@ -1,0 +1,110 @@
+"""Who is at the top of a ranking: groups against base rates, looks against everybody else's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas
+from jaxtyping import Bool, Float64, Int64
+
+from influence_ssl.report.breakdown import breakdown
+
+from ..agreement import Estimate
+from ..datasets import Grouped, Images
+
+TOP = 100
+DRAWS = 100_000
+QUANTITIES = {
+    "brightness": "mean grey value",
+    "contrast": "standard deviation of the grey values",
+    "symmetry": "correlation of the grey image with its mirror image",
+}
+
+Column = Float64[np.ndarray, " n"]
+
+
+def top_of(n: int) -> int:
+    """How many images count as the top: 100 as in the paper, a fifth of fewer than 500."""
+    return min(TOP, n // 5)
+
+
+def first(magnitude: Column, k: int) -> Int64[np.ndarray, " k"]:
+    """The k highest, ties by index; the k lowest with the sign turned."""
+    return np.argsort(-magnitude, kind="stable")[:k]
+
+
+def uneven(top: Int64[np.ndarray, " g"], all_: Int64[np.ndarray, " g"], seed: int = 0) -> float:
+    r"""p-value of the groups among the top against those of all images.
+
+    Where rank and group have nothing to do with each other, the top is a draw without replacement,
+    and the counts are multivariate hypergeometric. The statistic is Pearson's
+    :math:`\sum_g (t_g - e_g)^2 / e_g` with :math:`e_g = k n_g / n`; p is the share of
+    :data:`DRAWS` such draws, the one found included, that reach it.
+    """
+    k, n = int(top.sum()), int(all_.sum())
+    expected = k * all_ / n
+
+    def statistic(counts: np.ndarray) -> np.ndarray:
+        return ((counts - expected) ** 2 / expected).sum(-1)
+
+    drawn = np.random.default_rng(seed).multivariate_hypergeometric(all_, k, DRAWS)
+    # Equal tables differ by rounding alone.
+    reached = statistic(drawn) >= statistic(top) * (1 - 1e-12)
+    return float((1 + reached.sum()) / (1 + DRAWS))
+
+
+def groups(grouped: Grouped, magnitude: Column) -> dict[str, Any]:
+    """Shares among the top against base rates, for each attribute (see :func:`breakdown`)."""
+    n = len(magnitude)
+    order = first(magnitude, n)
+    top = top_of(n)
+    labels = pandas.DataFrame({name: text[order] for name, text in grouped.attributes.items()})
+    table = breakdown(labels, 100 * np.arange(n - 1, -1, -1) / (n - 1), top)
+    for column in table["columns"]:
+        counts = np.array([[row["in_top"], row["images"]] for row in column["values"]])
+        column["p_uneven"] = uneven(counts[:, 0], counts[:, 1])
+    return table
+
+
+def appearance(images: Images) -> dict[str, Column]:
+    """The :data:`QUANTITIES` of every image; of a single grey value the symmetry is 1."""
+    found: dict[str, Column] = {name: np.empty(len(images)) for name in QUANTITIES}
+    for k, picture in enumerate(images.images):
+        grey = picture.mean(2, dtype=np.float64) / 255
+        rest = grey - grey.mean()
+        power = (rest**2).sum()
+        found["brightness"][k] = grey.mean()
+        found["contrast"][k] = grey.std()
+        found["symmetry"][k] = (rest * rest[:, ::-1]).sum() / power if power > 0 else 1.0
+    return found
+
+
+def superiority(values: Column, chosen: Bool[np.ndarray, " n"]) -> Estimate:
+    """Probability that a chosen image has the larger value of a chosen and another one (AUROC).
+
+    Ties count half. 95 % interval with DeLong's variance (E. R. DeLong et al. 1988, Biometrics 44).
+    """
+    a, b = values[chosen], values[~chosen]
+    one = _share_below(b, a)
+    other = 1 - _share_below(a, b)
+    value = float(one.mean())
+    error = float(np.sqrt(one.var(ddof=1) / len(a) + other.var(ddof=1) / len(b)))
+    return Estimate(value, max(0.0, value - 1.96 * error), min(1.0, value + 1.96 * error))
+
+
+def _share_below(among: Column, values: Column) -> Column:
+    ascending = np.sort(among)
+    below, upto = (np.searchsorted(ascending, values, side) for side in ("left", "right"))
+    return (below + upto) / (2 * len(among))
+
+
+def looks(images: Images, magnitude: Column) -> dict[str, dict[str, Estimate]]:
+    """For the highest and the lowest: how their :data:`QUANTITIES` compare with all others'."""
+    measured, k = appearance(images), top_of(len(images))
+    found = {}
+    for which, sign in (("highest", 1), ("lowest", -1)):
+        chosen = np.zeros(len(images), bool)
+        chosen[first(sign * magnitude, k)] = True
+        found[which] = {name: superiority(values, chosen) for name, values in measured.items()}
+    return found
