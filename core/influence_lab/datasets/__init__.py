@@ -10,9 +10,12 @@
 from .base import Images, data_root
 from .cifar import load_cifar10
 from .digits import load_digits
-from .scenes import Scenes, make_scenes
+from .scenes import Scenes, make_lookalikes, make_scenes
 
-__all__ = ["Images", "Scenes", "data_root", "load", "load_cifar10", "load_digits", "make_scenes"]
+__all__ = [
+    "Images", "Scenes", "data_root", "load", "load_cifar10", "load_digits", "make_lookalikes",
+    "make_scenes",
+]  # fmt: skip
 
 
 def load(name: str, split: str = "train") -> Images:

@@ -13,7 +13,9 @@ from importlib import import_module
 from pathlib import Path
 
 RESULTS = {
+    "fig-1": "concept",
     "fig-2": "stability",
+    "fig-3": "embedding",
     "fig-6": "removal",
     "fig-9": "distributions",
     "fig-10": "noise",

@@ -52,6 +52,23 @@ def vectors_of(profile: str, method: str, seed: int, root: Path | None = None) -
     return Vectors(results.folder_of(profile, method, seed, root) / "vectors.npz")
 
 
+def one_pass(
+    scorer: InfluenceScorer, images: Tensor, index: Int64[np.ndarray, " n"]
+) -> dict[str, Float64[np.ndarray, " n"]]:
+    """The score of one draw, the loss and the norm of the projected gradient; alters ``scorer``."""
+    with tempfile.TemporaryDirectory() as store:
+        recorder = Recorder(Path(store), torch.from_numpy(index), 1)
+        scorer.store = Path(store)
+        scorer.objective = recorder.objective(scorer.objective)
+        scorer.curvature = recorder.curvature(scorer.curvature)
+        scores = scorer.score(images, index)
+        return {
+            "score": scores.magnitude,
+            "loss": recorder.losses(),
+            "gradient norm": recorder.gradient_norms(),
+        }
+
+
 class Scored:
     """Scores of the fixed set with one recorded encoder; what is recorded is not made again.
 
@@ -97,17 +114,7 @@ class Scored:
         if not all(name in self.vectors for name in names.values()):
             begin = time.perf_counter()
             scorer = self._scorer(Invariance(perturbation), noise)
-            with tempfile.TemporaryDirectory() as store:
-                recorder = Recorder(Path(store), torch.from_numpy(self.index), 1)
-                scorer.store = Path(store)
-                scorer.objective = recorder.objective(scorer.objective)
-                scorer.curvature = recorder.curvature(scorer.curvature)
-                scores = scorer.score(self.images, self.index)
-                found = {
-                    "score": scores.magnitude,
-                    "loss": recorder.losses(),
-                    "gradient norm": recorder.gradient_norms(),
-                }
+            found = one_pass(scorer, self.images, self.index)
             for kind, name in names.items():
                 if name not in self.vectors:
                     self._add(name, found[kind], begin)
