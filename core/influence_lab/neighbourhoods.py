@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Float64, Int64, UInt8
+from jaxtyping import Bool, Float, Float32, Float64, Int64, UInt8
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from sklearn.metrics import silhouette_samples
 from torch import Tensor
 
@@ -22,15 +24,14 @@ from .probes import extract
 K = 10
 _ROWS = 512
 _COARSE = 8
-_CANDIDATE = 0.9
 # Below this many images a pass of the encoder costs less than the file.
 _CACHED_FROM = 5000
 
 
 class Neighbours(NamedTuple):
-    """The k nearest other rows of each row, the nearest first, and their cosine similarities."""
+    """Places of the k nearest other rows of each row, nearest first, and cosine similarities."""
 
-    index: Int64[np.ndarray, "n k"]
+    place: Int64[np.ndarray, "n k"]
     similarity: Float32[np.ndarray, "n k"]
 
     @property
@@ -43,7 +44,7 @@ class Neighbours(NamedTuple):
     ) -> Float64[np.ndarray, " m"]:
         """The share of each row's k nearest with its label; ``own``: labels of the queries."""
         own = labels if own is None else own
-        return (labels[self.index] == own[:, None]).mean(1)
+        return (labels[self.place] == own[:, None]).mean(1)
 
 
 def unit(z: Float[np.ndarray, "n d"]) -> Float32[np.ndarray, "n d"]:
@@ -65,9 +66,9 @@ def nearest(
         cosine = bank[part] @ bank.T
         cosine[torch.arange(len(part)), part] = -torch.inf
         found.append(cosine.topk(min(k, len(z) - 1), dim=1))
-    index, similarity = (torch.cat([getattr(f, what) for f in found]).numpy()
+    place, similarity = (torch.cat([getattr(f, what) for f in found]).numpy()
                          for what in ("indices", "values"))  # fmt: skip
-    return Neighbours(index, similarity)
+    return Neighbours(place, similarity)
 
 
 def structure(
@@ -112,23 +113,27 @@ def recorded_features(
     return None if encoder is None else features(encoder, images)
 
 
-def pixel_twin(pixels: UInt8[np.ndarray, "n h w c"]) -> Float64[np.ndarray, " n"]:
-    """Each image's largest correlation of all pixels with another image; 0 below about 0.9.
+def pixel_twins(
+    pixels: UInt8[np.ndarray, "n h w c"], bound: float = 0.95
+) -> tuple[Bool[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
+    """Who has a twin, an image whose pixels correlate with its own by ``bound`` or more; groups.
 
-    Pairs are first sought among 8 x 8 averages, whose correlation has to be 0.9: where the pixels'
-    correlation is 0.95, what averaging takes away is too little to bring it below.
+    Images that a chain of twins connects have the same number in the second array. Pairs are first
+    sought among 8 x 8 averages, which have to correlate by ``bound`` − 0.05: averaging takes noise
+    away and keeps what makes two images alike.
     """
     rows = torch.from_numpy(pixels.astype(np.float32)).permute(0, 3, 1, 2)
-    coarse = _standardised(torch.nn.functional.adaptive_avg_pool2d(rows, _COARSE))
-    best = torch.zeros(len(rows), dtype=torch.float64)
-    for start in range(0, len(rows), _ROWS):
+    n, coarse = len(rows), _standardised(torch.nn.functional.adaptive_avg_pool2d(rows, _COARSE))
+    ends = []
+    for start in range(0, n, _ROWS):
         rough = coarse[start : start + _ROWS] @ coarse[start:].T
-        a, b = torch.nonzero(rough.triu(1) >= _CANDIDATE, as_tuple=True)
-        for one, other in zip((a + start).split(8192), (b + start).split(8192), strict=True):
-            pair = _standardised(rows[one]) * _standardised(rows[other])
-            for end in (one, other):
-                best.scatter_reduce_(0, end, pair.sum(1).double(), "amax")
-    return best.numpy()
+        pairs = torch.nonzero(rough.triu(1) >= bound - 0.05) + start
+        for part in pairs.split(8192):
+            one, other = (_standardised(rows[end]) for end in part.T)
+            ends.append(part[(one * other).sum(1) >= bound])
+    a, b = torch.cat(ends).T.numpy() if ends else np.empty((2, 0), np.int64)
+    _, group = connected_components(coo_array((np.ones(len(a)), (a, b)), shape=(n, n)), False)
+    return np.bincount(group)[group] > 1, group.astype(np.int64)
 
 
 def _standardised(pictures: Float[Tensor, "n c h w"]) -> Float32[Tensor, "n p"]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from scipy.stats import rankdata
 
 from .agreement import Estimate
@@ -13,14 +13,19 @@ from .agreement import Estimate
 _Z = 1.959963984540054
 
 
-def delong(inside: Float[np.ndarray, " m"], outside: Float[np.ndarray, " n"]) -> Estimate:
+def delong(
+    inside: Float[np.ndarray, " m"],
+    outside: Float[np.ndarray, " n"],
+    group: Int64[np.ndarray, " m"] | None = None,
+) -> Estimate:
     r"""AUROC, the chance that a value of ``inside`` exceeds one of ``outside``; ties count half.
 
     With ranks r among both samples and s among its own,
     :math:`V_i = (r_i - s_i) / n` for i inside and likewise outside, AUROC = mean V, and
     :math:`\mathrm{var} = \mathrm{var}(V^{in})/m + \mathrm{var}(V^{out})/n` (DeLong, DeLong and
-    Clarke-Pearson 1988). 95 % interval, cut to [0, 1]; NaN where a sample has fewer than 2 values.
-    Time: (m + n) log(m + n).
+    Clarke-Pearson 1988). With ``group``, values of one group (the members of a pair) are one piece
+    of evidence: the first variance is that of the groups' sums (Obuchowski 1997). 95 % interval,
+    cut to [0, 1]; NaN where a sample has fewer than 2 values. Time: (m + n) log(m + n).
     """
     m, n = len(inside), len(outside)
     if min(m, n) < 2:
@@ -28,9 +33,13 @@ def delong(inside: Float[np.ndarray, " m"], outside: Float[np.ndarray, " n"]) ->
     ranks = rankdata(np.concatenate([inside, outside]))
     within = (ranks[:m] - rankdata(inside)) / n
     without = 1 - (ranks[m:] - rankdata(outside)) / m
-    error = np.sqrt(within.var(ddof=1) / m + without.var(ddof=1) / n)
-    found = around(float(within.mean()), float(error))
-    return Estimate(found.value, max(0.0, found.low), min(1.0, found.high))
+    value = float(within.mean())
+    _, member = np.unique(np.arange(m) if group is None else group, return_inverse=True)
+    sums = np.bincount(member, within - value)
+    several = len(sums) / max(1, len(sums) - 1)
+    error = np.sqrt(several * (sums**2).sum() / m**2 + without.var(ddof=1) / n)
+    found = around(value, float(error))
+    return Estimate(value, max(0.0, found.low), min(1.0, found.high))
 
 
 def around(value: float, error: float) -> Estimate:

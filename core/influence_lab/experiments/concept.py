@@ -26,7 +26,7 @@ from ..agreement import Estimate, rounded
 from ..claims import Claim, above, claim
 from ..datasets import Images, make_lookalikes, make_scenes
 from ..encoders import normalise
-from ..neighbourhoods import Neighbours, features, nearest, pixel_twin, recorded_features
+from ..neighbourhoods import Neighbours, features, nearest, pixel_twins, recorded_features
 from ..separation import average, delong
 from ..tasks import TINY_SCENES, data_for
 from . import Task
@@ -64,21 +64,25 @@ CLAIMED = {
 }
 LOOKALIKES = 0.05
 FURTHEST = 0.05
-TWIN = 0.95
 SCENE_SEEDS = (0, 1, 2)
 LINK = "experiments/concept.html#paper-fig-1"
 
 Keys = dict[str, Float[np.ndarray, " n"]]
 Truth = dict[str, tuple[Bool[np.ndarray, " n"], Bool[np.ndarray, " n"]]]
+Groups = Int64[np.ndarray, " n"]
 
 
 @dataclass(frozen=True)
 class Planted:
-    """Scenes and lookalikes; ``truth``: of each planted kind its images, and the plain ones."""
+    """Scenes and lookalikes; ``truth``: of each planted kind its images, and the plain ones.
+
+    ``group``: equal numbers for the two members of a pair.
+    """
 
     images: Images
     truth: Truth
     plain: Bool[np.ndarray, " n"]
+    group: Groups
 
 
 def plant(n: int = TINY_SCENES, seed: int = 0) -> Planted:
@@ -109,7 +113,8 @@ def plant(n: int = TINY_SCENES, seed: int = 0) -> Planted:
     extra = np.zeros(len(chosen), bool)
     whole = {kind: np.r_[mask, extra | (kind == "lookalike")] for kind, mask in masks.items()}
     plain = np.r_[plain, extra]
-    return Planted(images, {kind: (mask, plain) for kind, mask in whole.items()}, plain)
+    group = np.r_[np.where(scenes.source >= 0, scenes.source, np.arange(n)), chosen]
+    return Planted(images, {kind: (mask, plain) for kind, mask in whole.items()}, plain, group)
 
 
 def pixel_keys(pixels: UInt8[np.ndarray, "n h w 3"], seed: int = 0) -> Keys:
@@ -128,7 +133,7 @@ def pixel_keys(pixels: UInt8[np.ndarray, "n h w 3"], seed: int = 0) -> Keys:
 
 def hard(near: Neighbours, labels: Int64[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
     """Images that the encoder puts closest to one of another class."""
-    return labels[near.index[:, 0]] != labels
+    return labels[near.place[:, 0]] != labels
 
 
 def furthest(near: Neighbours) -> Bool[np.ndarray, " n"]:
@@ -150,14 +155,14 @@ def keys_of_scenes(encoder: Any, planted: Planted, noise: int = 0) -> tuple[Keys
     return keys, truth
 
 
-def measure(keys: Keys, truth: Truth) -> dict[str, dict[str, Estimate]]:
+def measure(keys: Keys, truth: Truth, group: Groups) -> dict[str, dict[str, Estimate]]:
     """AUROC of each measure for each target, above ½ where the paper's figure has it."""
     found: dict[str, dict[str, Estimate]] = {}
     for target in (t for t in TARGETS if t in truth):
         inside, outside = truth[target]
         sign = -1.0 if target in LOW else 1.0
         found[target] = {
-            name: delong(sign * keys[name][inside], sign * keys[name][outside])
+            name: delong(sign * keys[name][inside], sign * keys[name][outside], group[inside])
             for name in MEASURES
             if name in keys and DEFINES.get(target) != name
         }
@@ -168,8 +173,9 @@ def over_scenes(encoder: Any, seeds: tuple[int, ...] = SCENE_SEEDS) -> dict[str,
     """:func:`measure` of one encoder, averaged over independent sets of scenes."""
     each, counts = [], []
     for seed in seeds:
-        keys, truth = keys_of_scenes(encoder, plant(seed=seed))
-        each.append(measure(keys, truth))
+        planted = plant(seed=seed)
+        keys, truth = keys_of_scenes(encoder, planted)
+        each.append(measure(keys, truth, planted.group))
         counts.append({target: int(inside.sum()) for target, (inside, _) in truth.items()})
     return {
         target: {
@@ -184,23 +190,23 @@ def truth_of(
     near: Neighbours,
     other: Neighbours | None,
     labels: Int64[np.ndarray, " n"],
-    twin: Float[np.ndarray, " n"],
+    twin: Bool[np.ndarray, " n"],
 ) -> Truth:
     """The targets among real images, each against all other images."""
     masks = {"hard negative": hard(near, labels), "atypical": furthest(near)}
     if other is not None:
         masks["atypical elsewhere"] = furthest(other)
-    masks["near duplicate"] = twin >= TWIN
+    masks["near duplicate"] = twin
     return {target: (mask, ~mask) for target, mask in masks.items()}
 
 
 def of_real(
-    keys: Keys, truth: Truth, fixed: Int64[np.ndarray, " m"], rivals: Keys
+    keys: Keys, truth: Truth, group: Groups, fixed: Int64[np.ndarray, " m"], rivals: Keys
 ) -> dict[str, Any]:
     """AUROCs over all images, and with the ``rivals`` over the fixed set that these are of."""
-    everything = measure(keys, truth)
+    everything = measure(keys, truth, group)
     part = {name: values[fixed] for name, values in keys.items()} | rivals
-    some = measure(part, {t: (a[fixed], b[fixed]) for t, (a, b) in truth.items()})
+    some = measure(part, {t: (a[fixed], b[fixed]) for t, (a, b) in truth.items()}, group[fixed])
     return {
         target: {
             "images": int(truth[target][0].sum()),
@@ -266,9 +272,8 @@ def _real(task: Task, images: Images) -> dict[str, Any]:
     known = {method: neighbours(method) for method in METHODS}
     if not any(known.values()):
         return {}
-    pixels, twin, fixed = (
-        pixel_keys(images.images), pixel_twin(images.images), fixed_set(len(images)),
-    )  # fmt: skip
+    pixels, fixed = pixel_keys(images.images), fixed_set(len(images))
+    twin, group = pixel_twins(images.images)
     found = {}
     for method, near in known.items():
         scores = results.load_scores(task.profile, method, task.seed, "train", task.root)
@@ -278,7 +283,9 @@ def _real(task: Task, images: Images) -> dict[str, Any]:
         keys = {"score": scores.magnitude, "distance": near.distance, **pixels}
         rivals = Scored(task, method, task.seed).with_rivals(GaussianNoise(), 0)
         rivals = {name: rivals[name] for name in ("loss", "gradient norm")}
-        found[case_name(task.profile, method, task.seed)] = of_real(keys, truth, fixed, rivals)
+        found[case_name(task.profile, method, task.seed)] = of_real(
+            keys, truth, group, fixed, rivals
+        )
     return found
 
 

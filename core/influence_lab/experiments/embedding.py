@@ -32,7 +32,7 @@ METHODS = ("simclr", "byol", "barlow", "supervised")
 SIZES = (2000, 1000)
 PERPLEXITY = 30.0
 LINK = "experiments/embedding.html#paper-fig-3"
-PANELS = {"random": "random", "lowest": "lowest", "highest": "highest"}
+PANELS = ("random", "lowest", "highest")
 CLAIMS = {
     "purity": "the lowest fall into clearer classes than the highest (kNN label purity, gap)",
     "silhouette": "the lowest fall into clearer classes than the highest (silhouette, gap)",
@@ -40,8 +40,8 @@ CLAIMS = {
 }
 # Ten colours (Tol's muted scheme and a grey), of differing lightness.
 CLASS_COLORS = (
-    "#332288", "#88CCEE", "#44AA99", "#117733", "#999933",
-    "#DDCC77", "#CC6677", "#882255", "#AA4499", "#5F6B7A",
+    "#332288", "#CC6677", "#117733", "#88CCEE", "#882255",
+    "#DDCC77", "#44AA99", "#AA4499", "#999933", "#5F6B7A",
 )  # fmt: skip
 
 
@@ -51,14 +51,14 @@ class Map(NamedTuple):
     ``member``: bit b is set for images of the b-th of :data:`PANELS`.
     """
 
-    index: UInt16[np.ndarray, " m"]
+    image: UInt16[np.ndarray, " m"]
     place: Float16[np.ndarray, "m 2"]
     label: UInt8[np.ndarray, " m"]
     member: UInt8[np.ndarray, " m"]
 
     def of(self, name: str) -> np.ndarray:
         """A mask (m,) of one of :data:`PANELS`."""
-        return (self.member >> list(PANELS).index(name)) & 1 == 1
+        return (self.member >> PANELS.index(name)) & 1 == 1
 
 
 def sizes(n: int) -> tuple[int, int]:
@@ -158,13 +158,13 @@ def figure_3(maps: dict[str, Map | None], classes: list[str]) -> Any:
     figure, axes = plt.subplots(
         len(maps), 3, figsize=(WIDTH, 0.9 + 1.85 * len(maps)), squeeze=False
     )
+    for axis, text in zip(axes[0], PANELS, strict=True):
+        axis.set_title(text)
     for row, (method, found) in zip(axes, maps.items(), strict=True):
-        for axis, (name, text) in zip(row, PANELS.items(), strict=True):
+        for axis, name in zip(row, PANELS, strict=True):
             axis.set(xticks=[], yticks=[], box_aspect=1)
             for side in ("top", "right"):
                 axis.spines[side].set_visible(True)
-            if row is axes[0]:
-                axis.set_title(text)
             if found is None:
                 axis.text(0.5, 0.5, "not\nrecorded\nyet", ha="center", va="center",
                           transform=axis.transAxes)  # fmt: skip
@@ -202,15 +202,15 @@ def reproduce(task: Task) -> str:
         )
         order = scores.order("lowest")
         methods[method] = _rounded(measure(z, images.labels, order))
-        maps[method] = make_map(z, images.labels, order)
-        place = results.folder_of(task.profile, method, task.seed, task.root) / "map.npz"
-        save_map(maps[method], place)
+        made = maps[method] = make_map(z, images.labels, order)
+        folder = results.folder_of(task.profile, method, task.seed, task.root)
+        save_map(made, folder / "map.npz")
     if not methods:
         raise InfluenceValueError(
             f"{task.profile}: no recorded encoder of seed {task.seed}; first run influence-lab "
             f"pretrain simclr --profile {task.profile} --seed {task.seed}"
         )
-    record = {
+    record: dict[str, Any] = {
         "methods": methods,
         "classes": list(images.classes),
         "provenance": results.provenance(
