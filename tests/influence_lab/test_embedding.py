@@ -37,7 +37,7 @@ def test_planted_structure_is_measured():
     """The lowest in pure clumps, the highest without any class, all equally many."""
     labels = RNG.integers(5, size=600)
     centres = unit(RNG.normal(size=(5, 16)))
-    noise = np.linspace(0.05, 3, 600)[:, None] * RNG.normal(size=(600, 16))
+    noise = np.geomspace(0.02, 3, 600)[:, None] * RNG.normal(size=(600, 16))
     z = unit(centres[labels] + noise)
     found = next(iter(embedding.measure(z, labels, np.arange(600)).values()))
     assert found["lowest"]["purity"].value > 0.99

@@ -23,6 +23,7 @@ RESULTS = {
     "table-4": "families",
     "baselines": "baselines",
     "cost": "cost",
+    "levels": "levels",
 }
 
 
