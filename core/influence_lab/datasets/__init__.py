@@ -21,7 +21,7 @@ from .cifar import download, load_cifar10, load_cifar100
 from .digits import load_digits
 from .fairface import load_fairface
 from .folder import load_folder
-from .scenes import Scenes, make_scenes
+from .scenes import Scenes, make_lookalikes, make_scenes
 from .standins import standin_cifar100, standin_fairface
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "load_digits",
     "load_fairface",
     "load_folder",
+    "make_lookalikes",
     "make_scenes",
     "standin_cifar100",
     "standin_fairface",

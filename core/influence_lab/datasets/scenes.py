@@ -86,6 +86,26 @@ def make_scenes(n: int = 512, seed: int = 0) -> Scenes:
     return Scenes(images, kind, group, source)
 
 
+def make_lookalikes(n: int, seed: int, chosen: np.ndarray) -> Images:
+    """The scenes ``chosen`` of ``make_scenes(n, seed)``, drawn again with the next class's shape.
+
+    Background, place, size, colour and light are those of the original, so the pair differs in
+    nothing but its class: hard negatives by construction. Originals have to be ordinary or uniform.
+    """
+    scenes = make_scenes(n, seed)
+    label = (scenes.images.labels[chosen] + 1) % len(CLASSES)
+    pixels = np.zeros((len(chosen), SIZE, SIZE, 3), np.uint8)
+    for place, i in enumerate(chosen):
+        kind = KINDS[scenes.kind[i]]
+        if kind not in ("ordinary", "uniform"):
+            raise InfluenceValueError(f"scene {i} is an {kind}; choose ordinary or uniform ones")
+        own = np.random.default_rng([seed, n, int(i)])
+        light = NIGHT_LIGHT if scenes.group[i] == GROUPS.index("night") else 1.0
+        pixels[place] = np.rint(255 * light * _draw(own, kind, CLASSES[label[place]]))
+    names = tuple(f"lookalike-{i:04d}" for i in chosen)
+    return Images("scenes", pixels, label, names, CLASSES)
+
+
 def _draw(rng: np.random.Generator, kind: str, shape: str) -> np.ndarray:
     """One picture (32, 32, 3) in [0, 1]."""
     if kind == "outlier":

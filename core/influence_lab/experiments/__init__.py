@@ -13,7 +13,9 @@ from importlib import import_module
 from pathlib import Path
 
 RESULTS = {
+    "fig-1": "concept",
     "fig-2": "stability",
+    "fig-3": "embedding",
     "fig-6": "removal",
     "fig-7": "fairness",
     "fig-8": "fairness",
@@ -23,6 +25,7 @@ RESULTS = {
     "table-4": "families",
     "baselines": "baselines",
     "cost": "cost",
+    "levels": "levels",
 }
 
 

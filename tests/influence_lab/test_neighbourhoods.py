@@ -1,0 +1,85 @@
+"""Neighbours, purity and pixel twins against brute force."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import silhouette_score
+from sklearn.neighbors import NearestNeighbors
+
+from influence_lab import neighbourhoods as nb
+from influence_lab.datasets import make_scenes
+from influence_lab.encoders import cifar_resnet18
+from influence_lab.probes import extract
+
+RNG = np.random.default_rng(0)
+Z = nb.unit(RNG.normal(size=(700, 12)))
+LABELS = RNG.integers(3, size=700)
+
+
+def test_neighbours_are_scikit_learns():
+    distance, index = NearestNeighbors(n_neighbors=11, metric="cosine").fit(Z).kneighbors(Z)
+    found = nb.nearest(Z)
+    np.testing.assert_array_equal(found.place, index[:, 1:])
+    np.testing.assert_allclose(found.distance, distance[:, 1:].mean(1), atol=1e-5)
+    chosen = np.array([3, 699, 40])
+    some = nb.nearest(Z, rows=chosen)
+    np.testing.assert_array_equal(some.place, index[chosen, 1:])
+    np.testing.assert_array_equal(some.purity(LABELS, LABELS[chosen]), found.purity(LABELS)[chosen])
+    assert nb.nearest(Z[:4]).place.shape == (4, 3)
+
+
+def test_structure_is_what_loops_find():
+    z, labels = Z[:80], LABELS[:80]
+    pure, far = [], []
+    for i in range(80):
+        away = 1 - z.astype(np.float64) @ z[i].astype(np.float64)
+        away[i] = np.inf
+        ten = np.argsort(away)[:10]
+        pure.append(np.mean(labels[ten] == labels[i]))
+        far.append(away[ten].mean())
+    found = nb.structure(z, labels)
+    assert found["purity"].value == pytest.approx(np.mean(pure))
+    assert found["distance"].value == pytest.approx(np.mean(far), abs=1e-6)
+    expected = silhouette_score(z.astype(np.float64), labels, metric="cosine")
+    assert found["silhouette"].value == pytest.approx(expected)
+    for estimate in found.values():
+        assert estimate.low < estimate.value < estimate.high
+
+
+def test_structure_sees_planted_classes():
+    centres = nb.unit(RNG.normal(size=(3, 12)))
+    z = nb.unit(centres[LABELS] + 0.1 * RNG.normal(size=(700, 12)))
+    found = nb.structure(z, LABELS)
+    assert found["purity"].value > 0.99
+    assert found["silhouette"].value > 0.7
+    assert nb.structure(z, RNG.permutation(LABELS))["purity"].high < 0.45
+
+
+def test_pixel_twins_are_all_pairs_and_chains_are_groups():
+    scenes = make_scenes(120, seed=3)
+    pixels = scenes.images.images.copy()
+    pixels[5] = pixels[np.flatnonzero(scenes.is_kind("exact duplicate"))[0]]
+    every = np.corrcoef(pixels.reshape(120, -1).astype(np.float64)) >= 0.95
+    found, group = nb.pixel_twins(pixels)
+    np.testing.assert_array_equal(found, every.sum(1) > 1)
+    assert found[scenes.is_kind("exact duplicate")].all()
+    for i in range(120):
+        reached = {i}
+        while (more := set(np.flatnonzero(every[list(reached)].any(0)))) != reached:
+            reached = more
+        assert set(np.flatnonzero(group == group[i])) == reached
+    assert not nb.pixel_twins(np.full((3, 32, 32, 3), 7, np.uint8))[0].any()
+
+
+def test_features_are_kept_and_belong_to_their_weights(tmp_path, monkeypatch):
+    images = make_scenes(40).images
+    monkeypatch.setattr(nb, "_CACHED_FROM", 40)
+    torch.manual_seed(0)
+    encoders = [cifar_resnet18(4).eval() for _ in range(2)]
+    first, second = (nb.features(encoder, images, tmp_path) for encoder in encoders)
+    plain = extract(encoders[0], images.tensor())
+    np.testing.assert_allclose(first, torch.nn.functional.normalize(plain).numpy(), atol=1e-6)
+    assert len(list(tmp_path.iterdir())) == 2
+    assert np.abs(first - second).max() > 0.01
+    monkeypatch.setattr(nb, "extract", None)
+    np.testing.assert_array_equal(nb.features(encoders[0], images, tmp_path), first)
