@@ -4,7 +4,8 @@ A curvature has two methods. ``project(layers)`` sets each layer's projections (
 before any gradient is taken. ``fit(gradients)`` sees the fitted data set's gradients and returns a
 function of a batch of gradients (B, k) that gives the quadratic forms (B,) in float64, with a
 dictionary ``provenance``. ``gradients`` has ``n``, ``layers``, iterates over batches (B, k), the
-layers' projected gradients side by side, and can form the exact Hessian.
+layers' projected gradients side by side, and can form the exact Hessian. Of several processes each
+iterates over its own part of the n gradients; :func:`~influence_ssl.processes.total` adds up.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from influence_ssl.errors import InfluenceTypeError, InfluenceValueError
 from influence_ssl.gradients import Layer
+from influence_ssl.processes import gather, total
 
 
 @runtime_checkable
@@ -74,7 +76,7 @@ class Fitted:
         """gᵀ(H + λI)⁻¹g for each row."""
         total = torch.zeros(len(gradients), dtype=torch.float64, device=gradients.device)
         for columns, form in self.blocks:
-            total += form(gradients[:, columns].double())
+            total += form(gradients[:, columns])
         return total
 
 
@@ -212,7 +214,7 @@ class ExactHessian(_FullSpace):
             e, v = e[kept], v[:, kept]
         scale = 1 / (e + self.damping)
         return Fitted(
-            [(slice(0, size), lambda g: ((g @ v).square() * scale).sum(1))],
+            [(slice(0, size), lambda g: ((g.double() @ v).square() * scale).sum(1))],
             {"damping": [self.damping], "negative eigenvalues": int((e < 0).sum())},
         )
 
@@ -225,7 +227,7 @@ class Identity(_FullSpace):
 
     def fit(self, gradients: Gradients) -> Fitted:
         size = sum(layer.size for layer in gradients.layers)
-        return Fitted([(slice(0, size), lambda g: g.square().sum(1))])
+        return Fitted([(slice(0, size), lambda g: g.double().square().sum(1))])
 
     def __repr__(self) -> str:
         return "Identity()"
@@ -268,33 +270,34 @@ def _orthonormal(
 
 
 def _empirical_fisher_bytes(n: int, sizes: list[int]) -> float:
-    """Covariance, factor and inverse in float64; or the gradients twice and the n × n Gram."""
-    return sum(24.0 * k * k if k <= n else 12.0 * n * k + 24.0 * n * n for k in sizes)
+    """Peak: all covariances in float64 and one block's factor and inverse; n × n Grams beside."""
+    small, wide = [k for k in sizes if k <= n], [k for k in sizes if k > n]
+    primal = sum(8.0 * k * k for k in small) + 16.0 * max(small, default=0) ** 2
+    return primal + sum(12.0 * n * k + 24.0 * n * n for k in wide)
 
 
 def _fit_empirical_fisher(gradients: Gradients, blocks: list[slice], damping: Damping) -> Fitted:
-    n, tall = gradients.n, [block.stop - block.start <= gradients.n for block in blocks]
-    covariances: list[Tensor | float] = [0.0] * len(blocks)
+    n, sizes = gradients.n, [block.stop - block.start for block in blocks]
+    options: dict[str, Any] = {"dtype": torch.float64, "device": gradients.device}
+    covariances = [torch.zeros(k if k <= n else 0, k, **options) for k in sizes]
     rows: list[list[Tensor]] = [[] for _ in blocks]
     for batch in gradients:
-        for number, block in enumerate(blocks):
+        for block, k, covariance, found in zip(blocks, sizes, covariances, rows, strict=True):
             g = batch[:, block]
-            if tall[number]:
-                covariances[number] += (g.T @ g).double()
+            if k <= n:
+                covariance += g.T @ g
             else:
-                rows[number].append(g)
+                found.append(g)
     fitted = Fitted([], {"damping": [], "effective dimension": []})
-    for number, block in enumerate(blocks):
-        k = block.stop - block.start
+    for block, k in zip(blocks, sizes, strict=True):
         precision = torch.finfo(batch.dtype).eps * max(n, k)
-        if tall[number]:
-            h = covariances[number] / n
-            assert isinstance(h, Tensor)
+        h, found = covariances.pop(0), rows.pop(0)
+        if k <= n:
+            h = total(h).div_(n)
             λ = _value(damping, float(h.trace()), n, k)
-            form, dimension = _primal(h, λ, precision)
+            form, dimension = _primal(h, λ, batch.dtype, precision)
         else:
-            g = torch.cat(rows[number])
-            rows[number].clear()
+            g = gather(torch.cat(found))
             gram = _gram(g) / n
             λ = _value(damping, float(gram.trace()), n, k)
             form, dimension = _dual(g, gram, λ, precision)
@@ -309,23 +312,27 @@ def _value(damping: Damping, trace: float, n: int, k: int) -> float:
 
 
 def _primal(
-    h: Float64[Tensor, "k k"], λ: float, precision: float
+    h: Float64[Tensor, "k k"], λ: float, dtype: torch.dtype, precision: float
 ) -> tuple[Callable[[Tensor], Tensor], float]:
     """The form gᵀ(H + λI)⁻¹g from H itself, and tr(H(H + λI)⁻¹)."""
-    identity = torch.eye(len(h), dtype=h.dtype, device=h.device)
     if λ > 0:
-        factor, failed = torch.linalg.cholesky_ex(h + λ * identity)
+        h.diagonal().add_(λ)
+        factor, failed = torch.linalg.cholesky_ex(h)
+        h.diagonal().sub_(λ)
         if not failed:
+            # In the gradients' own precision: rounding the factor does what rounding them did.
+            identity = torch.eye(len(h), dtype=h.dtype, device=h.device)
             inverse = torch.linalg.solve_triangular(factor, identity, upper=False)
             dimension = len(h) - λ * float(inverse.square().sum())
-            return lambda g: (g @ inverse.T).square().sum(1), dimension
+            inverse = inverse.T.to(dtype)
+            return lambda g: (g @ inverse).double().square().sum(1), dimension
     e, v = torch.linalg.eigh(h)
     kept = e > e.max().clamp(min=0) * precision
     if λ > 0:
         e = e.clamp(min=0)
     else:
         e, v = e[kept], v[:, kept]
-    return lambda g: ((g @ v).square() / (e + λ)).sum(1), float((e / (e + λ)).sum())
+    return lambda g: ((g.double() @ v).square() / (e + λ)).sum(1), float((e / (e + λ)).sum())
 
 
 def _gram(g: Float[Tensor, "n k"]) -> Float64[Tensor, "n n"]:
@@ -344,7 +351,7 @@ def _dual(
     kept = e > e.max().clamp(min=0) * precision
     e, u = e[kept], u[:, kept]
 
-    def form(x: Float64[Tensor, "b k"]) -> Float64[Tensor, " b"]:
+    def form(x: Float[Tensor, "b k"]) -> Float64[Tensor, " b"]:
         along = (x.to(g.dtype) @ g.T).double() @ u
         inside = (along.square() / (n * e * (e + λ))).sum(1)
         if λ == 0:

@@ -2,8 +2,8 @@
 
 An objective is a callable ``objective(encode, batch, index, draw, seed) -> losses (B,)``. ``batch``
 is a tuple that begins with the images (B, ...); ``encode`` runs the encoder on B rows, or on v·B
-rows that stack v views of the batch one after the other, as ``torch.cat`` does. It may be called
-several times.
+rows that stack v views of the batch one after the other, as ``torch.cat`` does; it returns float32
+at least, and may be called several times.
 """
 
 from __future__ import annotations
@@ -66,8 +66,6 @@ class Invariance:
                 f"{tuple(x_hat.shape)}; it must keep the shape."
             )
         z, z_hat = encode(torch.cat([x, x_hat])).chunk(2)
-        if z.dtype in (torch.bfloat16, torch.float16):
-            z, z_hat = z.float(), z_hat.float()
         for representation, which in ((z, "clean"), (z_hat, "perturbed")):
             _refuse(~representation.isfinite().all(1), index, which, "not finite")
         if self.distance == "squared":
@@ -122,8 +120,6 @@ class Supervised:
                 "Supervised needs labels: give a data set whose items are (x, y)."
             )
         output = encode(batch[0])
-        if output.dtype in (torch.bfloat16, torch.float16):
-            output = output.float()
         _refuse(~output.isfinite().all(1), index, "clean", "not finite")
         if callable(self.loss):
             return self.loss(output, batch[1].to(output.device))

@@ -22,11 +22,17 @@ from influence_ssl.gradients import (
     Objective,
     called_layers,
     check_encoder,
+    fold_batch_norm,
     untouched,
 )
 from influence_ssl.objectives import Invariance
+from influence_ssl.processes import count, gather, rank, total
 from influence_ssl.scores import Scores
 from influence_ssl.version import __version__
+
+# The curvature sees this many gradients at a time, and no more bytes: updates of large matrices cost
+# more than the products that they add.
+_CHUNK, _CHUNK_BYTES = 1024, 2**29
 
 Indices = Sequence[int] | np.ndarray | Tensor
 
@@ -50,6 +56,9 @@ class InfluenceScorer:
     ``curvature``. With several ``draws`` of the perturbation H is fitted on all of them, and the
     score is the mean of the per-draw scores. Cost: one forward and one backward pass a draw, the
     backward pass without weight gradients. Source: the paper's Equation 6.
+
+    Where ``torch.distributed`` is initialised, each process takes its part of the examples and all
+    of them return all the scores.
 
     - encoder: maps (B, ...) to (B, D). It runs in eval mode and is left as it was found.
     - objective: :class:`Invariance` by default, or :class:`Supervised`, or any such callable.
@@ -123,8 +132,8 @@ class InfluenceScorer:
             else:
                 gradients.keep()
                 fitted, n_fitted = self.curvature.fit(gradients), gradients.n
-            values = torch.cat([-fitted(g).cpu() for g in gradients])
-            per_draw = values.reshape(self.draws, -1).numpy()
+            values = torch.cat([-fitted(g) for g in gradients]).reshape(self.draws, -1)
+            per_draw = gather(values.T).T.cpu().numpy()
             provenance = self._provenance(gradients, fitted, n_fitted)
             found = gradients.index.numpy()
         error = np.full(per_draw.shape[1], np.nan)
@@ -138,9 +147,7 @@ class InfluenceScorer:
     ) -> Iterator[_Gradients]:
         examples = _Examples(images, index)
         encoder = self.encoder
-        own = next((p for p in encoder.parameters() if p.is_floating_point()), None)
-        if own is None:
-            raise InfluenceTypeError("the encoder has no floating-point weights.")
+        own = Capture(encoder, [], self.objective, self.seed)
         try:
             device = (
                 own.device if self.device is None else torch.empty(0, device=self.device).device
@@ -163,7 +170,7 @@ class InfluenceScorer:
             if (device, dtype) != (own.device, own.dtype):
                 encoder = copy.deepcopy(encoder).to(device, dtype)
             with untouched(encoder):
-                capture = self._capture(encoder, examples)
+                capture = fold_batch_norm(self._capture(encoder, examples), sample[0][0])
                 yield _Gradients(self, capture, examples, stage)
 
     def _capture(self, encoder: nn.Module, examples: _Examples) -> Capture:
@@ -173,7 +180,7 @@ class InfluenceScorer:
         batch, index = examples.batch(range(1)), examples.index[:1]
 
         def run() -> None:
-            capture.losses(batch, index, 0, lambda x: capture.encode(x.to(capture.dtype), 1))
+            capture.losses(batch, index, 0, lambda x: capture.encode(x, 1))
 
         capture.layers = called_layers(encoder, run, names)
         self.curvature.project(capture.layers)
@@ -181,7 +188,7 @@ class InfluenceScorer:
 
     def _provenance(self, gradients: _Gradients, fitted: object, n_fitted: int) -> dict[str, Any]:
         capture = gradients.capture
-        used = {id(layer.weight) for layer in capture.layers}
+        used = {id(self.encoder.get_submodule(layer.name).weight) for layer in capture.layers}
         return {
             "encoder": type(self.encoder).__name__,
             "objective": repr(self.objective),
@@ -195,7 +202,7 @@ class InfluenceScorer:
             },
             "left out": [
                 name
-                for name, parameter in capture.encoder.named_parameters(remove_duplicate=False)
+                for name, parameter in self.encoder.named_parameters(remove_duplicate=False)
                 if id(parameter) not in used
             ],
             "dtype": str(capture.dtype).removeprefix("torch."),
@@ -214,35 +221,43 @@ class _Gradients:
         self.capture = capture
         self.examples = examples
         self.store = scorer.store
-        self.stage = stage if scorer.progress else None
+        self.stage = stage if scorer.progress and rank() == 0 else None
         self.layers: list[Layer] = capture.layers
         self.device = capture.device
         self.n = scorer.draws * len(examples)
         self.index = examples.index
         self._width = sum(layer.size for layer in self.layers) * capture.working.itemsize
         # Unprojected gradients are large: then fewer examples at a time, which no value notices.
-        step = max(1, min(scorer.batch_size, int(2**29 // self._width)))
-        n = len(examples)
+        n, most = len(examples), int(_CHUNK_BYTES // self._width)
+        if n < count():
+            raise InfluenceValueError(f"{count()} processes have {n} images; start at most {n}.")
+        step = max(1, min(scorer.batch_size, most, n // count()))
         rows = [range(start, min(start + step, n)) for start in range(0, n, step)]
-        self._batches = [(draw, part) for draw in range(scorer.draws) for part in rows]
+        share = slice(*(len(rows) * (rank() + side) // count() for side in (0, 1)))
+        self._batches = [(draw, part) for draw in range(scorer.draws) for part in rows[share]]
+        self._chunk = max(1, min(_CHUNK, most) // step)  # batches at a time to the curvature
         self._kept: list[Tensor] | None = None
 
     def keep(self) -> None:
         """Keep the gradients of the next pass for later ones, where the memory holds them."""
-        if self.n * self._width < free_memory(self.device) / 3:
+        if self.n // count() * self._width < free_memory(self.device) / 3:
             self._kept = []
 
     def __iter__(self) -> Iterator[Tensor]:
         if self._kept:
             yield from self._kept
             return
-        with tqdm(total=self.n, desc=self.stage, unit="image", disable=self.stage is None) as bar:
-            for draw, rows in self._batches:
-                found = self._batch(draw, rows)
+        images = sum(len(rows) for _, rows in self._batches)
+        with tqdm(total=images, desc=self.stage, unit="image", disable=self.stage is None) as bar:
+            for start in range(0, len(self._batches), self._chunk):
+                found = []
+                for draw, rows in self._batches[start : start + self._chunk]:
+                    found.append(self._batch(draw, rows))
+                    bar.update(len(rows))
+                chunk = torch.cat(found)
                 if self._kept is not None:
-                    self._kept.append(found)
-                yield found
-                bar.update(len(rows))
+                    self._kept.append(chunk)
+                yield chunk
 
     def _batch(self, draw: int, rows: range) -> Tensor:
         if self.store is None:
@@ -260,7 +275,7 @@ class _Gradients:
         weights = {f"{layer.name}.weight": layer.weight for layer in self.layers}
         theta = torch.cat([weight.detach().flatten() for weight in weights.values()])
 
-        def total(theta: Tensor, rows: range, draw: int) -> Tensor:
+        def loss(theta: Tensor, rows: range, draw: int) -> Tensor:
             pieces = theta.split([weight.numel() for weight in weights.values()])
             named = {n: p.view_as(w) for (n, w), p in zip(weights.items(), pieces, strict=True)}
 
@@ -272,7 +287,8 @@ class _Gradients:
 
         hessian = torch.zeros(len(theta), len(theta), dtype=theta.dtype, device=theta.device)
         for draw, rows in self._batches:
-            hessian += jacrev(grad(total), chunk_size=256)(theta, rows, draw)
+            hessian += jacrev(grad(loss), chunk_size=256)(theta, rows, draw)
+        hessian = total(hessian)
         return (hessian + hessian.T) / (2 * self.n)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,21 +78,15 @@ class Scores:
         write = _WRITERS.get(path.suffix)
         if write is None:
             raise InfluenceValueError(f"{path}: the suffix must be one of {', '.join(_WRITERS)}.")
+        part = path.with_name(f".{os.getpid()}-{path.name}")
         try:
-            handle, name = tempfile.mkstemp(suffix=path.suffix, dir=path.parent)
-            os.close(handle)
+            try:
+                write(self, str(part))
+                part.replace(path)
+            finally:
+                part.unlink(missing_ok=True)
         except OSError as error:
             raise InfluenceOSError(f"{path}: cannot be written: {error.strerror}.") from error
-        try:
-            write(self, name)
-            mask = os.umask(0)
-            os.umask(mask)
-            os.chmod(name, 0o666 & ~mask)
-            os.replace(name, path)
-        except OSError as error:
-            raise InfluenceOSError(f"{path}: cannot be written: {error.strerror}.") from error
-        finally:
-            Path(name).unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Scores:
