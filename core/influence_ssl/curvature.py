@@ -14,7 +14,8 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from itertools import accumulate
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float, Float64
@@ -25,7 +26,6 @@ from influence_ssl.gradients import Layer
 from influence_ssl.processes import gather, total
 
 
-@runtime_checkable
 class Gradients(Protocol):
     """What :meth:`fit` sees of a data set."""
 
@@ -38,7 +38,6 @@ class Gradients(Protocol):
     def hessian(self) -> Tensor: ...
 
 
-@runtime_checkable
 class Curvature(Protocol):
     """What the scorer asks of a curvature."""
 
@@ -80,6 +79,7 @@ class Fitted:
         return total
 
 
+@dataclass(eq=False)
 class LoGra:
     r"""Empirical Fisher of low-rank projected gradients, block by block.
 
@@ -94,19 +94,17 @@ class LoGra:
     Memory: k² numbers a block of dimension k = Σ r². Source: Choe et al. 2024, arXiv:2405.13954.
     """
 
-    def __init__(
-        self,
-        rank: int | None = 16,
-        joint: bool = False,
-        damping: Damping = Relative(0.1),
-        seed: int = 0,
-    ) -> None:
-        if rank is not None and (not isinstance(rank, int) or rank < 1):
-            raise InfluenceValueError(f"LoGra: rank={rank!r} must be a positive integer or None.")
-        self.rank = rank
-        self.joint = joint
-        self.damping = _checked(damping, "LoGra")
-        self.seed = seed
+    rank: int | None = 16
+    joint: bool = False
+    damping: Damping = Relative(0.1)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.rank is not None and (not isinstance(self.rank, int) or self.rank < 1):
+            raise InfluenceValueError(
+                f"LoGra: rank={self.rank!r} must be a positive integer or None."
+            )
+        self.damping = _checked(self.damping, "LoGra")
 
     def project(self, layers: list[Layer]) -> None:
         for number, layer in enumerate(layers if self.rank else []):
@@ -117,32 +115,26 @@ class LoGra:
             layer.right = _orthonormal(rank, layer.in_features, generator, layer.weight)
 
     def fit(self, gradients: Gradients) -> Fitted:
-        sizes = [layer.size for layer in gradients.layers]
-        blocks = [slice(0, sum(sizes))] if self.joint else _consecutive(sizes)
-        if not self._fits(gradients, self.rank):
-            widest = max(min(layer.out_features, layer.in_features) for layer in gradients.layers)
+        shapes = [(layer.out_features, layer.in_features) for layer in gradients.layers]
+        free, widest = free_memory(gradients.device), max(min(shape) for shape in shapes)
+
+        def fits(rank: int | None) -> bool:
+            sizes = [o * i if rank is None else min(rank, o, i) ** 2 for o, i in shapes]
+            return _empirical_fisher_bytes(gradients.n, self._merged(sizes)) <= free
+
+        if not fits(self.rank):
             ranks = range(min(self.rank or widest, widest), 0, -1)
-            largest = next((rank for rank in ranks if self._fits(gradients, rank)), None)
             raise InfluenceValueError(
                 f"LoGra: rank={self.rank} with joint={self.joint} does not fit into memory; "
-                f"the largest rank that does is {largest}."
+                f"the largest rank that does is {next(filter(fits, ranks), None)}."
             )
-        fitted = _fit_empirical_fisher(gradients, blocks, self.damping)
+        sizes = self._merged([layer.size for layer in gradients.layers])
+        fitted = _fit_empirical_fisher(gradients, sizes, self.damping)
         fitted.provenance["ranks"] = {layer.name: list(layer.shape) for layer in gradients.layers}
         return fitted
 
-    def _fits(self, gradients: Gradients, rank: int | None) -> bool:
-        sizes = []
-        for layer in gradients.layers:
-            o, i = layer.out_features, layer.in_features
-            sizes.append(o * i if rank is None else min(rank, o, i) ** 2)
-        sizes = [sum(sizes)] if self.joint else sizes
-        return _empirical_fisher_bytes(gradients.n, sizes) <= free_memory(gradients.device)
-
-    def __repr__(self) -> str:
-        return (
-            f"LoGra(rank={self.rank}, joint={self.joint}, damping={self.damping}, seed={self.seed})"
-        )
+    def _merged(self, sizes: list[int]) -> list[int]:
+        return [sum(sizes)] if self.joint else sizes
 
 
 class _FullSpace:
@@ -152,6 +144,7 @@ class _FullSpace:
         """Keeps the full space."""
 
 
+@dataclass(eq=False)
 class EmpiricalFisher(_FullSpace):
     r"""Exact empirical Fisher over all of θ, from all per-example gradients; for small models.
 
@@ -162,8 +155,10 @@ class EmpiricalFisher(_FullSpace):
     of the examples, whichever is smaller. Memory: p² or n·p + n² numbers.
     """
 
-    def __init__(self, damping: Damping = Relative(0.1)) -> None:
-        self.damping = _checked(damping, "EmpiricalFisher")
+    damping: Damping = Relative(0.1)
+
+    def __post_init__(self) -> None:
+        self.damping = _checked(self.damping, "EmpiricalFisher")
 
     def fit(self, gradients: Gradients) -> Fitted:
         size = sum(layer.size for layer in gradients.layers)
@@ -175,12 +170,10 @@ class EmpiricalFisher(_FullSpace):
                 f"EmpiricalFisher: {gradients.n} gradients of {size} weights do not fit into "
                 f"memory; the largest number that does is {n}. Use LoGra for more."
             )
-        return _fit_empirical_fisher(gradients, [slice(0, size)], self.damping)
-
-    def __repr__(self) -> str:
-        return f"EmpiricalFisher(damping={self.damping})"
+        return _fit_empirical_fisher(gradients, [size], self.damping)
 
 
+@dataclass(eq=False)
 class ExactHessian(_FullSpace):
     r"""Exact mean Hessian of the same loss, :math:`H = \frac1n\sum_j\nabla^2 L_j`; small models.
 
@@ -189,13 +182,15 @@ class ExactHessian(_FullSpace):
     Memory and cost: p² numbers and p backward passes.
     """
 
-    def __init__(self, damping: float = 0.0) -> None:
-        if isinstance(damping, Relative):
+    damping: float = 0.0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.damping, Relative):
             raise InfluenceTypeError(
                 "ExactHessian: damping must be a float, as the trace of an indefinite Hessian is "
                 "no scale."
             )
-        self.damping = _checked(damping, "ExactHessian")
+        self.damping = _checked(self.damping, "ExactHessian")
 
     def fit(self, gradients: Gradients) -> Fitted:
         size = sum(layer.size for layer in gradients.layers)
@@ -218,19 +213,14 @@ class ExactHessian(_FullSpace):
             {"damping": [self.damping], "negative eigenvalues": int((e < 0).sum())},
         )
 
-    def __repr__(self) -> str:
-        return f"ExactHessian(damping={self.damping})"
 
-
+@dataclass(eq=False)
 class Identity(_FullSpace):
     r"""No curvature: the squared gradient norm :math:`|g_i|^2` over all of θ."""
 
     def fit(self, gradients: Gradients) -> Fitted:
         size = sum(layer.size for layer in gradients.layers)
         return Fitted([(slice(0, size), lambda g: g.double().square().sum(1))])
-
-    def __repr__(self) -> str:
-        return "Identity()"
 
 
 def free_memory(device: torch.device) -> float:
@@ -255,11 +245,6 @@ def _checked(damping: Damping, owner: str) -> Damping:
     return float(damping)
 
 
-def _consecutive(sizes: list[int]) -> list[slice]:
-    ends = [sum(sizes[: n + 1]) for n in range(len(sizes))]
-    return [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
-
-
 def _orthonormal(
     rank: int, width: int, generator: torch.Generator, like: Tensor
 ) -> Float[Tensor, "r w"]:
@@ -276,8 +261,9 @@ def _empirical_fisher_bytes(n: int, sizes: list[int]) -> float:
     return primal + sum(12.0 * n * k + 24.0 * n * n for k in wide)
 
 
-def _fit_empirical_fisher(gradients: Gradients, blocks: list[slice], damping: Damping) -> Fitted:
-    n, sizes = gradients.n, [block.stop - block.start for block in blocks]
+def _fit_empirical_fisher(gradients: Gradients, sizes: list[int], damping: Damping) -> Fitted:
+    n, ends = gradients.n, accumulate(sizes)
+    blocks = [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
     options: dict[str, Any] = {"dtype": torch.float64, "device": gradients.device}
     covariances = [torch.zeros(k if k <= n else 0, k, **options) for k in sizes]
     rows: list[list[Tensor]] = [[] for _ in blocks]

@@ -179,7 +179,7 @@ class Capture:
         self, batch: tuple[Tensor, ...], index: Int64[Tensor, " b"], draw: int, encode: Encode
     ) -> Float[Tensor, " b"]:
         """The objective's losses (B,), checked."""
-        batch = tuple(part.to(self.device) for part in batch)
+        batch = tuple(part.to(self.device, non_blocking=True) for part in batch)
         losses = self.objective(encode, batch, index, draw, self.seed)
         if losses.shape != index.shape:
             raise InfluenceValueError(
@@ -311,17 +311,15 @@ def check_encoder(capture: Capture, batch: tuple[Tensor, ...], index: Int64[Tens
                 "would not belong to one example; give an encoder that maps each image on its own."
             )
     # A parametrised weight is no leaf: what is captured is the gradient of its current value.
-    plain = [n for n, layer in enumerate(capture.layers) if layer.weight.is_leaf]
+    plain = {n: x.weight for n, x in enumerate(capture.layers) if x.weight.is_leaf}
     if not plain:
         return
-    weights = [capture.layers[n].weight for n in plain]
-    for weight in weights:
+    for weight in plain.values():
         weight.requires_grad_()
     losses = capture.losses(batch, index, 0, lambda x: capture.encode(x, len(index)))
-    exact_gradients = torch.autograd.grad(losses.sum(), weights, allow_unused=True)
-    for weight in weights:
+    found = torch.autograd.grad(losses.sum(), [*plain.values()], allow_unused=True)
+    for (n, weight), exact in zip(plain.items(), found, strict=True):
         weight.requires_grad_(False)
-    for n, weight, exact in zip(plain, weights, exact_gradients, strict=True):
         layer = capture.layers[n]
         exact = layer.project(torch.zeros_like(weight) if exact is None else exact)
         # Two examples may cancel; their own size is what rounding is measured by.

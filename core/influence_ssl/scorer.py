@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -26,18 +26,17 @@ from influence_ssl.gradients import (
     untouched,
 )
 from influence_ssl.objectives import Invariance
-from influence_ssl.processes import count, gather, rank, total
+from influence_ssl.processes import gather, place, total
 from influence_ssl.scores import Scores
 from influence_ssl.version import __version__
 
-# The curvature sees this many gradients at a time, and no more bytes: updates of large matrices cost
-# more than the products that they add.
+# The curvature sees so many gradients at a time, and no more bytes: to add a small product to a
+# large matrix costs more than the product.
 _CHUNK, _CHUNK_BYTES = 1024, 2**29
 
 Indices = Sequence[int] | np.ndarray | Tensor
 
 
-@runtime_checkable
 class Dataset(Protocol):
     """A map-style data set: its items are a tensor, or a tuple that begins with one."""
 
@@ -169,9 +168,8 @@ class InfluenceScorer:
                 check_encoder(self._capture(encoder, examples), *sample)
             if (device, dtype) != (own.device, own.dtype):
                 encoder = copy.deepcopy(encoder).to(device, dtype)
-            with untouched(encoder):
-                capture = fold_batch_norm(self._capture(encoder, examples), sample[0][0])
-                yield _Gradients(self, capture, examples, stage)
+            capture = fold_batch_norm(self._capture(encoder, examples), sample[0][0])
+            yield _Gradients(self, capture, examples, stage)
 
     def _capture(self, encoder: nn.Module, examples: _Examples) -> Capture:
         """The encoder's layers as one example meets them, with the curvature's projections."""
@@ -221,7 +219,8 @@ class _Gradients:
         self.capture = capture
         self.examples = examples
         self.store = scorer.store
-        self.stage = stage if scorer.progress and rank() == 0 else None
+        rank, count = place()
+        self.stage = stage if scorer.progress and rank == 0 else None
         self.layers: list[Layer] = capture.layers
         self.device = capture.device
         self.n = scorer.draws * len(examples)
@@ -229,35 +228,46 @@ class _Gradients:
         self._width = sum(layer.size for layer in self.layers) * capture.working.itemsize
         # Unprojected gradients are large: then fewer examples at a time, which no value notices.
         n, most = len(examples), int(_CHUNK_BYTES // self._width)
-        if n < count():
-            raise InfluenceValueError(f"{count()} processes have {n} images; start at most {n}.")
-        step = max(1, min(scorer.batch_size, most, n // count()))
+        if n < count:
+            raise InfluenceValueError(f"{count} processes have {n} images; start at most {n}.")
+        step = max(1, min(scorer.batch_size, most, n // count))
         rows = [range(start, min(start + step, n)) for start in range(0, n, step)]
-        share = slice(*(len(rows) * (rank() + side) // count() for side in (0, 1)))
-        self._batches = [(draw, part) for draw in range(scorer.draws) for part in rows[share]]
+        own = rows[len(rows) * rank // count : len(rows) * (rank + 1) // count]
+        self._batches = [(draw, part) for draw in range(scorer.draws) for part in own]
         self._chunk = max(1, min(_CHUNK, most) // step)  # batches at a time to the curvature
         self._kept: list[Tensor] | None = None
 
     def keep(self) -> None:
         """Keep the gradients of the next pass for later ones, where the memory holds them."""
-        if self.n // count() * self._width < free_memory(self.device) / 3:
+        if self.n // place()[1] * self._width < free_memory(self.device) / 3:
             self._kept = []
 
     def __iter__(self) -> Iterator[Tensor]:
         if self._kept:
             yield from self._kept
             return
-        images = sum(len(rows) for _, rows in self._batches)
-        with tqdm(total=images, desc=self.stage, unit="image", disable=self.stage is None) as bar:
+        numbers = [i for _, rows in self._batches for i in rows]
+        finite = []
+        with tqdm(
+            total=len(numbers), desc=self.stage, unit="image", disable=self.stage is None
+        ) as bar:
             for start in range(0, len(self._batches), self._chunk):
                 found = []
                 for draw, rows in self._batches[start : start + self._chunk]:
                     found.append(self._batch(draw, rows))
                     bar.update(len(rows))
                 chunk = torch.cat(found)
+                finite.append(chunk.isfinite().all(1))
                 if self._kept is not None:
                     self._kept.append(chunk)
                 yield chunk
+        # Asked once, at the end of a pass: an answer within it would wait for the device.
+        bad = torch.cat(finite).logical_not().nonzero()[:, 0].tolist()
+        if bad:
+            raise InfluenceValueError(
+                f"the gradient of image {int(self.index[numbers[bad[0]]])} is not finite; check "
+                "this image and the encoder's weights, or give another dtype."
+            )
 
     def _batch(self, draw: int, rows: range) -> Tensor:
         if self.store is None:

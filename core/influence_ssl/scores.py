@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,6 @@ from influence_ssl.errors import InfluenceOSError, InfluenceTypeError, Influence
 
 if TYPE_CHECKING:
     import pandas
-
-_COMMENT = "# provenance: "
 
 
 @dataclass(frozen=True)
@@ -124,50 +123,14 @@ def _read_npz(path: Path) -> Scores:
         return Scores(file["values"], file["standard_error"], file["index"], names, provenance)
 
 
-def _write_csv(scores: Scores, path: str) -> None:
-    table = scores.to_pandas()
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        file.write(_COMMENT + json.dumps(scores.provenance) + "\n")
-        table.to_csv(file, index=False, float_format="%.17g")
-
-
-def _read_csv(path: Path) -> Scores:
-    import pandas
-
-    with open(path, encoding="utf-8", newline="") as file:
-        first = file.readline()
-        if not first.startswith(_COMMENT):
-            raise ValueError("its first line is no provenance")
-        # As text: a name such as "NA" stays a name, and Python's float reads back every digit.
-        table = pandas.read_csv(file, dtype=str, keep_default_na=False)
-    return _from_table(table, json.loads(first.removeprefix(_COMMENT)))
-
-
-def _write_parquet(scores: Scores, path: str) -> None:
-    import pyarrow
-    import pyarrow.parquet
-
-    table = pyarrow.Table.from_pandas(scores.to_pandas(), preserve_index=False)
-    metadata = {**(table.schema.metadata or {}), b"provenance": json.dumps(scores.provenance)}
-    pyarrow.parquet.write_table(table.replace_schema_metadata(metadata), path)
-
-
-def _read_parquet(path: Path) -> Scores:
-    import pyarrow.parquet
-
-    table = pyarrow.parquet.read_table(path)
-    return _from_table(table.to_pandas(), json.loads(table.schema.metadata[b"provenance"]))
-
-
-def _from_table(table: pandas.DataFrame, provenance: dict[str, Any]) -> Scores:
-    return Scores(
-        np.array([float(value) for value in table["score"]]),
-        np.array([float(value or "nan") for value in table["standard_error"]]),
-        table["index"].to_numpy().astype(np.int64),
-        table["name"].tolist() if "name" in table else None,
-        provenance,
+def _with_pandas(name: str) -> Callable[..., Any]:
+    """A function of the module on tables, which like pandas comes with the extra ``report``."""
+    return lambda *arguments: getattr(import_module("influence_ssl.report.tables"), name)(
+        *arguments
     )
 
 
-_WRITERS = {".npz": _write_npz, ".csv": _write_csv, ".parquet": _write_parquet}
-_READERS = {".npz": _read_npz, ".csv": _read_csv, ".parquet": _read_parquet}
+_WRITERS, _READERS = (
+    {".npz": npz, ".csv": _with_pandas(f"{way}_csv"), ".parquet": _with_pandas(f"{way}_parquet")}
+    for way, npz in (("write", _write_npz), ("read", _read_npz))
+)
