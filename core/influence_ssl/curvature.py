@@ -14,6 +14,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import accumulate
 from typing import Any, Protocol
 
@@ -73,10 +74,7 @@ class Fitted:
 
     def __call__(self, gradients: Float[Tensor, "b k"]) -> Float64[Tensor, " b"]:
         """gᵀ(H + λI)⁻¹g for each row."""
-        total = torch.zeros(len(gradients), dtype=torch.float64, device=gradients.device)
-        for columns, form in self.blocks:
-            total += form(gradients[:, columns])
-        return total
+        return torch.stack([form(gradients[:, columns]) for columns, form in self.blocks]).sum(0)
 
 
 @dataclass(eq=False)
@@ -182,7 +180,7 @@ class ExactHessian(_FullSpace):
     Memory and cost: p² numbers and p backward passes.
     """
 
-    damping: float = 0.0
+    damping: Damping = 0.0
 
     def __post_init__(self) -> None:
         if isinstance(self.damping, Relative):
@@ -276,29 +274,20 @@ def _fit_empirical_fisher(gradients: Gradients, sizes: list[int], damping: Dampi
                 found.append(g)
     fitted = Fitted([], {"damping": [], "effective dimension": []})
     for block, k in zip(blocks, sizes, strict=True):
-        precision = torch.finfo(batch.dtype).eps * max(n, k)
         h, found = covariances.pop(0), rows.pop(0)
-        if k <= n:
-            h = total(h).div_(n)
-            λ = _value(damping, float(h.trace()), n, k)
-            form, dimension = _primal(h, λ, batch.dtype, precision)
-        else:
-            g = gather(torch.cat(found))
-            gram = _gram(g) / n
-            λ = _value(damping, float(gram.trace()), n, k)
-            form, dimension = _dual(g, gram, λ, precision)
+        g = gather(torch.cat([batch[:0, block], *found]))
+        h = total(h).div_(n) if k <= n else _gram(g) / n
+        λ = damping.c * float(h.trace()) / min(n, k) if isinstance(damping, Relative) else damping
+        solve = partial(_primal, h, batch.dtype) if k <= n else partial(_dual, g, h)
+        form, dimension = solve(λ, torch.finfo(batch.dtype).eps * max(n, k))
         fitted.blocks.append((block, form))
         fitted.provenance["damping"].append(λ)
         fitted.provenance["effective dimension"].append(dimension)
     return fitted
 
 
-def _value(damping: Damping, trace: float, n: int, k: int) -> float:
-    return damping.c * trace / min(n, k) if isinstance(damping, Relative) else damping
-
-
 def _primal(
-    h: Float64[Tensor, "k k"], λ: float, dtype: torch.dtype, precision: float
+    h: Float64[Tensor, "k k"], dtype: torch.dtype, λ: float, precision: float
 ) -> tuple[Callable[[Tensor], Tensor], float]:
     """The form gᵀ(H + λI)⁻¹g from H itself, and tr(H(H + λI)⁻¹)."""
     if λ > 0:

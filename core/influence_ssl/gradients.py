@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -68,8 +69,7 @@ class Layer:
 
     def project(self, gradient: Float[Tensor, "o *i"]) -> Float[Tensor, "r c"]:
         """P G Qᵀ of a weight gradient that autograd formed, for the check."""
-        gradient = gradient.flatten(1)
-        gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
+        gradient = gradient.flatten(1).to(torch.promote_types(gradient.dtype, torch.float32))
         gradient = gradient if self.left is None else self.left @ gradient
         return gradient if self.right is None else gradient @ self.right.T
 
@@ -345,9 +345,9 @@ def fold_batch_norm(capture: Capture, images: Tensor) -> Capture:
         encoder, layers = copy.deepcopy((capture.encoder, capture.layers))
     except (RuntimeError, TypeError):  # what cannot be copied runs as it is
         return capture
-    owners = {layer.modules[0]: layer for layer in layers if len(layer.modules) == 1}
+    owners: dict[Any, Layer] = {x.modules[0]: x for x in layers if len(x.modules) == 1}
     outputs: dict[int, tuple[Tensor, nn.Module]] = {}  # each is kept, so that its id stays its own
-    pairs: dict[nn.BatchNorm2d, Layer] = {}
+    pairs: dict[Any, Layer] = {}
 
     def follow(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if isinstance(module, nn.Conv2d):
@@ -364,7 +364,8 @@ def fold_batch_norm(capture: Capture, images: Tensor) -> Capture:
                 hooks.enter_context(module.register_forward_hook(follow))
         expected = encoder(images.clone())
     for norm, layer in pairs.items():
-        convolution, norm = layer.modules[0], norm.to(capture.working)
+        convolution: Any = layer.modules[0]
+        norm.to(capture.working)
         layer.scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
         convolution.weight, convolution.bias = fuse_conv_bn_weights(
             convolution.weight, convolution.bias, norm.running_mean, norm.running_var, norm.eps,

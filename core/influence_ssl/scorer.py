@@ -86,9 +86,8 @@ class InfluenceScorer:
     ) -> None:
         if not isinstance(encoder, nn.Module):
             raise InfluenceTypeError(f"encoder is a {type(encoder).__name__}; give an nn.Module.")
-        counts = {"draws": draws, "batch_size": batch_size, "seed": seed}
-        for name, number in counts.items():
-            least = 0 if name == "seed" else 1
+        counts = ("draws", draws, 1), ("batch_size", batch_size, 1), ("seed", seed, 0)
+        for name, number, least in counts:
             if not isinstance(number, int) or number < least:
                 raise InfluenceValueError(f"{name}={number!r} must be an integer ≥ {least}.")
         if dtype is not None and not dtype.is_floating_point:
@@ -148,14 +147,12 @@ class InfluenceScorer:
         encoder = self.encoder
         own = Capture(encoder, [], self.objective, self.seed)
         try:
-            device = (
-                own.device if self.device is None else torch.empty(0, device=self.device).device
-            )
+            device = torch.empty(0, device=self.device or own.device).device
         except (RuntimeError, AssertionError) as error:
             reason = str(error).splitlines()[0]
             raise InfluenceValueError(
                 f"device={str(self.device)!r} cannot be used: {reason}"
-            ) from error
+            ) from None
         dtype = self.dtype or own.dtype
         with untouched(self.encoder):
             first = range(min(2, len(examples)))
@@ -173,13 +170,13 @@ class InfluenceScorer:
 
     def _capture(self, encoder: nn.Module, examples: _Examples) -> Capture:
         """The encoder's layers as one example meets them, with the curvature's projections."""
-        names = None if self.layers is None else list(self.layers)
         capture = Capture(encoder, [], self.objective, self.seed)
         batch, index = examples.batch(range(1)), examples.index[:1]
 
         def run() -> None:
             capture.losses(batch, index, 0, lambda x: capture.encode(x, 1))
 
+        names = None if self.layers is None else list(self.layers)
         capture.layers = called_layers(encoder, run, names)
         self.curvature.project(capture.layers)
         return capture
@@ -187,6 +184,7 @@ class InfluenceScorer:
     def _provenance(self, gradients: _Gradients, fitted: object, n_fitted: int) -> dict[str, Any]:
         capture = gradients.capture
         used = {id(self.encoder.get_submodule(layer.name).weight) for layer in capture.layers}
+        parameters = self.encoder.named_parameters(remove_duplicate=False)
         return {
             "encoder": type(self.encoder).__name__,
             "objective": repr(self.objective),
@@ -195,14 +193,8 @@ class InfluenceScorer:
             "seed": self.seed,
             "examples": len(gradients.examples),
             "fitted gradients": n_fitted,
-            "layers": {
-                layer.name: [layer.out_features, layer.in_features] for layer in capture.layers
-            },
-            "left out": [
-                name
-                for name, parameter in self.encoder.named_parameters(remove_duplicate=False)
-                if id(parameter) not in used
-            ],
+            "layers": {x.name: [x.out_features, x.in_features] for x in capture.layers},
+            "left out": [name for name, x in parameters if id(x) not in used],
             "dtype": str(capture.dtype).removeprefix("torch."),
             "device": str(capture.device),
             "versions": {"influence_ssl": __version__, "torch": torch.__version__},
@@ -248,9 +240,7 @@ class _Gradients:
             return
         numbers = [i for _, rows in self._batches for i in rows]
         finite = []
-        with tqdm(
-            total=len(numbers), desc=self.stage, unit="image", disable=self.stage is None
-        ) as bar:
+        with tqdm(total=len(numbers), desc=self.stage, unit="image", disable=not self.stage) as bar:
             for start in range(0, len(self._batches), self._chunk):
                 found = []
                 for draw, rows in self._batches[start : start + self._chunk]:
@@ -270,15 +260,15 @@ class _Gradients:
             )
 
     def _batch(self, draw: int, rows: range) -> Tensor:
-        if self.store is None:
-            return self.capture.flat(self.examples.batch(rows), self.index[list(rows)], draw)
-        path = self.store / f"{draw}-{rows.start}-{rows.stop}.npy"
-        if not path.exists():
-            found = self.capture.flat(self.examples.batch(rows), self.index[list(rows)], draw)
+        path = self.store and self.store / f"{draw}-{rows.start}-{rows.stop}.npy"
+        if path and path.exists():
+            return torch.from_numpy(np.load(path)).to(self.device)
+        found = self.capture.flat(self.examples.batch(rows), self.index[list(rows)], draw)
+        if path:
             with open(path.with_suffix(".part"), "wb") as file:
                 np.save(file, found.cpu().numpy())
             path.with_suffix(".part").replace(path)
-        return torch.from_numpy(np.load(path)).to(self.device)
+        return found
 
     def hessian(self) -> Tensor:
         """Mean Hessian (p, p) of the objective in θ, the layers' weights flattened row by row."""
@@ -327,9 +317,8 @@ class _Examples:
     def batch(self, rows: range) -> tuple[Tensor, ...]:
         """The items of these rows, stacked; the images first."""
         if isinstance(self.images, Tensor):
-            images = self.images[rows.start : rows.stop]
-            self._check(images, rows)
-            return (images,)
+            self._check(self.images[rows.start : rows.stop], rows)
+            return (self.images[rows.start : rows.stop],)
         read = getattr(self.images, "__getitems__", None)  # a data set that reads several at once
         found = read(list(rows)) if read else (self.images[i] for i in rows)
         items = [self._item(i, item) for i, item in zip(rows, found, strict=True)]

@@ -123,14 +123,12 @@ def _read_npz(path: Path) -> Scores:
         return Scores(file["values"], file["standard_error"], file["index"], names, provenance)
 
 
-def _with_pandas(name: str) -> Callable[..., Any]:
-    """A function of the module on tables, which like pandas comes with the extra ``report``."""
-    return lambda *arguments: getattr(import_module("influence_ssl.report.tables"), name)(
-        *arguments
-    )
+def _tables(name: str) -> Callable[..., Any]:
+    """A function on tables; their module comes with the extra ``report``, as pandas does."""
+    return lambda *x: getattr(import_module("influence_ssl.report.tables"), name)(*x)
 
 
-_WRITERS, _READERS = (
-    {".npz": npz, ".csv": _with_pandas(f"{way}_csv"), ".parquet": _with_pandas(f"{way}_parquet")}
-    for way, npz in (("write", _write_npz), ("read", _read_npz))
-)
+_WRITERS: dict[str, Callable[..., None]] = {".npz": _write_npz, ".csv": _tables("write_csv")}
+_WRITERS[".parquet"] = _tables("write_parquet")
+_READERS: dict[str, Callable[..., Scores]] = {".npz": _read_npz, ".csv": _tables("read_csv")}
+_READERS[".parquet"] = _tables("read_parquet")
