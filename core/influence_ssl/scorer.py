@@ -231,16 +231,19 @@ class _Gradients:
 
     def keep(self) -> None:
         """Keep the gradients of the next pass for later ones, where the memory holds them."""
-        if self.n // place()[1] * self._width < free_memory(self.device) / 3:
+        size = sum(len(rows) for _, rows in self._batches) * self._width
+        if size < free_memory(self.device) / 3:
             self._kept = []
+        if self.stage:
+            kept = f"{size / 1e9:.1f} GB kept" if self._kept is not None else "two passes"
+            self.stage = f"{self.stage} ({kept})"
 
     def __iter__(self) -> Iterator[Tensor]:
         if self._kept:
             yield from self._kept
             return
-        numbers = [i for _, rows in self._batches for i in rows]
-        finite = []
-        with tqdm(total=len(numbers), desc=self.stage, unit="image", disable=not self.stage) as bar:
+        images, finite = sum(len(rows) for _, rows in self._batches), []
+        with tqdm(total=images, desc=self.stage, unit="image", disable=not self.stage) as bar:
             for start in range(0, len(self._batches), self._chunk):
                 found = []
                 for draw, rows in self._batches[start : start + self._chunk]:
@@ -254,6 +257,7 @@ class _Gradients:
         # Asked once, at the end of a pass: an answer within it would wait for the device.
         bad = torch.cat(finite).logical_not().nonzero()[:, 0].tolist()
         if bad:
+            numbers = [i for _, rows in self._batches for i in rows]
             raise InfluenceValueError(
                 f"the gradient of image {int(self.index[numbers[bad[0]]])} is not finite; check "
                 "this image and the encoder's weights, or give another dtype."
