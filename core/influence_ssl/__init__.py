@@ -14,17 +14,7 @@ from influence_ssl.scores import Scores
 from influence_ssl.version import __version__
 
 __all__ = [
-    "EmpiricalFisher",
-    "ExactHessian",
-    "GaussianNoise",
-    "Identity",
-    "InfluenceError",
-    "InfluenceScorer",
-    "Invariance",
-    "LoGra",
-    "Relative",
-    "Scores",
-    "Supervised",
-    "__version__",
+    "EmpiricalFisher", "ExactHessian", "GaussianNoise", "Identity", "InfluenceError",
+    "InfluenceScorer", "Invariance", "LoGra", "Relative", "Scores", "Supervised", "__version__",
     "score",
-]
+]  # fmt: skip

@@ -4,7 +4,8 @@ A curvature has two methods. ``project(layers)`` sets each layer's projections (
 before any gradient is taken. ``fit(gradients)`` sees the fitted data set's gradients and returns a
 function of a batch of gradients (B, k) that gives the quadratic forms (B,) in float64, with a
 dictionary ``provenance``. ``gradients`` has ``n``, ``layers``, iterates over batches (B, k), the
-layers' projected gradients side by side, and can form the exact Hessian.
+layers' projected gradients side by side, and can form the exact Hessian. Of several processes each
+iterates over its own part of the n gradients; :func:`~influence_ssl.processes.total` adds up.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from functools import partial
+from itertools import accumulate
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float, Float64
@@ -21,9 +24,9 @@ from torch import Tensor
 
 from influence_ssl.errors import InfluenceTypeError, InfluenceValueError
 from influence_ssl.gradients import Layer
+from influence_ssl.processes import gather, total
 
 
-@runtime_checkable
 class Gradients(Protocol):
     """What :meth:`fit` sees of a data set."""
 
@@ -36,7 +39,6 @@ class Gradients(Protocol):
     def hessian(self) -> Tensor: ...
 
 
-@runtime_checkable
 class Curvature(Protocol):
     """What the scorer asks of a curvature."""
 
@@ -72,12 +74,10 @@ class Fitted:
 
     def __call__(self, gradients: Float[Tensor, "b k"]) -> Float64[Tensor, " b"]:
         """gᵀ(H + λI)⁻¹g for each row."""
-        total = torch.zeros(len(gradients), dtype=torch.float64, device=gradients.device)
-        for columns, form in self.blocks:
-            total += form(gradients[:, columns].double())
-        return total
+        return torch.stack([form(gradients[:, columns]) for columns, form in self.blocks]).sum(0)
 
 
+@dataclass(eq=False)
 class LoGra:
     r"""Empirical Fisher of low-rank projected gradients, block by block.
 
@@ -92,19 +92,17 @@ class LoGra:
     Memory: k² numbers a block of dimension k = Σ r². Source: Choe et al. 2024, arXiv:2405.13954.
     """
 
-    def __init__(
-        self,
-        rank: int | None = 16,
-        joint: bool = False,
-        damping: Damping = Relative(0.1),
-        seed: int = 0,
-    ) -> None:
-        if rank is not None and (not isinstance(rank, int) or rank < 1):
-            raise InfluenceValueError(f"LoGra: rank={rank!r} must be a positive integer or None.")
-        self.rank = rank
-        self.joint = joint
-        self.damping = _checked(damping, "LoGra")
-        self.seed = seed
+    rank: int | None = 16
+    joint: bool = False
+    damping: Damping = Relative(0.1)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.rank is not None and (not isinstance(self.rank, int) or self.rank < 1):
+            raise InfluenceValueError(
+                f"LoGra: rank={self.rank!r} must be a positive integer or None."
+            )
+        self.damping = _checked(self.damping, "LoGra")
 
     def project(self, layers: list[Layer]) -> None:
         for number, layer in enumerate(layers if self.rank else []):
@@ -115,32 +113,26 @@ class LoGra:
             layer.right = _orthonormal(rank, layer.in_features, generator, layer.weight)
 
     def fit(self, gradients: Gradients) -> Fitted:
-        sizes = [layer.size for layer in gradients.layers]
-        blocks = [slice(0, sum(sizes))] if self.joint else _consecutive(sizes)
-        if not self._fits(gradients, self.rank):
-            widest = max(min(layer.out_features, layer.in_features) for layer in gradients.layers)
+        shapes = [(layer.out_features, layer.in_features) for layer in gradients.layers]
+        free, widest = free_memory(gradients.device), max(min(shape) for shape in shapes)
+
+        def fits(rank: int | None) -> bool:
+            sizes = [o * i if rank is None else min(rank, o, i) ** 2 for o, i in shapes]
+            return _empirical_fisher_bytes(gradients.n, self._merged(sizes)) <= free
+
+        if not fits(self.rank):
             ranks = range(min(self.rank or widest, widest), 0, -1)
-            largest = next((rank for rank in ranks if self._fits(gradients, rank)), None)
             raise InfluenceValueError(
                 f"LoGra: rank={self.rank} with joint={self.joint} does not fit into memory; "
-                f"the largest rank that does is {largest}."
+                f"the largest rank that does is {next(filter(fits, ranks), None)}."
             )
-        fitted = _fit_empirical_fisher(gradients, blocks, self.damping)
+        sizes = self._merged([layer.size for layer in gradients.layers])
+        fitted = _fit_empirical_fisher(gradients, sizes, self.damping)
         fitted.provenance["ranks"] = {layer.name: list(layer.shape) for layer in gradients.layers}
         return fitted
 
-    def _fits(self, gradients: Gradients, rank: int | None) -> bool:
-        sizes = []
-        for layer in gradients.layers:
-            o, i = layer.out_features, layer.in_features
-            sizes.append(o * i if rank is None else min(rank, o, i) ** 2)
-        sizes = [sum(sizes)] if self.joint else sizes
-        return _empirical_fisher_bytes(gradients.n, sizes) <= free_memory(gradients.device)
-
-    def __repr__(self) -> str:
-        return (
-            f"LoGra(rank={self.rank}, joint={self.joint}, damping={self.damping}, seed={self.seed})"
-        )
+    def _merged(self, sizes: list[int]) -> list[int]:
+        return [sum(sizes)] if self.joint else sizes
 
 
 class _FullSpace:
@@ -150,6 +142,7 @@ class _FullSpace:
         """Keeps the full space."""
 
 
+@dataclass(eq=False)
 class EmpiricalFisher(_FullSpace):
     r"""Exact empirical Fisher over all of θ, from all per-example gradients; for small models.
 
@@ -160,8 +153,10 @@ class EmpiricalFisher(_FullSpace):
     of the examples, whichever is smaller. Memory: p² or n·p + n² numbers.
     """
 
-    def __init__(self, damping: Damping = Relative(0.1)) -> None:
-        self.damping = _checked(damping, "EmpiricalFisher")
+    damping: Damping = Relative(0.1)
+
+    def __post_init__(self) -> None:
+        self.damping = _checked(self.damping, "EmpiricalFisher")
 
     def fit(self, gradients: Gradients) -> Fitted:
         size = sum(layer.size for layer in gradients.layers)
@@ -173,12 +168,10 @@ class EmpiricalFisher(_FullSpace):
                 f"EmpiricalFisher: {gradients.n} gradients of {size} weights do not fit into "
                 f"memory; the largest number that does is {n}. Use LoGra for more."
             )
-        return _fit_empirical_fisher(gradients, [slice(0, size)], self.damping)
-
-    def __repr__(self) -> str:
-        return f"EmpiricalFisher(damping={self.damping})"
+        return _fit_empirical_fisher(gradients, [size], self.damping)
 
 
+@dataclass(eq=False)
 class ExactHessian(_FullSpace):
     r"""Exact mean Hessian of the same loss, :math:`H = \frac1n\sum_j\nabla^2 L_j`; small models.
 
@@ -187,13 +180,15 @@ class ExactHessian(_FullSpace):
     Memory and cost: p² numbers and p backward passes.
     """
 
-    def __init__(self, damping: float = 0.0) -> None:
-        if isinstance(damping, Relative):
+    damping: Damping = 0.0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.damping, Relative):
             raise InfluenceTypeError(
                 "ExactHessian: damping must be a float, as the trace of an indefinite Hessian is "
                 "no scale."
             )
-        self.damping = _checked(damping, "ExactHessian")
+        self.damping = _checked(self.damping, "ExactHessian")
 
     def fit(self, gradients: Gradients) -> Fitted:
         size = sum(layer.size for layer in gradients.layers)
@@ -212,23 +207,18 @@ class ExactHessian(_FullSpace):
             e, v = e[kept], v[:, kept]
         scale = 1 / (e + self.damping)
         return Fitted(
-            [(slice(0, size), lambda g: ((g @ v).square() * scale).sum(1))],
+            [(slice(0, size), lambda g: ((g.double() @ v).square() * scale).sum(1))],
             {"damping": [self.damping], "negative eigenvalues": int((e < 0).sum())},
         )
 
-    def __repr__(self) -> str:
-        return f"ExactHessian(damping={self.damping})"
 
-
+@dataclass(eq=False)
 class Identity(_FullSpace):
     r"""No curvature: the squared gradient norm :math:`|g_i|^2` over all of θ."""
 
     def fit(self, gradients: Gradients) -> Fitted:
         size = sum(layer.size for layer in gradients.layers)
-        return Fitted([(slice(0, size), lambda g: g.square().sum(1))])
-
-    def __repr__(self) -> str:
-        return "Identity()"
+        return Fitted([(slice(0, size), lambda g: g.double().square().sum(1))])
 
 
 def free_memory(device: torch.device) -> float:
@@ -253,11 +243,6 @@ def _checked(damping: Damping, owner: str) -> Damping:
     return float(damping)
 
 
-def _consecutive(sizes: list[int]) -> list[slice]:
-    ends = [sum(sizes[: n + 1]) for n in range(len(sizes))]
-    return [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
-
-
 def _orthonormal(
     rank: int, width: int, generator: torch.Generator, like: Tensor
 ) -> Float[Tensor, "r w"]:
@@ -268,64 +253,61 @@ def _orthonormal(
 
 
 def _empirical_fisher_bytes(n: int, sizes: list[int]) -> float:
-    """Covariance, factor and inverse in float64; or the gradients twice and the n × n Gram."""
-    return sum(24.0 * k * k if k <= n else 12.0 * n * k + 24.0 * n * n for k in sizes)
+    """Peak: all covariances in float64 and one block's factor and inverse; n × n Grams beside."""
+    small, wide = [k for k in sizes if k <= n], [k for k in sizes if k > n]
+    primal = sum(8.0 * k * k for k in small) + 16.0 * max(small, default=0) ** 2
+    return primal + sum(12.0 * n * k + 24.0 * n * n for k in wide)
 
 
-def _fit_empirical_fisher(gradients: Gradients, blocks: list[slice], damping: Damping) -> Fitted:
-    n, tall = gradients.n, [block.stop - block.start <= gradients.n for block in blocks]
-    covariances: list[Tensor | float] = [0.0] * len(blocks)
+def _fit_empirical_fisher(gradients: Gradients, sizes: list[int], damping: Damping) -> Fitted:
+    n, ends = gradients.n, accumulate(sizes)
+    blocks = [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
+    options: dict[str, Any] = {"dtype": torch.float64, "device": gradients.device}
+    covariances = [torch.zeros(k if k <= n else 0, k, **options) for k in sizes]
     rows: list[list[Tensor]] = [[] for _ in blocks]
     for batch in gradients:
-        for number, block in enumerate(blocks):
+        for block, k, covariance, found in zip(blocks, sizes, covariances, rows, strict=True):
             g = batch[:, block]
-            if tall[number]:
-                covariances[number] += (g.T @ g).double()
+            if k <= n:
+                covariance += g.T @ g
             else:
-                rows[number].append(g)
+                found.append(g)
     fitted = Fitted([], {"damping": [], "effective dimension": []})
-    for number, block in enumerate(blocks):
-        k = block.stop - block.start
-        precision = torch.finfo(batch.dtype).eps * max(n, k)
-        if tall[number]:
-            h = covariances[number] / n
-            assert isinstance(h, Tensor)
-            λ = _value(damping, float(h.trace()), n, k)
-            form, dimension = _primal(h, λ, precision)
-        else:
-            g = torch.cat(rows[number])
-            rows[number].clear()
-            gram = _gram(g) / n
-            λ = _value(damping, float(gram.trace()), n, k)
-            form, dimension = _dual(g, gram, λ, precision)
+    for block, k in zip(blocks, sizes, strict=True):
+        h, found = covariances.pop(0), rows.pop(0)
+        g = gather(torch.cat([batch[:0, block], *found]))
+        h = total(h).div_(n) if k <= n else _gram(g) / n
+        λ = damping.c * float(h.trace()) / min(n, k) if isinstance(damping, Relative) else damping
+        solve = partial(_primal, h, batch.dtype) if k <= n else partial(_dual, g, h)
+        form, dimension = solve(λ, torch.finfo(batch.dtype).eps * max(n, k))
         fitted.blocks.append((block, form))
         fitted.provenance["damping"].append(λ)
         fitted.provenance["effective dimension"].append(dimension)
     return fitted
 
 
-def _value(damping: Damping, trace: float, n: int, k: int) -> float:
-    return damping.c * trace / min(n, k) if isinstance(damping, Relative) else damping
-
-
 def _primal(
-    h: Float64[Tensor, "k k"], λ: float, precision: float
+    h: Float64[Tensor, "k k"], dtype: torch.dtype, λ: float, precision: float
 ) -> tuple[Callable[[Tensor], Tensor], float]:
     """The form gᵀ(H + λI)⁻¹g from H itself, and tr(H(H + λI)⁻¹)."""
-    identity = torch.eye(len(h), dtype=h.dtype, device=h.device)
     if λ > 0:
-        factor, failed = torch.linalg.cholesky_ex(h + λ * identity)
+        h.diagonal().add_(λ)
+        factor, failed = torch.linalg.cholesky_ex(h)
+        h.diagonal().sub_(λ)
         if not failed:
+            # In the gradients' own precision: rounding the factor does what rounding them did.
+            identity = torch.eye(len(h), dtype=h.dtype, device=h.device)
             inverse = torch.linalg.solve_triangular(factor, identity, upper=False)
             dimension = len(h) - λ * float(inverse.square().sum())
-            return lambda g: (g @ inverse.T).square().sum(1), dimension
+            inverse = inverse.T.to(dtype)
+            return lambda g: (g @ inverse).double().square().sum(1), dimension
     e, v = torch.linalg.eigh(h)
     kept = e > e.max().clamp(min=0) * precision
     if λ > 0:
         e = e.clamp(min=0)
     else:
         e, v = e[kept], v[:, kept]
-    return lambda g: ((g @ v).square() / (e + λ)).sum(1), float((e / (e + λ)).sum())
+    return lambda g: ((g.double() @ v).square() / (e + λ)).sum(1), float((e / (e + λ)).sum())
 
 
 def _gram(g: Float[Tensor, "n k"]) -> Float64[Tensor, "n n"]:
@@ -344,7 +326,7 @@ def _dual(
     kept = e > e.max().clamp(min=0) * precision
     e, u = e[kept], u[:, kept]
 
-    def form(x: Float64[Tensor, "b k"]) -> Float64[Tensor, " b"]:
+    def form(x: Float[Tensor, "b k"]) -> Float64[Tensor, " b"]:
         along = (x.to(g.dtype) @ g.T).double() @ u
         inside = (along.square() / (n * e * (e + λ))).sum(1)
         if λ == 0:

@@ -15,14 +15,18 @@ so a is projected in the forward pass, δ in the backward pass, and no weight gr
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from influence_ssl.errors import InfluenceTypeError, InfluenceValueError
 from influence_ssl.objectives import Encode
@@ -34,7 +38,8 @@ Objective = Callable[[Encode, tuple[Tensor, ...], Tensor, int, int], Tensor]
 class Layer:
     """One weight of θ: the modules that use it, its shape as (O, I), its two projections.
 
-    ``left`` is P (r, O), ``right`` is Q (r, I); ``None`` stands for the identity.
+    ``left`` is P (r, O), ``right`` is Q (r, I); ``None`` stands for the identity. ``scale`` s (O,)
+    is there where the modules hold s ⊙ W, see :func:`fold_batch_norm`.
     """
 
     name: str
@@ -43,6 +48,7 @@ class Layer:
     in_features: int
     left: Tensor | None = None
     right: Tensor | None = None
+    scale: Tensor | None = None
 
     @property
     def weight(self) -> Tensor:
@@ -63,8 +69,7 @@ class Layer:
 
     def project(self, gradient: Float[Tensor, "o *i"]) -> Float[Tensor, "r c"]:
         """P G Qᵀ of a weight gradient that autograd formed, for the check."""
-        gradient = gradient.flatten(1)
-        gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
+        gradient = gradient.flatten(1).to(torch.promote_types(gradient.dtype, torch.float32))
         gradient = gradient if self.left is None else self.left @ gradient
         return gradient if self.right is None else gradient @ self.right.T
 
@@ -99,7 +104,7 @@ class Layer:
         # Each group has its own inputs, so P, which mixes the groups, comes last there; elsewhere
         # it comes where it is cheaper.
         delta = delta.reshape(n, positions, g, -1).transpose(1, 2)
-        left = self.left
+        left = self.left if self.left is None or self.scale is None else self.left * self.scale
         if left is not None and g == 1 and positions < self.out_features:
             delta, left = delta @ left.T, None
         gradient = (delta.transpose(2, 3) @ columns).flatten(1, 2)
@@ -125,7 +130,7 @@ def called_layers(
     layers: dict[int, Layer] = {}
     called: set[str] = set()
 
-    def record(name: str, module: nn.Module) -> None:
+    def record(name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         assert isinstance(module, (nn.Conv2d, nn.Linear))
         called.add(name)
         # A parametrised module makes a new weight tensor on each access: then it is its own key.
@@ -136,16 +141,11 @@ def called_layers(
         if module not in layers[key].modules:
             layers[key].modules.append(module)
 
-    handles = [
-        module.register_forward_pre_hook(lambda m, _, name=name: record(name, m))
-        for name, module in modules.items()
-        if isinstance(module, (nn.Conv2d, nn.Linear)) and (names is None or name in names)
-    ]
-    try:
+    with ExitStack() as hooks:
+        for name, module in modules.items():
+            if isinstance(module, (nn.Conv2d, nn.Linear)) and (names is None or name in names):
+                hooks.enter_context(module.register_forward_pre_hook(partial(record, name)))
         run()
-    finally:
-        for handle in handles:
-            handle.remove()
     if silent := sorted(set(names or []) - called):
         raise InfluenceValueError(
             f"layers: {silent[0]!r} is never called in the encoder's forward pass; leave it out."
@@ -160,16 +160,12 @@ def called_layers(
 
 @dataclass
 class Capture:
-    """Runs an objective and collects the projected per-example gradients of its layers.
-
-    ``calls``, where it is a list, records (layer's name, its projected inputs (B, ...)) per call.
-    """
+    """Runs an objective and collects the projected per-example gradients of its layers."""
 
     encoder: nn.Module
     layers: list[Layer]
     objective: Objective
     seed: int
-    calls: list[tuple[str, Tensor]] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         parameter = next((p for p in self.encoder.parameters() if p.is_floating_point()), None)
@@ -183,7 +179,7 @@ class Capture:
         self, batch: tuple[Tensor, ...], index: Int64[Tensor, " b"], draw: int, encode: Encode
     ) -> Float[Tensor, " b"]:
         """The objective's losses (B,), checked."""
-        batch = tuple(part.to(self.device) for part in batch)
+        batch = tuple(part.to(self.device, non_blocking=True) for part in batch)
         losses = self.objective(encode, batch, index, draw, self.seed)
         if losses.shape != index.shape:
             raise InfluenceValueError(
@@ -193,8 +189,8 @@ class Capture:
         return losses
 
     def encode(self, x: Tensor, examples: int) -> Float[Tensor, "rows d"]:
-        """f(x) for v views of ``examples`` examples, checked."""
-        z = self.encoder(x)
+        """f(x) for v views of ``examples`` examples, checked, in float32 at least."""
+        z = self.encoder(x.to(self.dtype))
         if not isinstance(z, Tensor):
             raise InfluenceTypeError(
                 f"the encoder returned a {type(z).__name__}; wrap it so that it returns one "
@@ -204,12 +200,19 @@ class Capture:
             raise InfluenceValueError(
                 f"the encoder maps {tuple(x.shape)} to {tuple(z.shape)}; it must return (B, D)."
             )
-        return z
+        return z.to(self.working)
 
     def gradients(
-        self, batch: tuple[Tensor, ...], index: Int64[Tensor, " b"], draw: int
+        self,
+        batch: tuple[Tensor, ...],
+        index: Int64[Tensor, " b"],
+        draw: int,
+        calls: list[tuple[str, Tensor]] | None = None,
     ) -> list[Float[Tensor, "b r c"]]:
-        """P G_i Qᵀ of each layer, (B, r, c), in the order of ``layers``."""
+        """P G_i Qᵀ of each layer, (B, r, c), in the order of ``layers``.
+
+        ``calls`` takes (layer's name, its projected inputs (B, ...)) of each call.
+        """
         b = len(index)
         sums: list[Tensor | None] = [None] * len(self.layers)
         leaves: list[Tensor] = []
@@ -237,14 +240,16 @@ class Capture:
             known = sums[number]
             sums[number] = rows if known is None else known + rows
 
-        def hook(number: int, module: nn.Module, a: Tensor, output: Tensor) -> None:
-            layer = self.layers[number]
+        def hook(
+            number: int, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
+        ) -> None:
+            layer, a = self.layers[number], inputs[0]
             with torch.no_grad():
                 columns = layer.inputs(module, a.detach().to(self.working))
-            if self.calls is not None:
+            if calls is not None:
                 known = columns.shape[0] % (views * b) == 0
                 seen = columns.reshape(views, b, -1)[0] if known else columns.new_zeros(b, 1)
-                self.calls.append((layer.name, seen))
+                calls.append((layer.name, seen))
             if output.requires_grad:
                 output.register_hook(
                     lambda delta: add(
@@ -252,20 +257,13 @@ class Capture:
                     )
                 )
 
-        handles = [
-            module.register_forward_hook(
-                lambda m, inputs, output, number=number: hook(number, m, inputs[0], output)
-            )
-            for number, layer in enumerate(self.layers)
-            for module in layer.modules
-        ]
-        try:
+        with ExitStack() as hooks:
+            for number, layer in enumerate(self.layers):
+                for module in layer.modules:
+                    hooks.enter_context(module.register_forward_hook(partial(hook, number)))
             total = self.losses(batch, index, draw, encode).sum()
             if total.requires_grad and leaves:
                 torch.autograd.grad(total, leaves, allow_unused=True)
-        finally:
-            for handle in handles:
-                handle.remove()
         return [
             torch.zeros(b, *layer.shape, dtype=self.working, device=self.device)
             if found is None
@@ -294,45 +292,34 @@ def check_encoder(capture: Capture, batch: tuple[Tensor, ...], index: Int64[Tens
         scale = torch.maximum(x.norm(), y.norm())
         return x.shape != y.shape or not bool((x - y).norm() <= tolerance * scale + 1e-30)
 
-    capture.calls = []
-    try:
-        together = capture.gradients(batch, index, 0)
-        calls_together, alone = capture.calls, []
-        for i in range(len(index)):
-            capture.calls = []
-            part = tuple(values[i : i + 1] for values in batch)
-            alone.append((capture.gradients(part, index[i : i + 1], 0), capture.calls))
-    finally:
-        capture.calls = None
-    for i, (gradients, calls) in enumerate(alone):
-        mixed = "the encoder" if len(calls) != len(calls_together) else None
-        for (name, inputs), (_, reference) in zip(calls, calls_together, strict=False):
-            if mixed is None and differ(inputs[0], reference[i]):
-                mixed = f"the input of layer {name!r}"
-        for layer, gradient, reference in zip(capture.layers, gradients, together, strict=True):
-            if mixed is None and differ(gradient[0], reference[i]):
-                mixed = f"the gradient of layer {layer.name!r}"
-        if mixed is not None:
+    expected: list[tuple[str, Tensor]] = []
+    together = capture.gradients(batch, index, 0, expected)
+    for i in range(len(index)):
+        calls: list[tuple[str, Tensor]] = []
+        part = tuple(values[i : i + 1] for values in batch)
+        alone = capture.gradients(part, index[i : i + 1], 0, calls)
+        mixed = [] if len(calls) == len(expected) else ["the encoder"]
+        for (name, inputs), (_, reference) in zip(calls, expected, strict=False):
+            if differ(inputs[0], reference[i]):
+                mixed.append(f"the input of layer {name!r}")
+        for layer, gradient, reference in zip(capture.layers, alone, together, strict=True):
+            if differ(gradient[0], reference[i]):
+                mixed.append(f"the gradient of layer {layer.name!r}")
+        if mixed:
             raise InfluenceValueError(
-                f"{mixed} depends on the other images of the batch or on chance, so a score would "
-                "not belong to one example; give an encoder that maps each image on its own."
+                f"{mixed[0]} depends on the other images of the batch or on chance, so a score "
+                "would not belong to one example; give an encoder that maps each image on its own."
             )
     # A parametrised weight is no leaf: what is captured is the gradient of its current value.
-    plain = [n for n, layer in enumerate(capture.layers) if layer.weight.is_leaf]
+    plain = {n: x.weight for n, x in enumerate(capture.layers) if x.weight.is_leaf}
     if not plain:
         return
-    weights = [capture.layers[n].weight for n in plain]
-    try:
-        for weight in weights:
-            weight.requires_grad_()
-        losses = capture.losses(
-            batch, index, 0, lambda x: capture.encode(x.to(capture.dtype), len(index))
-        )
-        exact_gradients = torch.autograd.grad(losses.sum(), weights, allow_unused=True)
-    finally:
-        for weight in weights:
-            weight.requires_grad_(False)
-    for n, weight, exact in zip(plain, weights, exact_gradients, strict=True):
+    for weight in plain.values():
+        weight.requires_grad_()
+    losses = capture.losses(batch, index, 0, lambda x: capture.encode(x, len(index)))
+    found = torch.autograd.grad(losses.sum(), [*plain.values()], allow_unused=True)
+    for (n, weight), exact in zip(plain.items(), found, strict=True):
+        weight.requires_grad_(False)
         layer = capture.layers[n]
         exact = layer.project(torch.zeros_like(weight) if exact is None else exact)
         # Two examples may cancel; their own size is what rounding is measured by.
@@ -343,6 +330,52 @@ def check_encoder(capture: Capture, batch: tuple[Tensor, ...], index: Int64[Tens
                 "of inputs that come from the image, so its gradient cannot be captured; "
                 "leave it out with `layers`."
             )
+
+
+@torch.no_grad()
+def fold_batch_norm(capture: Capture, images: Tensor) -> Capture:
+    r"""The same on a copy of the encoder, with batch norm folded into the convolutions before it.
+
+    In eval mode batch norm is y = s ⊙ Wa + c, which a convolution with weight s ⊙ W and bias c
+    gives at once. As :math:`\partial L/\partial(Wa) = s\odot\partial L/\partial y`, the
+    projection P takes s, and θ stays the original W. ``capture`` itself comes back where there is
+    nothing to fold, or where the representations of ``images`` change by more than rounding.
+    """
+    try:
+        encoder, layers = copy.deepcopy((capture.encoder, capture.layers))
+    except (RuntimeError, TypeError):  # what cannot be copied runs as it is
+        return capture
+    owners: dict[Any, Layer] = {x.modules[0]: x for x in layers if len(x.modules) == 1}
+    outputs: dict[int, tuple[Tensor, nn.Module]] = {}  # each is kept, so that its id stays its own
+    pairs: dict[Any, Layer] = {}
+
+    def follow(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if isinstance(module, nn.Conv2d):
+            outputs[id(output)] = output, module
+        elif isinstance(module, nn.BatchNorm2d) and id(inputs[0]) in outputs:
+            layer = owners.get(outputs[id(inputs[0])][1])
+            if module.affine and module.track_running_stats and layer and layer.left is not None:
+                pairs[module] = layer
+
+    images = images.to(capture.device, capture.dtype)
+    with ExitStack() as hooks:
+        for module in encoder.modules():
+            if type(module) in (nn.Conv2d, nn.BatchNorm2d):
+                hooks.enter_context(module.register_forward_hook(follow))
+        expected = encoder(images.clone())
+    for norm, layer in pairs.items():
+        convolution: Any = layer.modules[0]
+        norm.to(capture.working)
+        layer.scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        convolution.weight, convolution.bias = fuse_conv_bn_weights(
+            convolution.weight, convolution.bias, norm.running_mean, norm.running_var, norm.eps,
+            norm.weight, norm.bias,
+        )  # fmt: skip
+        norm.__class__ = nn.Identity
+    slack = torch.finfo(capture.dtype).eps ** 0.5 * expected.norm()
+    if not pairs or not bool((encoder(images.clone()) - expected).norm() <= slack):
+        return capture
+    return Capture(encoder, layers, capture.objective, capture.seed)
 
 
 @contextmanager

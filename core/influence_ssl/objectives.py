@@ -2,13 +2,14 @@
 
 An objective is a callable ``objective(encode, batch, index, draw, seed) -> losses (B,)``. ``batch``
 is a tuple that begins with the images (B, ...); ``encode`` runs the encoder on B rows, or on v·B
-rows that stack v views of the batch one after the other, as ``torch.cat`` does. It may be called
-several times.
+rows that stack v views of the batch one after the other, as ``torch.cat`` does; it returns float32
+at least, and may be called several times.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,7 @@ from influence_ssl.perturbations import GaussianNoise
 Encode = Callable[[Tensor], Tensor]
 
 
+@dataclass(eq=False)
 class Invariance:
     r"""Label-free loss: the distance between the representations of x and of its perturbed copy.
 
@@ -31,24 +33,20 @@ class Invariance:
     A callable maps (z, ẑ), both (B, D), to (B,). The gradient flows through both f(x) and f(x̂).
     """
 
-    def __init__(
-        self,
-        perturbation: Callable[..., Tensor] | None = None,
-        distance: str | Callable[[Tensor, Tensor], Tensor] = "cosine",
-    ) -> None:
-        perturbation = GaussianNoise() if perturbation is None else perturbation
-        if not callable(perturbation):
+    perturbation: Callable[..., Tensor] = field(default_factory=GaussianNoise)
+    distance: str | Callable[[Tensor, Tensor], Tensor] = "cosine"
+
+    def __post_init__(self) -> None:
+        if not callable(self.perturbation):
             raise InfluenceTypeError(
-                f"Invariance: perturbation is a {type(perturbation).__name__}; give a callable "
-                "p(x, index, draw, seed) such as GaussianNoise(0.05, 0.2)."
+                f"Invariance: perturbation is a {type(self.perturbation).__name__}; give a "
+                "callable p(x, index, draw, seed) such as GaussianNoise(0.05, 0.2)."
             )
-        if not callable(distance) and distance not in ("cosine", "squared"):
+        if not callable(self.distance) and self.distance not in ("cosine", "squared"):
             raise InfluenceValueError(
-                f"Invariance: distance={distance!r} is unknown; give 'cosine', 'squared' or a "
-                "callable (z, z_hat) -> (B,)."
+                f"Invariance: distance={self.distance!r} is unknown; give 'cosine', 'squared' or "
+                "a callable (z, z_hat) -> (B,)."
             )
-        self.perturbation = perturbation
-        self.distance = distance
 
     def __call__(
         self,
@@ -66,8 +64,6 @@ class Invariance:
                 f"{tuple(x_hat.shape)}; it must keep the shape."
             )
         z, z_hat = encode(torch.cat([x, x_hat])).chunk(2)
-        if z.dtype in (torch.bfloat16, torch.float16):
-            z, z_hat = z.float(), z_hat.float()
         for representation, which in ((z, "clean"), (z_hat, "perturbed")):
             _refuse(~representation.isfinite().all(1), index, which, "not finite")
         if self.distance == "squared":
@@ -90,10 +86,8 @@ class Invariance:
         # Equal to 1 - cos for unit vectors, without its cancellation where the views nearly agree.
         return 0.5 * (units[0] - units[1]).square().sum(1)
 
-    def __repr__(self) -> str:
-        return f"Invariance(perturbation={self.perturbation!r}, distance={self.distance!r})"
 
-
+@dataclass(eq=False)
 class Supervised:
     r"""Supervised loss :math:`L_i = \ell(f(x_i), y_i)` of items ``(x, y)``, for comparison.
 
@@ -101,13 +95,14 @@ class Supervised:
     to (B,).
     """
 
-    def __init__(self, loss: str | Callable[[Tensor, Tensor], Tensor] = "cross_entropy") -> None:
-        if not callable(loss) and loss != "cross_entropy":
+    loss: str | Callable[[Tensor, Tensor], Tensor] = "cross_entropy"
+
+    def __post_init__(self) -> None:
+        if not callable(self.loss) and self.loss != "cross_entropy":
             raise InfluenceValueError(
-                f"Supervised: loss={loss!r} is unknown; give 'cross_entropy' or a callable "
+                f"Supervised: loss={self.loss!r} is unknown; give 'cross_entropy' or a callable "
                 "(output, y) -> (B,)."
             )
-        self.loss = loss
 
     def __call__(
         self,
@@ -122,20 +117,16 @@ class Supervised:
                 "Supervised needs labels: give a data set whose items are (x, y)."
             )
         output = encode(batch[0])
-        if output.dtype in (torch.bfloat16, torch.float16):
-            output = output.float()
         _refuse(~output.isfinite().all(1), index, "clean", "not finite")
         if callable(self.loss):
             return self.loss(output, batch[1].to(output.device))
         return F.cross_entropy(output, batch[1].to(output.device), reduction="none")
 
-    def __repr__(self) -> str:
-        return f"Supervised(loss={self.loss!r})"
-
 
 def _refuse(bad: Tensor, index: Int64[Tensor, " b"], which: str, what: str) -> None:
-    if bad.any():
-        i = int(index[bad.cpu()][0])
+    # To ask another device is to wait for it; there the scorer finds the NaN that comes of it.
+    if bad.device.type == "cpu" and bad.any():
+        i = int(index[bad][0])
         raise InfluenceValueError(
             f"the representation of the {which} image {i} is {what}; "
             "check this image and the encoder's weights."

@@ -8,6 +8,7 @@ then no score depends on batch size, order or sharding. :func:`example_generator
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ def example_generator(seed: int, index: int, draw: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state[0]))
 
 
+@dataclass(eq=False)
 class GaussianNoise:
     r"""Additive noise :math:`\hat x = x + \mu + \sigma\eta,\ \eta \sim \mathcal N(0, I)`.
 
@@ -35,13 +37,14 @@ class GaussianNoise:
     the CPU and then cast, so that neither dtype nor device changes it.
     """
 
-    def __init__(self, mean: float = 0.05, std: float = 0.2) -> None:
-        if not math.isfinite(mean):
-            raise InfluenceValueError(f"GaussianNoise: mean={mean} is not finite; give a number.")
-        if not (math.isfinite(std) and std >= 0):
-            raise InfluenceValueError(f"GaussianNoise: std={std} must be finite and at least 0.")
-        self.mean = mean
-        self.std = std
+    mean: float = 0.05
+    std: float = 0.2
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.mean):
+            raise InfluenceValueError(f"GaussianNoise: mean={self.mean} is not finite.")
+        if not (math.isfinite(self.std) and self.std >= 0):
+            raise InfluenceValueError(f"GaussianNoise: std={self.std} must be finite and ≥ 0.")
 
     def __call__(
         self, x: Float[Tensor, "b *shape"], index: Int64[Tensor, " b"], draw: int, seed: int
@@ -49,7 +52,4 @@ class GaussianNoise:
         noise = torch.empty(x.shape, dtype=torch.float32)
         for row, i in enumerate(index.tolist()):
             noise[row].normal_(generator=example_generator(seed, i, draw))
-        return x + noise.mul_(self.std).add_(self.mean).to(x.device, x.dtype)
-
-    def __repr__(self) -> str:
-        return f"GaussianNoise(mean={self.mean}, std={self.std})"
+        return x + noise.mul_(self.std).add_(self.mean).to(x.device, x.dtype, non_blocking=True)

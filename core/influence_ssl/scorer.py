@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,16 +22,21 @@ from influence_ssl.gradients import (
     Objective,
     called_layers,
     check_encoder,
+    fold_batch_norm,
     untouched,
 )
 from influence_ssl.objectives import Invariance
+from influence_ssl.processes import gather, place, total
 from influence_ssl.scores import Scores
 from influence_ssl.version import __version__
+
+# The curvature sees so many gradients at a time, and no more bytes: to add a small product to a
+# large matrix costs more than the product.
+_CHUNK, _CHUNK_BYTES = 1024, 2**29
 
 Indices = Sequence[int] | np.ndarray | Tensor
 
 
-@runtime_checkable
 class Dataset(Protocol):
     """A map-style data set: its items are a tensor, or a tuple that begins with one."""
 
@@ -50,6 +55,9 @@ class InfluenceScorer:
     ``curvature``. With several ``draws`` of the perturbation H is fitted on all of them, and the
     score is the mean of the per-draw scores. Cost: one forward and one backward pass a draw, the
     backward pass without weight gradients. Source: the paper's Equation 6.
+
+    Where ``torch.distributed`` is initialised, each process takes its part of the examples and all
+    of them return all the scores.
 
     - encoder: maps (B, ...) to (B, D). It runs in eval mode and is left as it was found.
     - objective: :class:`Invariance` by default, or :class:`Supervised`, or any such callable.
@@ -78,9 +86,8 @@ class InfluenceScorer:
     ) -> None:
         if not isinstance(encoder, nn.Module):
             raise InfluenceTypeError(f"encoder is a {type(encoder).__name__}; give an nn.Module.")
-        counts = {"draws": draws, "batch_size": batch_size, "seed": seed}
-        for name, number in counts.items():
-            least = 0 if name == "seed" else 1
+        counts = ("draws", draws, 1), ("batch_size", batch_size, 1), ("seed", seed, 0)
+        for name, number, least in counts:
             if not isinstance(number, int) or number < least:
                 raise InfluenceValueError(f"{name}={number!r} must be an integer ≥ {least}.")
         if dtype is not None and not dtype.is_floating_point:
@@ -123,8 +130,8 @@ class InfluenceScorer:
             else:
                 gradients.keep()
                 fitted, n_fitted = self.curvature.fit(gradients), gradients.n
-            values = torch.cat([-fitted(g).cpu() for g in gradients])
-            per_draw = values.reshape(self.draws, -1).numpy()
+            values = torch.cat([-fitted(g) for g in gradients]).reshape(self.draws, -1)
+            per_draw = gather(values.T).T.cpu().numpy()
             provenance = self._provenance(gradients, fitted, n_fitted)
             found = gradients.index.numpy()
         error = np.full(per_draw.shape[1], np.nan)
@@ -138,18 +145,14 @@ class InfluenceScorer:
     ) -> Iterator[_Gradients]:
         examples = _Examples(images, index)
         encoder = self.encoder
-        own = next((p for p in encoder.parameters() if p.is_floating_point()), None)
-        if own is None:
-            raise InfluenceTypeError("the encoder has no floating-point weights.")
+        own = Capture(encoder, [], self.objective, self.seed)
         try:
-            device = (
-                own.device if self.device is None else torch.empty(0, device=self.device).device
-            )
+            device = torch.empty(0, device=self.device or own.device).device
         except (RuntimeError, AssertionError) as error:
             reason = str(error).splitlines()[0]
             raise InfluenceValueError(
                 f"device={str(self.device)!r} cannot be used: {reason}"
-            ) from error
+            ) from None
         dtype = self.dtype or own.dtype
         with untouched(self.encoder):
             first = range(min(2, len(examples)))
@@ -162,26 +165,26 @@ class InfluenceScorer:
                 check_encoder(self._capture(encoder, examples), *sample)
             if (device, dtype) != (own.device, own.dtype):
                 encoder = copy.deepcopy(encoder).to(device, dtype)
-            with untouched(encoder):
-                capture = self._capture(encoder, examples)
-                yield _Gradients(self, capture, examples, stage)
+            capture = fold_batch_norm(self._capture(encoder, examples), sample[0][0])
+            yield _Gradients(self, capture, examples, stage)
 
     def _capture(self, encoder: nn.Module, examples: _Examples) -> Capture:
         """The encoder's layers as one example meets them, with the curvature's projections."""
-        names = None if self.layers is None else list(self.layers)
         capture = Capture(encoder, [], self.objective, self.seed)
         batch, index = examples.batch(range(1)), examples.index[:1]
 
         def run() -> None:
-            capture.losses(batch, index, 0, lambda x: capture.encode(x.to(capture.dtype), 1))
+            capture.losses(batch, index, 0, lambda x: capture.encode(x, 1))
 
+        names = None if self.layers is None else list(self.layers)
         capture.layers = called_layers(encoder, run, names)
         self.curvature.project(capture.layers)
         return capture
 
     def _provenance(self, gradients: _Gradients, fitted: object, n_fitted: int) -> dict[str, Any]:
         capture = gradients.capture
-        used = {id(layer.weight) for layer in capture.layers}
+        used = {id(self.encoder.get_submodule(layer.name).weight) for layer in capture.layers}
+        parameters = self.encoder.named_parameters(remove_duplicate=False)
         return {
             "encoder": type(self.encoder).__name__,
             "objective": repr(self.objective),
@@ -190,14 +193,8 @@ class InfluenceScorer:
             "seed": self.seed,
             "examples": len(gradients.examples),
             "fitted gradients": n_fitted,
-            "layers": {
-                layer.name: [layer.out_features, layer.in_features] for layer in capture.layers
-            },
-            "left out": [
-                name
-                for name, parameter in capture.encoder.named_parameters(remove_duplicate=False)
-                if id(parameter) not in used
-            ],
+            "layers": {x.name: [x.out_features, x.in_features] for x in capture.layers},
+            "left out": [name for name, x in parameters if id(x) not in used],
             "dtype": str(capture.dtype).removeprefix("torch."),
             "device": str(capture.device),
             "versions": {"influence_ssl": __version__, "torch": torch.__version__},
@@ -214,53 +211,75 @@ class _Gradients:
         self.capture = capture
         self.examples = examples
         self.store = scorer.store
-        self.stage = stage if scorer.progress else None
+        rank, count = place()
+        self.stage = stage if scorer.progress and rank == 0 else None
         self.layers: list[Layer] = capture.layers
         self.device = capture.device
         self.n = scorer.draws * len(examples)
         self.index = examples.index
         self._width = sum(layer.size for layer in self.layers) * capture.working.itemsize
         # Unprojected gradients are large: then fewer examples at a time, which no value notices.
-        step = max(1, min(scorer.batch_size, int(2**29 // self._width)))
-        n = len(examples)
+        n, most = len(examples), int(_CHUNK_BYTES // self._width)
+        if n < count:
+            raise InfluenceValueError(f"{count} processes have {n} images; start at most {n}.")
+        step = max(1, min(scorer.batch_size, most, n // count))
         rows = [range(start, min(start + step, n)) for start in range(0, n, step)]
-        self._batches = [(draw, part) for draw in range(scorer.draws) for part in rows]
+        own = rows[len(rows) * rank // count : len(rows) * (rank + 1) // count]
+        self._batches = [(draw, part) for draw in range(scorer.draws) for part in own]
+        self._chunk = max(1, min(_CHUNK, most) // step)  # batches at a time to the curvature
         self._kept: list[Tensor] | None = None
 
     def keep(self) -> None:
         """Keep the gradients of the next pass for later ones, where the memory holds them."""
-        if self.n * self._width < free_memory(self.device) / 3:
+        size = sum(len(rows) for _, rows in self._batches) * self._width
+        if size < free_memory(self.device) / 3:
             self._kept = []
+        if self.stage:
+            kept = f"{size / 1e9:.1f} GB kept" if self._kept is not None else "two passes"
+            self.stage = f"{self.stage} ({kept})"
 
     def __iter__(self) -> Iterator[Tensor]:
         if self._kept:
             yield from self._kept
             return
-        with tqdm(total=self.n, desc=self.stage, unit="image", disable=self.stage is None) as bar:
-            for draw, rows in self._batches:
-                found = self._batch(draw, rows)
+        images, finite = sum(len(rows) for _, rows in self._batches), []
+        with tqdm(total=images, desc=self.stage, unit="image", disable=not self.stage) as bar:
+            for start in range(0, len(self._batches), self._chunk):
+                found = []
+                for draw, rows in self._batches[start : start + self._chunk]:
+                    found.append(self._batch(draw, rows))
+                    bar.update(len(rows))
+                chunk = torch.cat(found)
+                finite.append(chunk.isfinite().all(1))
                 if self._kept is not None:
-                    self._kept.append(found)
-                yield found
-                bar.update(len(rows))
+                    self._kept.append(chunk)
+                yield chunk
+        # Asked once, at the end of a pass: an answer within it would wait for the device.
+        bad = torch.cat(finite).logical_not().nonzero()[:, 0].tolist()
+        if bad:
+            numbers = [i for _, rows in self._batches for i in rows]
+            raise InfluenceValueError(
+                f"the gradient of image {int(self.index[numbers[bad[0]]])} is not finite; check "
+                "this image and the encoder's weights, or give another dtype."
+            )
 
     def _batch(self, draw: int, rows: range) -> Tensor:
-        if self.store is None:
-            return self.capture.flat(self.examples.batch(rows), self.index[list(rows)], draw)
-        path = self.store / f"{draw}-{rows.start}-{rows.stop}.npy"
-        if not path.exists():
-            found = self.capture.flat(self.examples.batch(rows), self.index[list(rows)], draw)
+        path = self.store and self.store / f"{draw}-{rows.start}-{rows.stop}.npy"
+        if path and path.exists():
+            return torch.from_numpy(np.load(path)).to(self.device)
+        found = self.capture.flat(self.examples.batch(rows), self.index[list(rows)], draw)
+        if path:
             with open(path.with_suffix(".part"), "wb") as file:
                 np.save(file, found.cpu().numpy())
             path.with_suffix(".part").replace(path)
-        return torch.from_numpy(np.load(path)).to(self.device)
+        return found
 
     def hessian(self) -> Tensor:
         """Mean Hessian (p, p) of the objective in θ, the layers' weights flattened row by row."""
         weights = {f"{layer.name}.weight": layer.weight for layer in self.layers}
         theta = torch.cat([weight.detach().flatten() for weight in weights.values()])
 
-        def total(theta: Tensor, rows: range, draw: int) -> Tensor:
+        def loss(theta: Tensor, rows: range, draw: int) -> Tensor:
             pieces = theta.split([weight.numel() for weight in weights.values()])
             named = {n: p.view_as(w) for (n, w), p in zip(weights.items(), pieces, strict=True)}
 
@@ -272,7 +291,8 @@ class _Gradients:
 
         hessian = torch.zeros(len(theta), len(theta), dtype=theta.dtype, device=theta.device)
         for draw, rows in self._batches:
-            hessian += jacrev(grad(total), chunk_size=256)(theta, rows, draw)
+            hessian += jacrev(grad(loss), chunk_size=256)(theta, rows, draw)
+        hessian = total(hessian)
         return (hessian + hessian.T) / (2 * self.n)
 
 
@@ -301,9 +321,8 @@ class _Examples:
     def batch(self, rows: range) -> tuple[Tensor, ...]:
         """The items of these rows, stacked; the images first."""
         if isinstance(self.images, Tensor):
-            images = self.images[rows.start : rows.stop]
-            self._check(images, rows)
-            return (images,)
+            self._check(self.images[rows.start : rows.stop], rows)
+            return (self.images[rows.start : rows.stop],)
         read = getattr(self.images, "__getitems__", None)  # a data set that reads several at once
         found = read(list(rows)) if read else (self.images[i] for i in rows)
         items = [self._item(i, item) for i, item in zip(rows, found, strict=True)]

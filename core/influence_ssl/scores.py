@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +17,6 @@ from influence_ssl.errors import InfluenceOSError, InfluenceTypeError, Influence
 
 if TYPE_CHECKING:
     import pandas
-
-_COMMENT = "# provenance: "
 
 
 @dataclass(frozen=True)
@@ -79,21 +77,15 @@ class Scores:
         write = _WRITERS.get(path.suffix)
         if write is None:
             raise InfluenceValueError(f"{path}: the suffix must be one of {', '.join(_WRITERS)}.")
+        part = path.with_name(f".{os.getpid()}-{path.name}")
         try:
-            handle, name = tempfile.mkstemp(suffix=path.suffix, dir=path.parent)
-            os.close(handle)
+            try:
+                write(self, str(part))
+                part.replace(path)
+            finally:
+                part.unlink(missing_ok=True)
         except OSError as error:
             raise InfluenceOSError(f"{path}: cannot be written: {error.strerror}.") from error
-        try:
-            write(self, name)
-            mask = os.umask(0)
-            os.umask(mask)
-            os.chmod(name, 0o666 & ~mask)
-            os.replace(name, path)
-        except OSError as error:
-            raise InfluenceOSError(f"{path}: cannot be written: {error.strerror}.") from error
-        finally:
-            Path(name).unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Scores:
@@ -131,50 +123,12 @@ def _read_npz(path: Path) -> Scores:
         return Scores(file["values"], file["standard_error"], file["index"], names, provenance)
 
 
-def _write_csv(scores: Scores, path: str) -> None:
-    table = scores.to_pandas()
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        file.write(_COMMENT + json.dumps(scores.provenance) + "\n")
-        table.to_csv(file, index=False, float_format="%.17g")
+def _tables(name: str) -> Callable[..., Any]:
+    """A function on tables; their module comes with the extra ``report``, as pandas does."""
+    return lambda *x: getattr(import_module("influence_ssl.report.tables"), name)(*x)
 
 
-def _read_csv(path: Path) -> Scores:
-    import pandas
-
-    with open(path, encoding="utf-8", newline="") as file:
-        first = file.readline()
-        if not first.startswith(_COMMENT):
-            raise ValueError("its first line is no provenance")
-        # As text: a name such as "NA" stays a name, and Python's float reads back every digit.
-        table = pandas.read_csv(file, dtype=str, keep_default_na=False)
-    return _from_table(table, json.loads(first.removeprefix(_COMMENT)))
-
-
-def _write_parquet(scores: Scores, path: str) -> None:
-    import pyarrow
-    import pyarrow.parquet
-
-    table = pyarrow.Table.from_pandas(scores.to_pandas(), preserve_index=False)
-    metadata = {**(table.schema.metadata or {}), b"provenance": json.dumps(scores.provenance)}
-    pyarrow.parquet.write_table(table.replace_schema_metadata(metadata), path)
-
-
-def _read_parquet(path: Path) -> Scores:
-    import pyarrow.parquet
-
-    table = pyarrow.parquet.read_table(path)
-    return _from_table(table.to_pandas(), json.loads(table.schema.metadata[b"provenance"]))
-
-
-def _from_table(table: pandas.DataFrame, provenance: dict[str, Any]) -> Scores:
-    return Scores(
-        np.array([float(value) for value in table["score"]]),
-        np.array([float(value or "nan") for value in table["standard_error"]]),
-        table["index"].to_numpy().astype(np.int64),
-        table["name"].tolist() if "name" in table else None,
-        provenance,
-    )
-
-
-_WRITERS = {".npz": _write_npz, ".csv": _write_csv, ".parquet": _write_parquet}
-_READERS = {".npz": _read_npz, ".csv": _read_csv, ".parquet": _read_parquet}
+_WRITERS: dict[str, Callable[..., None]] = {".npz": _write_npz, ".csv": _tables("write_csv")}
+_WRITERS[".parquet"] = _tables("write_parquet")
+_READERS: dict[str, Callable[..., Scores]] = {".npz": _read_npz, ".csv": _tables("read_csv")}
+_READERS[".parquet"] = _tables("read_parquet")

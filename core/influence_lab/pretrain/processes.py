@@ -20,6 +20,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from influence_ssl.processes import place, total
+
 
 @contextmanager
 def processes(device: str | torch.device) -> Iterator[torch.device]:
@@ -43,12 +45,12 @@ def processes(device: str | torch.device) -> Iterator[torch.device]:
 
 def count() -> int:
     """How many processes train together."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return place()[1]
 
 
 def rank() -> int:
     """Which of them this is; 0 is the one that writes."""
-    return dist.get_rank() if count() > 1 else 0
+    return place()[0]
 
 
 def part(whole: Tensor) -> Tensor:
@@ -66,13 +68,6 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return total(gradient.clone(memory_format=torch.contiguous_format))
-
-
-def total(x: Tensor) -> Tensor:
-    """``x`` replaced by its sum over all processes; without a gradient."""
-    if count() > 1:
-        dist.all_reduce(x)
-    return x
 
 
 def gather(rows: Float[Tensor, "b k"]) -> Float[Tensor, "all k"]:

@@ -1,0 +1,201 @@
+"""What a scoring run takes, stated before it: bytes of memory and disk, seconds; and a large one.
+
+Memory is counted from tensors: what autograd saves and the scorer keeps of a batch, the projected
+gradients that wait or are kept, and the matrices of the curvature.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
+
+from influence_ssl import GaussianNoise, InfluenceScorer, LoGra, Scores
+from influence_ssl.errors import InfluenceTypeError
+
+from .pretrain.cost import Device
+
+CHUNK, CHUNK_BYTES = 1024, 2**29  # gradients that reach the curvature together, at most
+PER_IMAGE = 80  # bytes of an image's indices, scores, and their copies in one draw
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes, part by part, and their sum at the worst time."""
+
+    weights: float
+    batch: float
+    waiting: float
+    kept: float
+    covariances: float
+    solve: float
+    images: float
+
+    @property
+    def peak(self) -> float:
+        """The most that is in use at a time; batches are gone when the curvature is solved."""
+        always = self.weights + self.kept + self.covariances + self.images
+        return always + max(self.batch + self.waiting, self.solve)
+
+
+def curvature_bytes(sizes: Sequence[int], joint: bool) -> tuple[float, float]:
+    """Of blocks of these dimensions: all covariances, and besides them factor and inverse of one.
+
+    In float64, of at least as many gradients as dimensions.
+    """
+    blocks = [sum(sizes)] if joint else list(sizes)
+    return sum(8.0 * k * k for k in blocks), 16.0 * max(blocks) ** 2
+
+
+def memory(
+    scorer: InfluenceScorer, sample: Tensor, n: int, *, keep: bool, processes: int = 1
+) -> Memory:
+    """Bytes that scoring ``n`` images like the few of ``sample`` adds to a process.
+
+    ``keep``: whether gradients are kept for a second pass over them (``score`` without ``fit``,
+    where they fit into a third of the free memory and no ``store`` takes them).
+    """
+    if not isinstance(scorer.curvature, LoGra):
+        raise InfluenceTypeError("memory: count is for LoGra; give a scorer with that curvature.")
+    saved: dict[int, int] = {}
+
+    def pack(x: Tensor) -> Tensor:
+        saved[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    quiet = InfluenceScorer(
+        scorer.encoder, scorer.objective, scorer.curvature, device=scorer.device,
+        dtype=scorer.dtype, layers=scorer.layers, progress=False,
+    )  # fmt: skip
+    with quiet._gradients(sample, None, "count") as gradients:
+        capture = gradients.capture
+        calls: list[tuple[str, Tensor]] = []
+        with saved_tensors_hooks(pack, lambda x: x):
+            capture.gradients((sample,), gradients.index, 0, calls)
+        parameters = {p.untyped_storage().data_ptr() for p in capture.encoder.parameters()}
+        activations = [size for pointer, size in saved.items() if pointer not in parameters]
+        projected = sum(2 * x.numel() * x.element_size() for _, x in calls)
+        # In the backward pass three maps of the largest kind are in use besides what was saved.
+        batch = (sum(activations) + 3 * max(activations) + projected) / len(sample)
+        sizes = [layer.size for layer in gradients.layers]
+        width = sum(sizes) * capture.working.itemsize
+        weights = sum(p.numel() * p.element_size() for p in capture.encoder.parameters())
+    rows = min(CHUNK, int(CHUNK_BYTES // width), n * scorer.draws)
+    covariances, solve = curvature_bytes(sizes, scorer.curvature.joint)
+    return Memory(
+        weights=weights,
+        batch=batch * min(scorer.batch_size, n),
+        waiting=2 * rows * width,
+        kept=n * scorer.draws * width / processes if keep else 0,
+        covariances=covariances,
+        solve=solve,
+        images=PER_IMAGE * n * scorer.draws,
+    )
+
+
+class Stream(torch.utils.data.Dataset[Tensor]):
+    """``n`` images of noise and stripes, made when they are read: a data set without a size."""
+
+    def __init__(self, n: int, side: int = 8) -> None:
+        self.n, self.side = n, side
+        self.stripes = torch.sin(torch.arange(side) * torch.linspace(0.2, 2, 16)[:, None])
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, i: int) -> Tensor:
+        """Image i (1, side, side), a function of i alone."""
+        return self.__getitems__([i])[0]
+
+    def __getitems__(self, rows: list[int]) -> Tensor:
+        """Several images at once (B, 1, side, side)."""
+        i = torch.tensor(rows)
+        across, down = self.stripes[i % 16], self.stripes[i // 16 % 16]
+        return (across[:, None, :] * down[:, :, None] + (i % 1009 / 1009)[:, None, None])[:, None]
+
+
+def tiny_encoder(seed: int = 0) -> nn.Module:
+    """Two convolutions and a linear layer for the images of :class:`Stream`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return nn.Sequential(
+            nn.Conv2d(1, 2, 3, stride=2), nn.ReLU(), nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(),
+            nn.Linear(4, 4),
+        )  # fmt: skip
+
+
+def stream(n: int, batch_size: int = 1000) -> tuple[Scores, float]:
+    """Scores of ``n`` streamed images in two passes, nothing kept; and the seconds it took."""
+    images, begin = Stream(n), time.perf_counter()
+    scorer = InfluenceScorer(tiny_encoder(), batch_size=batch_size, progress=False)
+    scores = scorer.fit(images).score(images)
+    return scores, time.perf_counter() - begin
+
+
+def forward_flops(encoder: nn.Module, image: Tensor) -> int:
+    """Operations of one image's forward pass, a multiplication and an addition being two."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        encoder(image[None])
+    return counter.get_total_flops()
+
+
+def on_paper(
+    encoder: nn.Module,
+    image: Tensor,
+    n: int,
+    device: Device,
+    *,
+    rank: int = 16,
+    ratio: float = 0.7,
+    draws: int = 1,
+    joint: bool = False,
+) -> dict[str, float]:
+    """Seconds, bytes of memory a process and bytes on disk for ``n`` images; an estimate.
+
+    ``encoder`` and ``image`` may stand on the meta device. ``ratio`` is the measured one, of a
+    scoring pass to a plain forward and backward pass, which takes three forward passes a view.
+    Every process holds the curvature and a share of the kept gradients.
+    """
+    modules = [m for m in encoder.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    shapes = [(m.weight.shape[0], m.weight[0].numel()) for m in modules]
+    sizes = [min(rank, o, i) ** 2 for o, i in shapes]
+    plain = 3 * 2 * forward_flops(encoder, image)
+    gradients = 4.0 * sum(sizes) * n * draws
+    return {
+        "seconds": ratio * plain * n * draws / (device.flops * device.units),
+        "gradients": gradients,
+        "gradients a process": gradients / device.processes,
+        "curvature": sum(curvature_bytes(sizes, joint)),
+        "scores on disk": 32.0 * n,
+        "noise": n * draws * seconds_of_noise(image.shape) / device.processes,
+    }
+
+
+def seconds_of_noise(shape: Sequence[int], images: int = 64) -> float:
+    """Seconds to draw one image's noise on this machine's CPU."""
+    x, noise = torch.zeros(images, *shape), GaussianNoise()
+    begin = time.perf_counter()
+    noise(x, torch.arange(images), 0, 0)
+    return (time.perf_counter() - begin) / images
+
+
+def resident() -> int:
+    """Bytes of this process that stand in memory now (Linux)."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * 4096
+
+
+def peak_resident(reset: bool = False) -> int:
+    """The most bytes that stood in memory since the last ``reset`` (Linux)."""
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    line = next(
+        line for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line
+    )
+    return 1024 * int(line.split()[1])

@@ -1,0 +1,86 @@
+"""Memory as it was stated before the run, flat where n grows; and what a run takes on paper."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from influence_lab import scale
+from influence_lab.encoders import cifar_resnet18
+from influence_lab.pretrain.cost import DEVICES
+
+COMMON = """
+import ctypes, gc, sys, torch
+from influence_lab import scale
+from influence_lab.encoders import cifar_resnet18
+from influence_ssl import InfluenceScorer, LoGra
+torch.set_num_threads(1)
+def measured(run):
+    gc.collect(); ctypes.CDLL("libc.so.6").malloc_trim(0)
+    before = scale.resident(); scale.peak_resident(reset=True); run()
+    return scale.peak_resident() - before
+"""
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+
+
+def numbers(code: str) -> list[float]:
+    """What a fresh process prints."""
+    run = [sys.executable, "-c", COMMON + code]
+    done = subprocess.run(run, capture_output=True, text=True, timeout=800, check=False)
+    assert done.returncode == 0, done.stderr
+    return [float(word) for word in done.stdout.split()]
+
+
+@linux
+@pytest.mark.parametrize(
+    ("case", "setting"),
+    [("batch", "rank=4"), ("joint", "rank=16, joint=True"), ("per layer", "rank=32")],
+)
+def test_peak_memory_is_what_was_stated_before(case, setting):
+    """A large batch of a slim network; then one where the curvature is what counts."""
+    n, batch, width, side = {"batch": (192, 192, 8, 32)}.get(case, (64, 16, 16, 8))
+    stated, found = numbers(f"""
+scorer = InfluenceScorer(cifar_resnet18({width}), curvature=LoGra({setting}),
+                         batch_size={batch}, draws={1 if case == "batch" else 96}, progress=False)
+images = torch.randn({n}, 3, {side}, {side})
+scorer.score(images[:2]) if {case == "batch"} else None
+print(scale.memory(scorer, images[:4], {n}, keep=True).peak)
+print(measured(lambda: scorer.score(images)))
+""")
+    assert found > 100e6
+    assert found == pytest.approx(stated, rel=0.2)
+
+
+@linux
+def test_memory_is_flat_in_the_number_of_images():
+    """Four times as many streamed images take no more than their scores and indices do."""
+    small, large = numbers("""
+scale.stream(2_000)
+print(measured(lambda: scale.stream(8_000)), measured(lambda: scale.stream(32_000)))
+""")
+    assert large - small < 2 * scale.PER_IMAGE * 24_000 + 8e6
+    assert 4 * sum(x.numel() for x in scale.tiny_encoder().parameters()) * 24_000 > 8e6
+
+
+def test_streamed_images_do_not_depend_on_the_batch():
+    images = scale.Stream(3000)
+    assert torch.equal(images.__getitems__([5, 2999])[1], images[2999])
+    assert len(torch.stack([*images.__getitems__(list(range(256)))]).unique(dim=0)) == 256
+
+
+def test_an_estimate_on_paper_counts_what_the_layers_say():
+    with torch.device("meta"):
+        net, image = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1)), torch.zeros(3, 16, 16)
+    found = scale.on_paper(net, image, 1000, DEVICES["cuda"], rank=16, ratio=0.5, draws=2)
+    flops = 2 * 27 * 8 * 256
+    assert found["seconds"] == pytest.approx(0.5 * 6 * flops * 2000 / DEVICES["cuda"].flops)
+    assert found["gradients"] == 4 * 64 * 2000
+    assert found["curvature"] == 24 * 64**2
+
+
+def test_the_forward_pass_of_the_full_encoder():
+    """0.56 billion multiplications, as the network's publications have it for 32 x 32 pixels."""
+    flops = scale.forward_flops(cifar_resnet18(64).eval(), torch.zeros(3, 32, 32))
+    assert flops / 2 == pytest.approx(0.556e9, rel=0.01)

@@ -1,0 +1,64 @@
+"""Two processes that share the images return the scores of one."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import two_scorers
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """The folder that two Gloo processes wrote, started as a user starts them."""
+    folder = tmp_path_factory.mktemp("pair")
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+         two_scorers.__file__, str(folder)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def read(folder: Path, rank: int):
+    return torch.load(folder / f"rank-{rank}.pt", weights_only=False)
+
+
+@pytest.mark.parametrize("name", two_scorers.SETTINGS)
+def test_two_processes_return_the_scores_of_one(pair, name):
+    alone = two_scorers.scores(name)
+    for rank in (0, 1):
+        values, error, index = read(pair, rank)[0][name]
+        np.testing.assert_allclose(values, alone.values, rtol=1e-8)
+        np.testing.assert_allclose(error, alone.standard_error, rtol=1e-7)
+        np.testing.assert_array_equal(index, alone.index)
+
+
+def test_a_curvature_fitted_by_two_scores_other_images(pair):
+    alone = two_scorers.fitted()
+    for rank in (0, 1):
+        values, _, index = read(pair, rank)[0]["fitted"]
+        np.testing.assert_allclose(values, alone.values, rtol=1e-8)
+        np.testing.assert_array_equal(index, range(50, 55))
+
+
+def test_one_process_goes_on_where_two_stopped(pair, monkeypatch):
+    """20 batches, of which each process kept its own; one of each is lost, and both are made."""
+    for rank in (0, 1):
+        assert read(pair, rank)[1] == 20, "all batches of all draws, none twice"
+    for name in ("0-0-4.npy", "1-36-37.npy"):
+        (pair / "store" / name).unlink()
+    made = []
+    monkeypatch.setattr(np, "save", lambda file, _, save=np.save: (made.append(1), save(file, _)))
+    found = two_scorers.scores("joint", pair / "store")
+    assert len(made) == 2
+    np.testing.assert_allclose(found.values, read(pair, 0)[0]["kept"][0], rtol=1e-8)
+
+
+def test_more_processes_than_images_are_refused(pair):
+    assert "2 processes have 1 images; start at most 1." in read(pair, 0)[2]
