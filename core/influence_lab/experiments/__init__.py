@@ -21,6 +21,7 @@ RESULTS = {
     "table-4": "families",
     "baselines": "baselines",
     "cost": "cost",
+    "fidelity": "fidelity",
 }
 
 
