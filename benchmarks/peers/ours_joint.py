@@ -1,0 +1,13 @@
+"""This library, one covariance over all layers."""
+
+import torch
+from influence_ssl import InfluenceScorer, Invariance, LoGra
+
+PACKAGE = "influence-ssl"
+METHOD = "LoGra, rank 16, joint"
+
+
+def score(encoder, clean, noisy, damping):
+    objective = Invariance(lambda x, index, draw, seed: noisy[index].to(x.dtype))
+    scorer = InfluenceScorer(encoder, objective, LoGra(16, joint=True), batch_size=64, progress=False)
+    return torch.from_numpy(scorer.score(clean).magnitude)
