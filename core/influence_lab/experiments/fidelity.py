@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from jaxtyping import Float64
 
 from influence_ssl import GaussianNoise, InfluenceScorer, Invariance, LoGra
 from influence_ssl.curvature import Curvature
+from influence_ssl.errors import InfluenceValueError
 
 from .. import results
 from ..agreement import partial_spearman, rounded, spearman
@@ -177,31 +178,28 @@ def loss_pass(encoder: torch.nn.Module, images: torch.Tensor, index: torch.Tenso
     return torch.cat(parts).double().numpy()
 
 
-def measure(one: Fidelity) -> dict[str, Any]:
-    """All correlations of the record, each with its interval."""
+def measure(one: Fidelity) -> Iterator[tuple[str, Any]]:
+    """The record's parts, from the quickest to the slowest; each number with its interval."""
     with one.working():
         one.exact()
         exact = {c: one.vectors[f"{EXACT}, {c}"] for c in DAMPINGS}
-        found = {
-            "reliability": reliability(one),
-            "shipped": {JOINT[joint]: _shipped(one, joint, exact[MAIN]) for joint in JOINT},
-            "damping": {
-                f"{a} {b}": spearman(exact[a], exact[b])
-                for a, b in ((0.01, 0.1), (0.1, 1.0), (0.01, 1.0))
-            },
-            "projections": _projections(one),
-        }
-        loss = one.loss()
-        against: dict[str, Any] = {str(c): {LOSS: spearman(loss, exact[c])} for c in COMPARED}
-        beyond: dict[str, Any] = {}
+        yield "reliability", reliability(one)
+        yield "shipped", {JOINT[joint]: _shipped(one, joint, exact[MAIN]) for joint in JOINT}
+        pairs = ((0.01, 0.1), (0.1, 1.0), (0.01, 1.0))
+        yield "damping", {f"{a} {b}": spearman(exact[a], exact[b]) for a, b in pairs}
+        loss, names = one.loss(), [name for name in CANDIDATES if name != EXACT]
+        against: dict[str, Any] = {}
         for c in COMPARED:
-            for name in (name for name in CANDIDATES if name != EXACT):
-                against[str(c)][name] = spearman(one.candidate(name, c), exact[c])
-                if c == MAIN:
-                    beyond[name] = partial_spearman(one.candidate(name, c), exact[c], loss)
-        return found | {
-            "spearman": against, "given the loss": beyond, "noise": _noise(one, exact[MAIN]),
-        }  # fmt: skip
+            found = {name: one.candidate(name, c) for name in names}
+            against[str(c)] = {
+                name: spearman(value, exact[c]) for name, value in {LOSS: loss, **found}.items()
+            }
+            if c == MAIN:
+                beyond = {n: partial_spearman(found[n], exact[c], loss) for n in names}
+                yield "given the loss", beyond
+                yield "projections", _projections(one)
+        yield "spearman", against
+        yield "noise", _noise(one, exact[MAIN])
 
 
 def _shipped(one: Fidelity, joint: bool, exact: Column) -> dict[str, Any]:
@@ -261,7 +259,7 @@ def draws_needed(reliability: dict[str, list[float]]) -> int | None:
     return next((int(m) for m, estimate in reliability.items() if estimate[0] >= RELIABLE), None)
 
 
-def costs(one: Fidelity, known: dict[str, Any], keep: Any) -> dict[str, Any]:
+def costs(one: Fidelity, known: dict[str, Any], keep: Callable[[Any], None]) -> dict[str, Any]:
     """Each candidate's cost; ``keep`` is called with all that is known after each of them."""
     images = one.images[: one.sizes.timed]
     pairs, index = timing.pairs_of(images, one.sizes.batch), one.index[: len(images)]
@@ -286,41 +284,54 @@ def costs(one: Fidelity, known: dict[str, Any], keep: Any) -> dict[str, Any]:
                 partial(scoring, name), partial(plain_pass, one.encoder, pairs), one.sizes.rounds
             )
             found[name] = timing.summary(work)
-            keep(found)
+            keep(dict(found))
     one.encoder.zero_grad(set_to_none=True)
     return found
 
 
+def recorded(part: str, root: Path | None = None) -> tuple[str, Any]:
+    """The largest profile whose record has this part, and the part."""
+    for profile in results.LARGEST_FIRST:
+        record = results.load_record(profile, "fidelity", root) or {}
+        if part in record:
+            return profile, record[part]
+    raise InfluenceValueError(
+        f"fidelity: {part!r} is not recorded; run influence-lab reproduce fidelity --profile tiny"
+    )
+
+
 def reproduce(task: Task) -> str:
-    """Score, compare and time with the recorded SimCLR encoder; record, and draw the picture."""
+    """Score, compare and time with the recorded SimCLR encoder; record, and draw the picture.
+
+    The record is written after each part. One that has all its parts is made anew, from the
+    recorded vectors; of one that was stopped, costs that were measured stay.
+    """
     from ..figures import save, use_style
 
-    one = Fidelity(task)
     path = (task.root or results.results_root()) / task.profile / "fidelity.json"
-    record = rounded(measure(one)) | {
-        "method": METHOD,
-        "images": len(one.images),
-        "unit of damping": one.unit,
-        "timed": one.sizes._asdict(),
-    }
-    begin = time.perf_counter()
-    timed = results.load_record(task.profile, "fidelity", task.root) or {}
-    known = {} if timed.get("complete") else timed.get("cost", {})
+    before = results.load_record(task.profile, "fidelity", task.root) or {}
+    known = before.get("timing", {}) if "cost" not in before else {}
+    one, begin = Fidelity(task), time.perf_counter()
+    record: dict[str, Any] = {"method": METHOD, "images": len(one.images)}
 
-    def keep(cost: dict[str, Any]) -> None:
-        complete = set(cost) == {LOSS, *CANDIDATES}
-        seconds = sum(note["seconds"] for note in one.vectors.notes.values())
+    def keep(part: str, value: Any) -> None:
+        record[part] = value
         origin = results.provenance(
             task.command, task.profile, task.seed, one.data,
             (one.vectors.origin or {})["data_sha256"], results.device_name("cpu"),
-            seconds + time.perf_counter() - begin,
+            time.perf_counter() - begin,
         )  # fmt: skip
-        results.save_json(path, record | {"cost": cost, "complete": complete, "provenance": origin})
+        scoring = sum(note["seconds"] for note in one.vectors.notes.values())
+        results.save_json(path, record | {"scoring seconds": scoring, "provenance": origin})
 
-    keep(known)
-    record["cost"] = costs(one, known, keep)
+    for part, value in measure(one):
+        keep(part, rounded(value))
+    keep("timed", one.sizes._asdict())
+    cost = costs(one, known, partial(keep, "timing"))
+    del record["timing"]
+    keep("cost", cost)
     use_style()
-    save(figure(record), task.picture)
+    save(figure(cost, record["spearman"][str(MAIN)]), task.picture)
     default, joint = (record["shipped"][words][str(RANK)][0] for words in JOINT.values())
     return (
         f"rank correlation with the exact score {default:.3f} per layer, {joint:.3f} joint; "
@@ -345,13 +356,12 @@ SINGLES = {
 }
 
 
-def figure(record: dict[str, Any], clock: str = "cpu") -> Any:
+def figure(cost: dict[str, Any], found: dict[str, Any], clock: str = "cpu") -> Any:
     """One minus the rank correlation with the exact score against cost, both logarithmic."""
     import matplotlib.pyplot as plt
 
     from ..figures import COLORS, WIDTH
 
-    cost, found = record["cost"], record["spearman"][str(MAIN)]
     drawing, axis = plt.subplots(figsize=(WIDTH, 5.4))
     for family, (color, marker, line) in STYLES.items():
         names = [name for name, one in CANDIDATES.items() if one.family == family]
