@@ -3,7 +3,8 @@
 import tempfile
 
 import torch
-from logix import LogIX, LoRAConfig
+from logix import LogIX
+from logix.config import LoRAConfig
 
 PACKAGE = "logix-ai"
 METHOD = "LoGra, rank 16, per layer, its own damping rule"

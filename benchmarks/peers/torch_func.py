@@ -8,6 +8,7 @@ METHOD = "per-example gradients by vmap(grad), exact n × n form"
 
 
 def score(encoder, clean, noisy, damping):
+    encoder.requires_grad_(False)
     layers = {n: p.detach() for n, p in encoder.named_parameters() if p.ndim > 1}
 
     def loss(weights, x, y):

@@ -38,10 +38,19 @@ from ..experiments.cost import plain_pass
 from ..experiments.fidelity import EXACT, MAIN, Fidelity
 from . import timing
 
+SCRIPTS = (
+    "ours", "ours_joint", "ours_bf16", "logix_ai", "torch_func", "kronfluence_ekfac",
+    "traker_trak", "pydvl_harmonic", "captum_tracin", "dattri_logra",
+)  # fmt: skip
 IMAGES, BATCH, ROUNDS = 64, 64, 10
 LONG = 90.0
 
 Score = Callable[[nn.Module, Tensor, Tensor, float], Tensor]
+
+
+def recorded(root: Path | None = None) -> dict[str, dict[str, Any] | None]:
+    """The record of each peer by its script's name, ``None`` where there is none yet."""
+    return {name: results.load_record("cpu", f"peers/{name}", root) for name in SCRIPTS}
 
 
 def lines(path: Path) -> int:
