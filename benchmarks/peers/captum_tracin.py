@@ -21,8 +21,12 @@ def score(encoder, clean, noisy, damping):
     model = Pairs(encoder)
     names = ["encoder." + n for n, m in encoder.named_modules() if isinstance(m, torch.nn.Conv2d)]
     tracin = TracInCP(
-        model, TensorDataset(clean, noisy, torch.zeros(len(clean))), [model.state_dict()],
-        checkpoints_load_func=lambda model, state: 1.0, layers=names,
-        loss_fn=lambda loss, _: loss, batch_size=64,
+        model,
+        TensorDataset(clean, noisy, torch.zeros(len(clean))),
+        [model.state_dict()],
+        checkpoints_load_func=lambda model, state: 1.0,
+        layers=names,
+        loss_fn=lambda loss, _: loss,
+        batch_size=64,
     )
     return tracin.self_influence()

@@ -26,15 +26,26 @@ def score(encoder, clean, noisy, damping):
     with tempfile.TemporaryDirectory() as folder:
         model = prepare_model(encoder, task)
         analyzer = Analyzer(
-            "pairs", model, task, cpu=True, output_dir=folder, disable_tqdm=True,
-            disable_model_save=True, log_level=logging.ERROR,
+            "pairs",
+            model,
+            task,
+            cpu=True,
+            output_dir=folder,
+            disable_tqdm=True,
+            disable_model_save=True,
+            log_level=logging.ERROR,
         )
         analyzer.fit_all_factors(
-            "ekfac", data, per_device_batch_size=64,
+            "ekfac",
+            data,
+            per_device_batch_size=64,
             factor_args=FactorArguments(use_empirical_fisher=True, has_shared_parameters=True),
         )
         analyzer.compute_self_scores(
-            "self", "ekfac", data, per_device_train_batch_size=64,
+            "self",
+            "ekfac",
+            data,
+            per_device_train_batch_size=64,
             score_args=ScoreArguments(damping_factor=damping),
         )
         return analyzer.load_self_scores("self")["all_modules"]

@@ -1,6 +1,7 @@
 """This library, one covariance over all layers."""
 
 import torch
+
 from influence_ssl import InfluenceScorer, Invariance, LoGra
 
 PACKAGE = "influence-ssl"
@@ -9,5 +10,6 @@ METHOD = "LoGra, rank 16, joint"
 
 def score(encoder, clean, noisy, damping):
     objective = Invariance(lambda x, index, draw, seed: noisy[index].to(x.dtype))
-    scorer = InfluenceScorer(encoder, objective, LoGra(16, joint=True), batch_size=64, progress=False)
+    settings = {"batch_size": 64, "progress": False}
+    scorer = InfluenceScorer(encoder, objective, LoGra(16, joint=True), **settings)
     return torch.from_numpy(scorer.score(clean).magnitude)

@@ -19,7 +19,7 @@ class Pairs(torch.nn.Module):
 
 
 def score(encoder, clean, noisy, damping):
-    for name, parameter in encoder.named_parameters():
+    for parameter in encoder.parameters():
         parameter.requires_grad_(parameter.ndim > 1)
     pairs = torch.stack([clean, noisy], 1)
     batches = DataLoader(TensorDataset(pairs, torch.zeros(len(pairs))), batch_size=16)

@@ -17,8 +17,10 @@ def score(encoder, clean, noisy, damping):
 
     rows = vmap(grad(loss), in_dims=(None, 0, 0), chunk_size=8)
     g = torch.cat(
-        [torch.cat([w.flatten(1) for w in rows(layers, x, y).values()], 1)
-         for x, y in zip(clean.split(64), noisy.split(64))]
+        [
+            torch.cat([w.flatten(1) for w in rows(layers, x, y).values()], 1)
+            for x, y in zip(clean.split(64), noisy.split(64), strict=True)
+        ]
     )
     gram = (g @ g.T).double()
     ridge = len(g) * damping * torch.eye(len(g))

@@ -29,10 +29,17 @@ def score(encoder, clean, noisy, damping):
     n = len(clean)
     with tempfile.TemporaryDirectory() as folder:
         traker = TRAKer(
-            encoder, Pairs(), train_set_size=n, save_dir=folder, device="cpu", proj_dim=512,
-            use_half_precision=False, lambda_reg=n * damping, logging_level=logging.ERROR,
+            encoder,
+            Pairs(),
+            train_set_size=n,
+            save_dir=folder,
+            device="cpu",
+            proj_dim=512,
+            use_half_precision=False,
+            lambda_reg=n * damping,
+            logging_level=logging.ERROR,
         )
-        batches = list(zip(clean.split(16), noisy.split(16)))
+        batches = list(zip(clean.split(16), noisy.split(16), strict=True))
         traker.load_checkpoint(encoder.state_dict(), model_id=0)
         for batch in batches:
             traker.featurize(batch, num_samples=len(batch[0]))

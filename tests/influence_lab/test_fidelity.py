@@ -1,4 +1,4 @@
-"""The benchmark's record: made again at profile tiny, kept part by part, and what follows from it."""
+"""The benchmark's record: made again at profile tiny, kept part by part, and held to."""
 
 import json
 import shutil
