@@ -12,13 +12,14 @@ files = $(shell find $(1) -type f -not -path '*/__pycache__/*' -not -path '*.egg
 SITE := _config.yml _toc.yml CHANGELOG.md $(call files,book core)
 TESTED := $(SITE) pyproject.toml Makefile README.md $(wildcard data/cifar10) $(call files,tests)
 
-.PHONY: help install book test notebooks lab lock clean
+.PHONY: help install book test notebooks lab lock bench clean
 
 help:
 	@echo "make book       install, run every chapter, build the site into _build/html"
 	@echo "make test       install, then everything that the continuous integration runs"
 	@echo "make notebooks  refresh the outputs that the chapters are tested against"
 	@echo "make lab        open the chapters in JupyterLab"
+	@echo "make bench      measure fidelity and speed beside other libraries; hours, resumable"
 	@echo "make lock       resolve the dependencies again (needs uv)"
 	@echo "make clean      remove everything that was built; .venv stays"
 
@@ -71,6 +72,29 @@ lab: .venv/installed
 lock:
 	uv pip compile --quiet --universal --generate-hashes --all-extras \
 	    --python-version 3.11 --no-header --no-annotate --output-file requirements.lock pyproject.toml
+
+# Speed and fidelity, for a quiet machine. What is measured stays in _build/bench until it is removed,
+# so that a stopped run goes on; the peers' own environment sees this one's packages.
+PEERS := $(patsubst benchmarks/peers/%.py,%,$(wildcard benchmarks/peers/*.py))
+
+_build/peers/installed: .venv/installed benchmarks/peers/requirements.txt
+	@test -x _build/peers/bin/python || $(PY) -m venv _build/peers
+	@$(PY) -c 'import site; print(*site.getsitepackages(), sep="\n")' \
+	    > "$$(_build/peers/bin/python -c 'import site; print(site.getsitepackages()[0])')/main.pth"
+	@_build/peers/bin/python -m pip --disable-pip-version-check -qq install --no-deps \
+	    --ignore-requires-python -r benchmarks/peers/requirements.txt
+	@touch $@
+
+_build/bench/fidelity: .venv/installed
+	.venv/bin/influence-lab reproduce fidelity --profile cpu --out _build/fidelity.svg
+	@mkdir -p $(@D) && touch $@
+
+_build/bench/%.json: benchmarks/peers/%.py _build/peers/installed _build/bench/fidelity
+	PYTHONPATH=core _build/peers/bin/python -W ignore -m influence_lab.benchmark.peers $< $@
+	@mkdir -p book/results/cpu/peers && cp $@ book/results/cpu/peers/
+
+bench: $(PEERS:%=_build/bench/%.json)
+	@echo "The benchmark's records are in book/results/cpu; make book shows them"
 
 clean:
 	rm -rf _build

@@ -92,3 +92,13 @@ def test_a_record_keeps_four_digits():
     found = {"a": {"b": Estimate(1 / 3, 0.1, 2 / 3)}}
     assert agreement.rounded(found) == {"a": {"b": [0.3333, 0.1, 0.6667]}}
     assert str(Estimate(1 / 3, 0.1, 2 / 3)) == "0.333 [0.100, 0.667]"
+
+
+def test_a_partial_correlation_is_that_of_the_residual_ranks(columns):
+    x, y, z = columns
+    x, y = x + 2 * z, y + 2 * z
+    ranks = [scipy.stats.rankdata(v) for v in (x, y, z)]
+    left, right = (r - np.polyval(np.polyfit(ranks[2], r, 1), ranks[2]) for r in ranks[:2])
+    found = agreement.partial_spearman(x, y, z)
+    assert found.value == pytest.approx(np.corrcoef(left, right)[0, 1], abs=1e-12)
+    assert found.low < found.value < found.high < agreement.spearman(x, y).value

@@ -73,7 +73,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def run(*arguments: object, out: str = "scores.parquet") -> int:
     fixed = ["--data", "images", "--encoder", "mine.py:Encoder", "--device", "cpu"]
-    fixed += ["--batch-size", "8", "--out", out]
+    fixed += ["--batch-size", "8", "--draws", "1", "--out", out]
     return main(["score", *fixed, *map(str, arguments)])
 
 

@@ -66,7 +66,8 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 
 def run(encoder: str, *arguments: str) -> int:
-    fixed = ["--data", "photos", "--device", "cpu", "--rank", "4", "--out", "scores.parquet"]
+    fixed = ["--data", "photos", "--device", "cpu", "--rank", "4", "--draws", "1"]
+    fixed += ["--out", "scores.parquet"]
     return main(["score", *fixed, "--encoder", encoder, *arguments])
 
 

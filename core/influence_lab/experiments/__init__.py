@@ -26,6 +26,7 @@ RESULTS = {
     "baselines": "baselines",
     "cost": "cost",
     "levels": "levels",
+    "fidelity": "fidelity",
 }
 
 

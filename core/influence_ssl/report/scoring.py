@@ -346,6 +346,8 @@ def _summarise(
     found = scores.provenance
     took = timedelta(seconds=round(seconds))
     print(f"{len(scores)} images ({_size(images)}) scored on {found['device']} in {took}")
+    passes = "pass" if options.draws == 1 else "passes"
+    print(f"cost: {options.draws} forward and backward {passes} over each image and its copy")
     if found["untrained"]:
         print(f"untrained: random weights from seed {options.seed}, as --weights was not given")
     if "weights part" in found:

@@ -1,0 +1,20 @@
+"""dattri: LoGra."""
+
+import torch
+from dattri.algorithm.logra import LoGraAttributor
+from dattri.task import AttributionTask
+from torch.utils.data import DataLoader, TensorDataset
+
+PACKAGE = "dattri"
+METHOD = "LoGra, rank 16, per layer"
+
+
+def score(encoder, clean, noisy, damping):
+    def loss(model, batch, device):
+        return (1 - torch.cosine_similarity(model(batch[0]), model(batch[1]))).sum()
+
+    task = AttributionTask(loss, encoder, encoder.state_dict())
+    names = [n for n, m in encoder.named_modules() if isinstance(m, torch.nn.Conv2d)]
+    logra = LoGraAttributor(task, names, damping=damping, proj_dim=256)
+    logra.cache(DataLoader(TensorDataset(clean, noisy), batch_size=64))
+    return logra.compute_self_attribution()

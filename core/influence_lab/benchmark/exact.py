@@ -1,0 +1,50 @@
+r"""The exact empirical-Fisher score of a fitted set from its n × n Gram matrix, at any damping.
+
+With G (n, p) the gradients, :math:`H=G^\top G/n` and :math:`K=GG^\top`,
+
+.. math:: g_i^\top (H+\lambda I)^{-1} g_i = n\,\big[K(K+n\lambda I)^{-1}\big]_{ii} .
+
+The core's ``EmpiricalFisher`` computes the same at one damping; K is formed once for all of them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from influence_ssl.curvature import Gradients
+
+COLUMNS = 65_536
+
+
+class Gram:
+    """Not a curvature but a recorder: ``fit`` keeps K, and scores squared norms like Identity."""
+
+    def __init__(self) -> None:
+        self.matrix: Float64[Tensor, "n n"] = torch.zeros(0, 0, dtype=torch.float64)
+
+    def project(self, layers: list[Any]) -> None:
+        """Keeps the full space."""
+
+    def fit(self, gradients: Gradients) -> Any:
+        """K (n, n), in double precision."""
+        rows = torch.cat(list(gradients))
+        self.matrix = torch.zeros(len(rows), len(rows), dtype=torch.float64)
+        for columns in rows.split(COLUMNS, dim=1):
+            self.matrix += (columns.double() @ columns.double().T).cpu()
+        return lambda g: g.double().square().sum(1)
+
+    @property
+    def mean_eigenvalue(self) -> float:
+        """tr(H)/n, the mean of the n eigenvalues that are not zero (n < p): the unit of λ."""
+        return float(self.matrix.trace()) / len(self.matrix) ** 2
+
+    def magnitude(self, λ: float) -> Float64[np.ndarray, " n"]:
+        """−I of each fitted example."""
+        e, u = torch.linalg.eigh(self.matrix)
+        n, e = len(e), e.clamp(min=0)
+        return (n * (u.square() * (e / (e + n * λ))).sum(1)).numpy()

@@ -1,0 +1,59 @@
+"""Costs in the unit of the book: one forward and backward pass with weight gradients.
+
+The pass itself is :func:`influence_lab.experiments.cost.plain_pass`.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from influence_ssl import GaussianNoise
+
+WARM_UP = 1
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+def pairs_of(images: Tensor, batch_size: int) -> list[Tensor]:
+    """Each batch with its perturbed copy after it, ready-made: the plain pass pays for no noise."""
+    noise = GaussianNoise()
+    return [
+        torch.cat([images[index], noise(images[index], index, 0, 0)])
+        for index in torch.arange(len(images)).split(batch_size)
+    ]
+
+
+def ratios(
+    work: Callable[[], object], unit: Callable[[], object], rounds: int
+) -> dict[str, list[float]]:
+    """Ratios of ``work`` to ``unit``, one a round, on the wall clock and in processor time.
+
+    The two are timed in turn, first one and then the other going first. On a machine that others
+    use as well, processor time is the one to read.
+    """
+    found: dict[str, list[float]] = {clock: [] for clock in CLOCKS}
+    for number in range(WARM_UP + rounds):
+        times = {}
+        for job in (work, unit) if number % 2 else (unit, work):
+            begin = {clock: read() for clock, read in CLOCKS.items()}
+            job()
+            times[job] = {clock: read() - begin[clock] for clock, read in CLOCKS.items()}
+        if number >= WARM_UP:
+            for clock in CLOCKS:
+                found[clock].append(times[work][clock] / times[unit][clock])
+    return found
+
+
+def summary(found: dict[str, list[float]]) -> dict[str, Any]:
+    """Medians, the quartiles of the processor's time, and the number of rounds."""
+    low, _, high = statistics.quantiles(found["cpu"], n=4)
+    return {
+        **{clock: round(statistics.median(values), 4) for clock, values in found.items()},
+        "quartiles": [round(low, 4), round(high, 4)],
+        "rounds": len(found["cpu"]),
+    }
