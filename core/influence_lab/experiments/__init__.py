@@ -14,10 +14,12 @@ from pathlib import Path
 
 RESULTS = {
     "fig-2": "stability",
+    "fig-4": "near_duplicates",
     "fig-6": "removal",
     "fig-9": "distributions",
     "fig-10": "noise",
     "fig-11": "noise",
+    "fig-12": "near_duplicates",
     "table-4": "families",
     "baselines": "baselines",
     "cost": "cost",
