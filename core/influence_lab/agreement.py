@@ -33,7 +33,7 @@ def spearman(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], seed: int =
     so the interval covers the choice of images and no other randomness. NaN where one side is
     constant.
     """
-    return bootstrap(_rank_correlation, _Ranked(x), _Ranked(y), n=len(x), seed=seed)
+    return bootstrap(_rank_correlation, Ranked(x), Ranked(y), n=len(x), seed=seed)
 
 
 def pearson(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], seed: int = 0) -> Estimate:
@@ -53,11 +53,11 @@ def difference(
 ) -> Estimate:
     """Spearman's correlation of the first pair minus that of the second, on the same images."""
 
-    def gap(weights: np.ndarray, *columns: _Ranked) -> np.ndarray:
+    def gap(weights: np.ndarray, *columns: Ranked) -> np.ndarray:
         a, b, c, d = (column.ranks(weights) for column in columns)
         return _correlation(weights, a, b) - _correlation(weights, c, d)
 
-    return bootstrap(gap, *(_Ranked(column) for column in (*one, *other)), n=len(one[0]), seed=seed)
+    return bootstrap(gap, *(Ranked(column) for column in (*one, *other)), n=len(one[0]), seed=seed)
 
 
 def partial_spearman(
@@ -94,17 +94,46 @@ def overlap(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], seed: int = 
     return bootstrap(shared, *places, n=len(x), seed=seed)
 
 
-def bootstrap(statistic: Statistic, *columns: object, n: int, seed: int = 0) -> Estimate:
+def partial(
+    x: Float[np.ndarray, " n"],
+    y: Float[np.ndarray, " n"],
+    *given: Float[np.ndarray, " n"],
+    seed: int = 0,
+) -> Estimate:
+    r"""Spearman's correlation of x and y given other vectors: what their ranks do not explain.
+
+    :math:`-P_{xy}/\sqrt{P_{xx}P_{yy}}` with P the inverse of the matrix of rank correlations.
+    """
+
+    def remaining(weights: np.ndarray, *columns: Ranked) -> np.ndarray:
+        ranks = [column.ranks(weights) for column in columns]
+        rows = [np.stack([_correlation(weights, a, b) for b in ranks], 1) for a in ranks]
+        inverse = np.linalg.inv(np.stack(rows, 1))
+        return -inverse[:, 0, 1] / np.sqrt(inverse[:, 0, 0] * inverse[:, 1, 1])
+
+    return bootstrap(remaining, *(Ranked(v) for v in (x, y, *given)), n=len(x), seed=seed)
+
+
+def bootstrap(
+    statistic: Statistic,
+    *columns: object,
+    n: int,
+    group: Int64[np.ndarray, " n"] | None = None,
+    seed: int = 0,
+) -> Estimate:
     """``statistic(weights, *columns)`` of n images, with its percentile interval.
 
-    ``weights`` (B, n) says how often each image was drawn, and the statistic returns (B,).
+    ``weights`` (B, n) says how often each image was drawn, and the statistic returns (B,). With
+    ``group``, numbers 0 … G − 1, whole groups are drawn in place of images.
     """
     rng = np.random.default_rng(seed)
     value = float(statistic(np.ones((1, n)), *columns)[0])
-    parts = [
-        statistic(rng.multinomial(n, np.full(n, 1 / n), _CHUNK).astype(np.float64), *columns)
+    units = n if group is None else int(group.max()) + 1
+    draws = (
+        rng.multinomial(units, np.full(units, 1 / units), _CHUNK).astype(np.float64)
         for _ in range(RESAMPLES // _CHUNK)
-    ]
+    )
+    parts = [statistic(drawn if group is None else drawn[:, group], *columns) for drawn in draws]
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(np.concatenate(parts), [tail, 1 - tail])
     return Estimate(value, float(low), float(high))
@@ -126,8 +155,8 @@ def rounded(found: Any) -> Any:
     return [round(number, 4) for number in found]
 
 
-class _Ranked:
-    """A vector in its own order, with its groups of equal values."""
+class Ranked:
+    """A vector in its own order, with its groups of equal values, ready to be ranked anew."""
 
     def __init__(self, values: Float[np.ndarray, " n"]) -> None:
         self.order: Int64[np.ndarray, " n"] = np.argsort(values, kind="stable")
@@ -143,7 +172,7 @@ class _Ranked:
         return (np.cumsum(size, axis=1) - size / 2)[:, self.group]
 
 
-def _rank_correlation(weights: np.ndarray, x: _Ranked, y: _Ranked) -> Float64[np.ndarray, " b"]:
+def _rank_correlation(weights: np.ndarray, x: Ranked, y: Ranked) -> Float64[np.ndarray, " b"]:
     return _correlation(weights, x.ranks(weights), y.ranks(weights))
 
 

@@ -1,4 +1,4 @@
-"""The perturbation families of the paper's Table 4, each seeded per example.
+"""The perturbation families of the paper's Table 4, each seeded per example, and a shared noise.
 
 The paper names the families, "Random Flip + Grayscale + Gauss Blur" and so on, and no strengths.
 Here only what it calls random is: a flip has probability 1/2, the other steps always happen. Their
@@ -83,6 +83,25 @@ class Augmented:
     def __repr__(self) -> str:
         steps = ", ".join(repr(step) for step in self.steps)
         return f"Augmented({steps}, mean={self.mean}, std={self.std}, settings={self.settings})"
+
+
+class SharedNoise:
+    r"""One draw of :class:`GaussianNoise` for all: :math:`\hat x_i = x_i + \mu + \sigma\eta`.
+
+    Equal images get equal views, and so equal gradients, which noise of their own denies them.
+    """
+
+    def __init__(self, mean: float = 0.05, std: float = 0.2) -> None:
+        self.noise = GaussianNoise(mean, std)
+
+    def __call__(
+        self, x: Float[Tensor, "b *shape"], index: Int64[Tensor, " b"], draw: int, seed: int
+    ) -> Float[Tensor, "b *shape"]:
+        blank = torch.zeros_like(x[:1])
+        return x + self.noise(blank, torch.zeros(1, dtype=torch.int64), draw, seed)
+
+    def __repr__(self) -> str:
+        return f"SharedNoise(mean={self.noise.mean}, std={self.noise.std})"
 
 
 flip_grey_blur = Augmented("flip", "grey", "blur")

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from records import leaves
 from scipy.stats import spearmanr
 
 from influence_lab import results
@@ -162,24 +163,6 @@ def test_a_recorded_result_is_made_again(name, tmp_path, capsys):
     assert name != "stability" or "BYOL not recorded yet" in capsys.readouterr().out
     assert name == "families" or out.read_text().lstrip().startswith("<?xml")
     assert leaves(made) == pytest.approx(leaves(tracked), abs=0.005)
-
-
-def leaves(record):
-    """All numbers of a record but those of its provenance, by where they stand."""
-    found = {}
-
-    def walk(place, value):
-        if isinstance(value, dict):
-            for key, inner in value.items():
-                walk(f"{place}/{key}", inner)
-        elif isinstance(value, list):
-            for number, inner in enumerate(value):
-                walk(f"{place}/{number}", inner)
-        elif isinstance(value, float | int):
-            found[place] = float(value)
-
-    walk("", {key: value for key, value in record.items() if key != "provenance"})
-    return found
 
 
 def test_without_an_encoder_the_command_says_what_to_run(tmp_path, capsys):

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int64, UInt8
 from PIL import Image
-from scipy.fft import dctn
 
 from influence_lab import results
 from influence_lab.datasets import load
+from influence_lab.pixel_duplicates import perceptual_hashes
 from influence_ssl.cli import main as command
 from influence_ssl.errors import InfluenceError
 from influence_ssl.report.table import Table, read_scores
@@ -110,18 +110,12 @@ def measure(table: Table, planted: list[tuple[str, str, str]], folder: Path) -> 
 
 
 def hash_distances(folder: Path, names: list[str]) -> Int64[np.ndarray, " n"]:
-    """Smallest Hamming distance of each image's 64-bit perceptual hash to another's.
-
-    The DCT of the grey 32 x 32 image, its 8 x 8 lowest frequencies, each against their median
-    (Zauner 2010, Implementation and benchmarking of perceptual image hash functions).
-    """
-    bits = []
+    """Smallest Hamming distance of each image's :func:`perceptual_hashes` to another's."""
+    images = []
     for name in names:
         with Image.open(folder / name) as image:
-            grey = np.asarray(image.convert("L").resize((32, 32), Image.Resampling.LANCZOS))
-        low = dctn(grey.astype(np.float64), norm="ortho")[:8, :8].ravel()
-        bits.append(low > np.median(low))
-    signs = np.where(np.stack(bits), 1, -1).astype(np.float32)
+            images.append(image.convert("L"))
+    signs = perceptual_hashes(images)
     nearest = np.empty(len(names), np.int64)
     for start in range(0, len(names), 1024):
         same = signs[start : start + 1024] @ signs.T

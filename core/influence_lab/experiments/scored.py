@@ -11,16 +11,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
+from torch.utils.data import TensorDataset
 
-from influence_ssl import Identity, InfluenceScorer, Invariance, LoGra
+from influence_ssl import GaussianNoise, Identity, InfluenceScorer, Invariance, LoGra, Supervised
 from influence_ssl.errors import InfluenceValueError
 from influence_ssl.report.recording import Recorder
 from influence_ssl.scorer import Dataset
@@ -28,6 +30,7 @@ from influence_ssl.scorer import Dataset
 from .. import results
 from ..datasets import Images
 from ..encoders import normalise, representation
+from ..pretrain import run_folder
 from ..tasks import data_for
 from ..vectors import Vectors
 from . import Task
@@ -70,24 +73,40 @@ def score_with_rivals(
         }
 
 
+@dataclass(frozen=True)
+class Selection:
+    """Some images of a data set in place of the fixed set, and a name for them (``automobile``)."""
+
+    images: Images
+    index: Int64[np.ndarray, " m"]
+    name: str
+
+
 class Scored:
     """Scores of the fixed set with one recorded encoder; what is recorded is not made again.
+
+    The vectors of a ``selection`` are kept with the run (``task.runs``), outside the source tree.
 
     Raises :class:`InfluenceValueError` where the encoder is not recorded, or where the recorded
     vectors are of another encoder or other images.
     """
 
-    def __init__(self, task: Task, method: str, seed: int) -> None:
+    def __init__(
+        self, task: Task, method: str, seed: int, selection: Selection | None = None
+    ) -> None:
         encoder = results.load_encoder(task.profile, method, seed, task.root)
         if encoder is None:
             raise InfluenceValueError(
                 f"{task.profile}/{method}-{seed}: no recorded encoder; first run influence-lab "
                 f"pretrain {method} --profile {task.profile} --seed {seed}"
             )
-        self.encoder = representation(encoder)
+        self.classifier, self.encoder = encoder, representation(encoder)
         self.device = task.device
-        images, self.index = images_of(task.profile)
-        self.images = normalise(images.subset(self.index).tensor())
+        if selection is None:
+            images, self.index = images_of(task.profile)
+        else:
+            images, self.index = selection.images, selection.index
+        self.part = images.subset(self.index)
         folder = results.folder_of(task.profile, method, seed, task.root)
         weights = (folder / "encoder.safetensors").read_bytes()
         origin = {
@@ -96,7 +115,16 @@ class Scored:
             "encoder_sha256": hashlib.sha256(weights).hexdigest(),
             "curvature": repr(LoGra()),
         }
-        self.vectors = Vectors(folder / "vectors.npz", origin)
+        if selection is not None:
+            origin["selection"] = selection.name
+            folder = run_folder(method, task.profile, seed, task.runs)
+        name = "vectors" if selection is None else selection.name
+        self.vectors = Vectors(folder / f"{name}.npz", origin)
+
+    @property
+    def images(self) -> Float[Tensor, "n c h w"]:
+        """What the encoder takes; made anew each time, since one for each encoder is a lot."""
+        return normalise(self.part.tensor())
 
     def score(self, perturbation: Callable[..., Tensor], noise: int) -> Float64[np.ndarray, " n"]:
         """Magnitudes under one draw of the perturbation, seed ``noise``."""
@@ -122,6 +150,32 @@ class Scored:
                     begin = time.perf_counter()
         return {kind: self.vectors[name] for kind, name in names.items()}
 
+    def without_gradients(
+        self, perturbation: Callable[..., Tensor], noise: int
+    ) -> dict[str, Float64[np.ndarray, " n"]]:
+        """The loss and the norm of the representation, from forward passes alone."""
+        names = {"loss": f"loss, {perturbation!r}, {noise}", "norm": "representation norm"}
+        if not all(name in self.vectors for name in names.values()):
+            begin = time.perf_counter()
+            objective, norms = Invariance(perturbation), []
+            losses, encoder = [], self.encoder.to(self.device)
+            rows = torch.from_numpy(self.index).split(512)
+            for x, index in zip(self.images.split(512), rows, strict=True):
+
+                def encode(pair: Tensor, m: int = len(index)) -> Tensor:
+                    z = encoder(pair)
+                    norms.append(z[:m].norm(dim=1))
+                    return z
+
+                x = x.to(self.device, memory_format=torch.channels_last)
+                with torch.no_grad():
+                    losses.append(objective(encode, (x,), index, 0, noise))
+            for kind, parts in (("loss", losses), ("norm", norms)):
+                if names[kind] not in self.vectors:
+                    self._add(names[kind], torch.cat(parts).double().cpu().numpy(), begin)
+                    begin = time.perf_counter()
+        return {kind: self.vectors[name] for kind, name in names.items()}
+
     def squared_norm(
         self, perturbation: Callable[..., Tensor], noise: int
     ) -> Float64[np.ndarray, " n"]:
@@ -132,6 +186,21 @@ class Scored:
             scorer = self._scorer(Invariance(perturbation), noise)
             scorer.curvature = Identity()
             self._add(name, scorer.score(self.images, self.index).magnitude, begin)
+        return self.vectors[name]
+
+    def with_labels(self) -> Float64[np.ndarray, " n"] | None:
+        """Magnitudes of the classifier's cross-entropy; ``None`` without one for these classes."""
+        head = self.classifier.fc
+        if head is None or head.out_features != len(self.part.classes):
+            return None
+        name = f"score, {Supervised()!r}"
+        if name not in self.vectors:
+            begin = time.perf_counter()
+            scorer = InfluenceScorer(
+                self.classifier, Supervised(), device=self.device, progress=sys.stderr.isatty()
+            )
+            items = TensorDataset(self.images, torch.from_numpy(self.part.labels.copy()))
+            self._add(name, scorer.score(items, self.index).magnitude, begin)
         return self.vectors[name]
 
     def _scorer(self, objective: Invariance, noise: int) -> InfluenceScorer:
@@ -145,24 +214,39 @@ class Scored:
         self.vectors.add(name, magnitude, seconds=seconds, **note)
 
 
-def available(task: Task, runs: list[tuple[str, int]]) -> dict[tuple[str, int], Scored]:
+def available(
+    task: Task, runs: list[tuple[str, int]], selection: Selection | None = None
+) -> dict[tuple[str, int], Scored]:
     """Those of ``runs``, (method, seed), whose encoders are recorded; raises where none is."""
     found = {
-        run: Scored(task, *run)
+        run: Scored(task, *run, selection)
         for run in runs
         if results.load_encoder(task.profile, *run, task.root) is not None
     }
     if not found:
-        Scored(task, *runs[0])
+        Scored(task, *runs[0], selection)
     return found
+
+
+def whole(task: Task, method: str, images: Images) -> Float64[np.ndarray, " n"]:
+    """Magnitudes of all ``images`` with an encoder of seed ``task.seed``, noise seed 0.
+
+    The recorded ones (``scores-train.npz``) where they are of these images, else a new pass.
+    """
+    recorded = results.load_scores(task.profile, method, task.seed, "train", task.root)
+    if recorded is not None and recorded.provenance["data_sha256"] == images.digest:
+        return recorded.magnitude
+    everything = Selection(images, np.arange(len(images)), "all")
+    return Scored(task, method, task.seed, everything).with_rivals(GaussianNoise(), 0)["score"]
 
 
 def provenance(task: Task, scored: list[Scored]) -> dict[str, Any]:
     """Where a record's numbers come from; seconds are those of all vectors of these encoders."""
-    images, index = images_of(task.profile)
+    origin = scored[0].vectors.origin
+    assert origin is not None
+    chosen = f" ({origin['selection']})" if "selection" in origin else ""
     seconds = sum(note["seconds"] for one in scored for note in one.vectors.notes.values())
     return results.provenance(
-        task.command, task.profile, task.seed,
-        f"{images.name} train, {len(index):,} of {len(images):,} images", images.digest,
+        task.command, task.profile, task.seed, origin["data"] + chosen, origin["data_sha256"],
         results.device_name(task.device), seconds,
     )  # fmt: skip

@@ -1,0 +1,348 @@
+"""Figures 4 and 12: are the automobiles of lowest influence near duplicates?
+
+The near duplicates of the class are found without any encoder: by the correlation of the pixels and
+by a perceptual hash. Every ranking is then asked how many of them it has at its end: the score as
+recorded for all training images, the score with the curvature of the class alone, the same with one
+noise for all images (equal images then have equal gradients), and the rivals.
+:mod:`.duplicates` has planted ones in their place.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64, Int64, UInt8
+
+from influence_ssl import GaussianNoise
+from influence_ssl.report.rivals import nearest
+
+from .. import results
+from ..agreement import Estimate, rounded
+from ..claims import Claim, above, claim
+from ..datasets import Images
+from ..detection import auroc, precision_at
+from ..linear_network import duplicate_leverage
+from ..perturbations import SharedNoise
+from ..pixel_duplicates import BITS, RULES, Found, find
+from ..probes import extract
+from ..tasks import data_for
+from ..thumbnails import load_sheet, save_sheet
+from . import Task
+from .distributions import LABELS, METHODS
+from .scored import Scored, Selection, available, provenance, whole
+
+CLASS = "automobile"
+COUNTS = (5, 18, 100)
+SHOWN = 18
+LINK = "experiments/near-duplicates.html"
+# Section 4.2: near duplicates among the five lowest automobiles.
+PAPER = {"simclr": 2, "byol": 5, "barlow": 1}
+
+
+def of_class(images: Images) -> Selection:
+    """The automobiles; all images of a data set without that class."""
+    if CLASS not in images.classes:
+        return Selection(images, np.arange(len(images)), "all")
+    return Selection(images, np.flatnonzero(images.labels == images.classes.index(CLASS)), CLASS)
+
+
+def quality(key: Float[np.ndarray, " n"], found: Found) -> dict[str, dict[str, Estimate]]:
+    """AUROC, and precision among the first 5, 18 and 100, of a ``key`` large for duplicates.
+
+    The AUROC's bootstrap draws groups of near duplicates. Precision has Wilson's interval.
+    """
+    return {
+        rule: {
+            "auroc": auroc(key, found.truth(rule), found.group),
+            **{str(k): precision_at(key, found.truth(rule), k) for k in COUNTS},
+        }
+        for rule in RULES
+    }
+
+
+def keys_of_pixels(part: Images, found: Found) -> dict[str, Float64[np.ndarray, " n"]]:
+    """Rivals that need no encoder; large for those that they call duplicates."""
+    return {
+        "perceptual hash": -found.bits.astype(np.float64),
+        "pixel variance": -part.images.reshape(len(part), -1).var(1, dtype=np.float64),
+        "random": np.random.default_rng(0).permutation(len(part)).astype(np.float64),
+    }
+
+
+def keys_of(scored: Scored, score: Float64[np.ndarray, " n"]) -> dict[str, np.ndarray]:
+    """The score and its rivals under one encoder, with the sign that puts duplicates first."""
+    own = scored.with_rivals(GaussianNoise(), 0)
+    z = extract(scored.encoder, scored.part.tensor())
+    return {
+        "score": -score,
+        "score, curvature of the class": -own["score"],
+        "the same, one noise for all": -scored.score(SharedNoise(), 0),
+        "loss": -own["loss"],
+        "gradient norm": -own["gradient norm"],
+        "representation kNN": nearest(z).similarity.astype(np.float64),
+    }
+
+
+def predicted_drop(mean: float, blocks: int, n: int, m: int) -> float:
+    r"""What m exact copies lose of ln |I|, were their gradients equal: :math:`\ln(1 + (m-1)h)`.
+
+    h: the leverage of an image of mean score, ``mean`` spread evenly over the ``blocks`` of the
+    curvature, fitted on n gradients (the theorem on the leverage of duplicates).
+    """
+    h = mean / (blocks * n)
+    return float(np.log(h / duplicate_leverage(h, m)))
+
+
+def reproduce(task: Task) -> str:
+    """Rank the class with every recorded encoder, record, and draw Figure 4 or 12."""
+    from ..figures import save, use_style
+
+    images = data_for(task.profile, "train")
+    chosen = of_class(images)
+    scored = available(task, [(method, task.seed) for method in METHODS], chosen)
+    part = images.subset(chosen.index)
+    found = find(part.images)
+    every = {method: whole(task, method, images) for method, _ in scored}
+    scores = {method: every[method][chosen.index] for method in every}
+    lowest = {m: np.argsort(score, kind="stable")[:SHOWN] for m, score in scores.items()}
+    groups = found.largest(SHOWN, 6)
+    record: dict[str, Any] = {
+        "class": chosen.name,
+        "images": len(part),
+        "found": {
+            "pixels": int(found.truth("pixels").sum()),
+            "hash": int((found.bits <= BITS).sum()),
+            "pixels or hash": int(found.truth("pixels or hash").sum()),
+            "groups": found.sizes()[found.sizes() > 1].tolist(),
+        },
+        "methods": {
+            m: _qualities(keys_of(one, scores[m]), found) for (m, _), one in scored.items()
+        },
+        "without an encoder": _qualities(keys_of_pixels(part, found), found),
+        "copies": {m: _copies(one, every[m], scores[m], found) for (m, _), one in scored.items()},
+        "lowest": {method: _frames(found, rows) for method, rows in lowest.items()},
+        "largest groups": _frames(found, groups),
+        "lower": {m: [int((s < s[i]).sum()) for i in groups] for m, s in scores.items()},
+        "provenance": provenance(task, list(scored.values())),
+    }
+    folder = (task.root or results.results_root()) / task.profile
+    shown = np.concatenate([*lowest.values(), groups])
+    save_sheet(part.images[shown], SHOWN, folder / "near-duplicates.jpg")
+    results.save_json(folder / "near-duplicates.json", record)
+    use_style()
+    figure = figure_4 if task.result == "fig-4" else figure_12
+    save(figure(task.profile, record, task.root), task.picture)
+    rows = {m: keys["score"][RULES[1]] for m, keys in record["methods"].items()}
+    return f"near duplicates among the lowest of {chosen.name}: " + ", ".join(
+        f"{LABELS[m]} {row['18'][0]:.0%} of 18, AUROC {row['auroc'][0]:.3f}"
+        for m, row in rows.items()
+    )
+
+
+def _qualities(keys: dict[str, np.ndarray], found: Found) -> dict[str, Any]:
+    return rounded({name: quality(key, found) for name, key in keys.items()})
+
+
+def _copies(
+    one: Scored, every: np.ndarray, score: np.ndarray, found: Found
+) -> dict[str, float | dict[str, float]]:
+    """:func:`predicted_drop` of a pair and of the largest group, and how widely scores spread."""
+    kinds = torch.nn.Conv2d, torch.nn.Linear
+    blocks = sum(isinstance(module, kinds) for module in one.encoder.modules())
+    own = one.with_rivals(GaussianNoise(), 0)["score"]
+    sets = {"all images": every, "the class": own}
+    return {
+        name: {
+            str(m): round(predicted_drop(float(v.mean()), blocks, len(v), m), 4)
+            for m in (2, int(found.sizes().max()))
+        }
+        for name, v in sets.items()
+    } | {"deviation of ln|I|": round(float(np.log(score[score > 0]).std()), 4)}
+
+
+def _frames(found: Found, rows: Int64[np.ndarray, " k"]) -> dict[str, list[Any]]:
+    """Positions in the class, the rule that found each, and its group, counted from 1."""
+    hash_alone = found.truth("pixels or hash") & ~found.truth("pixels")
+    rule = np.where(found.truth("pixels"), "pixels", np.where(hash_alone, "hash", ""))
+    return {
+        "position": rows.tolist(),
+        "rule": rule[rows].tolist(),
+        "group": [int(found.group[i]) + 1 if rule[i] else 0 for i in rows],
+    }
+
+
+def thumbnails(
+    profile: str, record: dict[str, Any], root: Path | None = None
+) -> dict[str, UInt8[np.ndarray, "k s s 3"]]:
+    """The recorded images: the lowest of each method, and those of the ``largest groups``."""
+    folder = results.results_root() if root is None else root
+    images = load_sheet(folder / profile / "near-duplicates.jpg", SHOWN)
+    return dict(
+        zip(
+            [*record["lowest"], "largest groups"],
+            np.split(images, range(SHOWN, len(images), SHOWN)),
+            strict=True,
+        )
+    )
+
+
+def _picture(axis: Any, image: np.ndarray, rule: str, group: int) -> None:
+    """An image; a frame where it is a near duplicate, and the number of its group on it."""
+    from matplotlib.patches import Rectangle
+
+    from ..figures import COLORS
+
+    axis.imshow(image)
+    axis.set_axis_off()
+    if rule:
+        line = "-" if rule == "pixels" else (0, (2, 1))
+        axis.add_patch(
+            Rectangle((0, 0), 1, 1, transform=axis.transAxes, fill=False, linewidth=5,
+                      edgecolor=COLORS["vermilion"], linestyle=line)
+        )  # fmt: skip
+        axis.text(
+            0.06, 0.92, str(group), transform=axis.transAxes, ha="left", va="top", fontsize=11,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
+        )  # fmt: skip
+
+
+def _lowest(
+    profile: str, record: dict[str, Any], root: Path | None, count: int, columns: int
+) -> Any:
+    import matplotlib.pyplot as plt
+
+    from ..figures import WIDTH
+
+    pictures = thumbnails(profile, record, root)
+    rows = -(-count // columns)
+    heights = [0.35 + rows * WIDTH / columns if m in pictures else 0.7 for m in METHODS]
+    figure = plt.figure(figsize=(WIDTH, sum(heights)))
+    parts: Any = figure.subfigures(len(METHODS), 1, height_ratios=heights)
+    for part, method in zip(parts, METHODS, strict=True):
+        if method not in pictures:
+            part.text(0.5, 0.5, f"{LABELS[method]}: not recorded yet", ha="center", va="center")
+            continue
+        frames = record["lowest"][method]
+        hits = sum(bool(rule) for rule in frames["rule"][:count])
+        noun = "near duplicate" if hits == 1 else "near duplicates"
+        part.suptitle(f"{LABELS[method]}: {hits} {noun} of {count}")
+        axes = part.subplots(rows, columns, squeeze=False).flat
+        looks = zip(pictures[method], frames["rule"], frames["group"], strict=True)
+        for axis, look in zip(axes, list(looks)[:count], strict=True):
+            _picture(axis, *look)
+    return figure
+
+
+def figure_4(profile: str, record: dict[str, Any], root: Path | None = None) -> Any:
+    """The five lowest of each method, near duplicates framed; a method without data says so."""
+    return _lowest(profile, record, root, COUNTS[0], COUNTS[0])
+
+
+def figure_12(profile: str, record: dict[str, Any], root: Path | None = None) -> Any:
+    """The eighteen lowest of each method, as :func:`figure_4`."""
+    return _lowest(profile, record, root, SHOWN, 6)
+
+
+def figure_groups(
+    profile: str, record: dict[str, Any], method: str, root: Path | None = None
+) -> Any:
+    """Images of the largest groups of near duplicates, each with its place in a method's score."""
+    import matplotlib.pyplot as plt
+
+    from ..figures import WIDTH
+
+    columns = 6
+    frames, n = record["largest groups"], record["images"]
+    figure, axes = plt.subplots(
+        SHOWN // columns, columns, figsize=(WIDTH, SHOWN // columns * (WIDTH / columns + 0.3))
+    )
+    looks = zip(
+        thumbnails(profile, record, root)["largest groups"], frames["rule"], frames["group"],
+        record["lower"][method], strict=True,
+    )  # fmt: skip
+    for axis, (image, rule, group, lower) in zip(axes.flat, looks, strict=True):
+        _picture(axis, image, rule, group)
+        axis.set_title(f"{lower / n:.0%}", fontsize=11, pad=3)
+    return figure
+
+
+def figure_auroc(record: dict[str, Any], rule: str = RULES[1]) -> Any:
+    """AUROC of every ranking with its interval, one marker a method."""
+    import matplotlib.pyplot as plt
+
+    from ..figures import COLORS, WIDTH
+
+    methods = record["methods"]
+    with_encoder = list(next(iter(methods.values())))
+    alone = record["without an encoder"]
+    names = [*with_encoder, *alone]
+    figure, axis = plt.subplots(figsize=(WIDTH, 0.5 * len(names) + 1.4))
+    axis.axvline(0.5, color=COLORS["grey"], linestyle=":", linewidth=1.2)
+    markers = dict(zip(METHODS, "os^D", strict=True))
+
+    def mark(found: Any, place: float, **look: Any) -> None:
+        value, low, high = found[rule]["auroc"]
+        axis.errorbar(value, place, xerr=[[value - low], [high - value]], capsize=2,
+                      linewidth=1.4, linestyle="", **look)  # fmt: skip
+
+    for row, name in enumerate(names):
+        if name in alone:
+            mark(alone[name], row, marker="x", color=COLORS["black"],
+                 label="no encoder" if name == names[-1] else None)  # fmt: skip
+        for number, method in enumerate(methods if name in with_encoder else ()):
+            shift = 0.16 * (number - (len(methods) - 1) / 2)
+            mark(methods[method][name], row + shift, marker=markers[method],
+                 color=COLORS[method], label=LABELS[method] if row == 0 else None)  # fmt: skip
+    wrapped = [name.replace(", ", ",\n").replace(" kNN", "\nkNN") for name in names]
+    axis.set(yticks=range(len(names)), yticklabels=wrapped, xlabel="AUROC", xlim=(0, 1.02))
+    axis.invert_yaxis()
+    figure.legend(loc="outside upper center", ncols=2)
+    return figure
+
+
+def claims(root: Path | None = None) -> list[Claim]:
+    """Sections 4.2 and B.4: near duplicates among the 5 and the 18 lowest, and in the whole order.
+
+    Five images can meet any share, so that the paper's count is called reproduced only where there
+    are also more than the class has anyway.
+    """
+    largest = results.largest_record("near-duplicates", root)
+    profile, record = largest if largest is not None else ("", {"methods": {}})
+    base = record["found"][RULES[1]] / record["images"] if largest else 0.0
+    data = record.get("provenance", {}).get("data", "")
+    rows = []
+
+    def add(name: str, words: str, paper: str, key: str, holds: Any, anchor: str) -> None:
+        method = name.split("-")[2]
+        found = record["methods"].get(method, {}).get("score", {}).get(RULES[1])
+        rows.append(
+            claim(
+                name, f"{LABELS[method]}, CIFAR-10 automobiles: {words}", paper,
+                Estimate(*found[key]) if found else None, holds, f"{LINK}#{anchor}", data,
+                f"{LABELS[method]} encoder", profile, profile == "tiny",
+            )
+        )  # fmt: skip
+
+    for method, count in PAPER.items():
+        expected = count / COUNTS[0]
+
+        def meets(found: Estimate, expected: float = expected) -> bool:
+            return found.low > base and found.low <= expected <= found.high
+
+        add(f"fig-4-{method}-five", "share of near duplicates among the 5 lowest",
+            f"{count} of 5", "5", meets, "paper-fig-4")  # fmt: skip
+        add(f"fig-4-{method}-auroc", "a low score marks near duplicates (AUROC)",
+            "consistently", "auroc", above(0.5), "paper-fig-4")  # fmt: skip
+    for method in PAPER:
+        every = method == "byol"
+        add(f"fig-12-{method}", "share of near duplicates among the 18 lowest",
+            "all" if every else "most", "18", _all if every else above(0.5),
+            "paper-fig-12")  # fmt: skip
+    return rows
+
+
+def _all(found: Estimate) -> bool:
+    return found.value == 1.0

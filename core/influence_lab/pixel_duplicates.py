@@ -1,0 +1,87 @@
+"""Near duplicates by their pixels alone: correlation, perceptual hashes, and groups of both.
+
+Strict and quick, for 32 x 32 images as they are. What a practitioner runs on a folder, crops and
+the encoder included, is :mod:`influence_ssl.report.rivals`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float32, Float64, Int64, UInt8
+from PIL import Image
+from scipy.fft import dctn
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+PIXELS = 0.95
+BITS = 4
+RULES = ("pixels", "pixels or hash")
+_ROWS = 1024
+
+
+class Found(NamedTuple):
+    """What pixels say about n images.
+
+    ``correlation`` and ``bits``: the largest correlation with another image and the smallest
+    distance of the hashes; ``group``: 0 … G − 1, equal for images that a chain of pairs with
+    correlation ≥ 0.95 or distance ≤ 4 connects, the largest group first.
+    """
+
+    correlation: Float64[np.ndarray, " n"]
+    bits: Int64[np.ndarray, " n"]
+    group: Int64[np.ndarray, " n"]
+
+    def truth(self, rule: str) -> Bool[np.ndarray, " n"]:
+        """The near duplicates by one of :data:`RULES`."""
+        pixels = self.correlation >= PIXELS
+        return pixels if rule == "pixels" else pixels | (self.bits <= BITS)
+
+    def sizes(self) -> Int64[np.ndarray, " g"]:
+        """Images of each group, one for images that are alone."""
+        return np.bincount(self.group)
+
+    def largest(self, count: int, each: int) -> Int64[np.ndarray, " k"]:
+        """``count`` images of the largest groups, at most ``each`` of one."""
+        order = np.argsort(self.group, kind="stable")
+        place = np.arange(len(order)) - np.searchsorted(self.group[order], self.group[order])
+        return order[place < each][:count]
+
+
+def find(pixels: UInt8[np.ndarray, "n h w 3"]) -> Found:
+    """Compare each image with each other, by Pearson's correlation of all pixels and by hash."""
+    n = len(pixels)
+    rows = pixels.reshape(n, -1).astype(np.float32)
+    rows -= rows.mean(1, keepdims=True)
+    # A blank image correlates with nothing.
+    rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-6)
+    signs = perceptual_hashes(Image.fromarray(picture) for picture in pixels)
+    correlation, bits, pairs = np.empty(n), np.empty(n, np.int64), []
+    for start in range(0, n, _ROWS):
+        part = slice(start, start + _ROWS)
+        own = np.arange(len(rows[part])), np.arange(n)[part]
+        like, apart = rows[part] @ rows.T, (64 - signs[part] @ signs.T) / 2
+        like[own], apart[own] = -1, 65
+        correlation[part], bits[part] = like.max(1), apart.min(1)
+        a, b = np.nonzero((like >= PIXELS) | (apart <= BITS))
+        pairs.append((a + start, b))
+    a, b = (np.concatenate(ends) for ends in zip(*pairs, strict=True))
+    _, label = connected_components(coo_array((np.ones(len(a)), (a, b)), shape=(n, n)))
+    by_size = np.argsort(-np.bincount(label), kind="stable")
+    return Found(correlation, bits, np.argsort(by_size, kind="stable")[label])
+
+
+def perceptual_hashes(images: Iterable[Image.Image]) -> Float32[np.ndarray, "n 64"]:
+    """64 bits of each image as ±1, so that two differ in (64 − their product) / 2 of them.
+
+    The DCT of the grey 32 x 32 image, its 8 x 8 lowest frequencies, each against their median
+    (Zauner 2010, Implementation and benchmarking of perceptual image hash functions).
+    """
+    bits = []
+    for image in images:
+        grey = np.asarray(image.convert("L").resize((32, 32), Image.Resampling.LANCZOS))
+        low = dctn(grey.astype(np.float64), norm="ortho")[:8, :8].ravel()
+        bits.append(low > np.median(low))
+    return np.where(np.stack(bits), 1, -1).astype(np.float32)
