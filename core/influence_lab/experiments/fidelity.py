@@ -383,7 +383,8 @@ def figure(cost: dict[str, Any], found: dict[str, Any], clock: str = "cpu") -> A
     axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axis.xaxis.set_minor_formatter("")
     all_costs = [value[clock] for value in cost.values()]
-    axis.set(xlim=(0.7 * min(all_costs), 1.3 * max(all_costs)), xlabel="cost in plain forward + backward passes",
-             ylabel="1 − rank correlation with exact")  # fmt: skip
+    axis.set_xlim(0.7 * min(all_costs), 1.3 * max(all_costs))
+    axis.set_xlabel("cost in plain forward + backward passes")
+    axis.set_ylabel("1 − rank correlation with exact")
     drawing.legend(loc="outside lower center", ncols=2, columnspacing=1.0, handlelength=1.6)
     return drawing
