@@ -375,10 +375,16 @@ def figure(cost: dict[str, Any], found: dict[str, Any], clock: str = "cpu") -> A
             linestyle="none",
         )  # fmt: skip
     axis.axvline(cost[EXACT][clock], color=COLORS["black"], linestyle=":", linewidth=1.2)
-    axis.annotate("exact", (cost[EXACT][clock], 0.03), xycoords=("data", "axes fraction"),
+    axis.annotate("exact", (cost[EXACT][clock], 0.95), xycoords=("data", "axes fraction"),
                   ha="right", xytext=(-3, 0), textcoords="offset points")  # fmt: skip
     axis.axhline(1 - FAITHFUL, color=COLORS["green"], linestyle="--", linewidth=1.2)
-    axis.set(xscale="log", yscale="log", xlabel="cost in plain forward + backward passes",
-             ylabel="1 − rank correlation with exact")  # fmt: skip
+    axis.set(xscale="log", yscale="log")
+    ticks = [0.2, 0.5, 1, 2, 5, 10, 20, 50]
+    axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axis.xaxis.set_minor_formatter("")
+    all_costs = [value[clock] for value in cost.values()]
+    axis.set_xlim(0.7 * min(all_costs), 1.3 * max(all_costs))
+    axis.set_xlabel("cost in plain forward + backward passes")
+    axis.set_ylabel("1 − rank correlation with exact")
     drawing.legend(loc="outside lower center", ncols=2, columnspacing=1.0, handlelength=1.6)
     return drawing
