@@ -117,9 +117,8 @@ def score(options: argparse.Namespace) -> None:
         untrained=loaded.untrained,
         reliability=stable,
         **{"duplicate groups": [group._asdict() for group in groups]},
+        **({"weights part": loaded.part} if loaded.part else {}),
     )
-    if loaded.part:
-        scores.provenance["weights part"] = loaded.part
     columns = _columns(scores, images, recorder, z, groups)
     Scored(
         scores.values, scores.standard_error, scores.index, scores.names, scores.provenance, columns
@@ -346,8 +345,7 @@ def _summarise(
     found = scores.provenance
     took = timedelta(seconds=round(seconds))
     print(f"{len(scores)} images ({_size(images)}) scored on {found['device']} in {took}")
-    passes = "pass" if options.draws == 1 else "passes"
-    print(f"cost: {options.draws} forward and backward {passes} over each image and its copy")
+    print(f"cost: {options.draws} x forward and backward over each image and its copy")
     if found["untrained"]:
         print(f"untrained: random weights from seed {options.seed}, as --weights was not given")
     if "weights part" in found:
