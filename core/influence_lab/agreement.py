@@ -60,25 +60,6 @@ def difference(
     return bootstrap(gap, *(Ranked(column) for column in (*one, *other)), n=len(one[0]), seed=seed)
 
 
-def partial_spearman(
-    x: Float[np.ndarray, " n"],
-    y: Float[np.ndarray, " n"],
-    given: Float[np.ndarray, " n"],
-    seed: int = 0,
-) -> Estimate:
-    r"""Rank correlation of x and y among images alike in ``given``, z:
-
-    .. math:: \frac{r_{xy} - r_{xz} r_{yz}}{\sqrt{(1 - r_{xz}^2)(1 - r_{yz}^2)}} .
-    """
-
-    def partial(weights: np.ndarray, *columns: _Ranked) -> np.ndarray:
-        a, b, c = (column.ranks(weights) for column in columns)
-        ab, ac, bc = (_correlation(weights, *two) for two in ((a, b), (a, c), (b, c)))
-        return (ab - ac * bc) / np.sqrt((1 - ac**2) * (1 - bc**2))
-
-    return bootstrap(partial, *(_Ranked(column) for column in (x, y, given)), n=len(x), seed=seed)
-
-
 def overlap(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], seed: int = 0) -> Estimate:
     r"""Shared area of two distributions, :math:`\sum_k \min(p_k, q_k)`, paired like the others.
 
@@ -94,7 +75,7 @@ def overlap(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], seed: int = 
     return bootstrap(shared, *places, n=len(x), seed=seed)
 
 
-def partial(
+def partial_spearman(
     x: Float[np.ndarray, " n"],
     y: Float[np.ndarray, " n"],
     *given: Float[np.ndarray, " n"],

@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import mannwhitneyu, rankdata, spearmanr
 from sklearn.metrics import roc_auc_score
 
-from influence_lab.agreement import bootstrap, partial
+from influence_lab.agreement import bootstrap, partial_spearman
 from influence_lab.detection import auroc, cliffs_delta, precision_at, share, share_difference
 
 RNG = np.random.default_rng(0)
@@ -87,7 +87,7 @@ def test_partial_is_the_correlation_of_residuals(count):
     left = [
         rankdata(v) - ranks @ np.linalg.lstsq(ranks, rankdata(v), rcond=None)[0] for v in (x, y)
     ]
-    found = partial(x, y, *given)
+    found = partial_spearman(x, y, *given)
     assert found.value == pytest.approx(np.corrcoef(*left)[0, 1], abs=1e-10)
     assert found.low < 0 < found.high
     assert spearmanr(x, y).statistic > 0.3

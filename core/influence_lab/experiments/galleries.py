@@ -17,7 +17,7 @@ from jaxtyping import Float64, Int64
 from influence_ssl import GaussianNoise
 
 from .. import borders, results
-from ..agreement import Estimate, partial, rounded, spearman
+from ..agreement import Estimate, partial_spearman, rounded, spearman
 from ..borders import MEASURES
 from ..claims import Claim, above, claim
 from ..datasets import Images, data_root, load
@@ -127,11 +127,11 @@ def explained(
             "score and loss": spearman(score, loss),
             "loss and small norm": spearman(loss, small),
             "score and small norm": spearman(score, small),
-            "score and small norm, given loss": partial(score, small, loss),
+            "score and small norm, given loss": partial_spearman(score, small, loss),
             "score and uniformity": spearman(score, uniformity),
-            "score and uniformity, given small norm": partial(score, uniformity, small),
-            "score and uniformity, given loss": partial(score, uniformity, loss),
-            "score and uniformity, given both": partial(score, uniformity, small, loss),
+            "score and uniformity, given small norm": partial_spearman(score, uniformity, small),
+            "score and uniformity, given loss": partial_spearman(score, uniformity, loss),
+            "score and uniformity, given both": partial_spearman(score, uniformity, small, loss),
         }
     )
 
