@@ -42,8 +42,13 @@ def test_planted_structure_is_measured():
     found = next(iter(embedding.measure(z, labels, np.arange(600)).values()))
     assert found["lowest"]["purity"].value > 0.99
     assert found["highest"]["purity"].high < 0.4
-    for what in embedding.CLAIMS:
-        assert embedding.gap_of(found, what).low > 0
+    assert {name for name in embedding.CLAIMS if embedding.gap_of(found, name).low > 0} == {
+        "separated",
+        "silhouette",
+        "intermingled",
+        "tight",
+        "dispersed",
+    }
     cosine = z.astype(np.float64) @ z.T.astype(np.float64)
     np.fill_diagonal(cosine, -1)
     ten = np.argsort(cosine, 1)[:, -10:]
@@ -116,18 +121,23 @@ def test_the_figure_has_a_row_for_each_method_and_says_what_is_missing(root):
 
 def test_verdicts_follow_the_gaps(tmp_path):
     def row(center):
-        return {what: [center, center - 0.01, center + 0.01] for what in embedding.CLAIMS}
+        what = ("purity", "silhouette", "distance")
+        return {name: [center, center - 0.01, center + 0.01] for name in what}
 
-    sets = {"lowest": row(0.6), "highest": row(0.5)}
+    centers = {"lowest": 0.6, "highest": 0.5, "random": 0.55, "classes of the highest": 0.52}
+    sets = {name: row(center) for name, center in centers.items()}
     record = {"methods": {"simclr": {"2000": sets}}, "provenance": {"data": "some"}}
     results.save_json(tmp_path / "tiny" / "embedding.json", record)
     assert {row.verdict for row in embedding.claims(tmp_path)} == {NOT_TESTED}
     results.save_json(tmp_path / "cpu" / "embedding.json", record)
     verdicts = {row.id: row.verdict for row in embedding.claims(tmp_path)}
-    assert verdicts["fig-3-simclr-purity"] == REPRODUCED
+    assert verdicts["fig-3-simclr-separated"] == REPRODUCED
     assert verdicts["fig-3-simclr-silhouette"] == REPRODUCED
-    assert verdicts["fig-3-simclr-distance"] == NOT_REPRODUCED
-    assert verdicts["fig-3-byol-purity"] == NOT_TESTED
+    assert verdicts["fig-3-simclr-intermingled"] == REPRODUCED
+    # More distant than random images, and the highest less.
+    assert verdicts["fig-3-simclr-tight"] == NOT_REPRODUCED
+    assert verdicts["fig-3-simclr-dispersed"] == NOT_REPRODUCED
+    assert verdicts["fig-3-byol-tight"] == NOT_TESTED
 
 
 def test_without_an_encoder_the_command_says_what_to_run(tmp_path, capsys):
