@@ -143,6 +143,8 @@ def test_a_solo_learn_checkpoint_is_scored_by_one_command(name, photos, capsys):
         "byol-cifar10-ep=999.ckpt",
         "--curvature",
         "identity",
+        "--draws",
+        "1",
         "--device",
         "cpu",
         "--out",
