@@ -45,12 +45,13 @@ class Memory:
 
 
 def curvature_bytes(sizes: Sequence[int], joint: bool) -> tuple[float, float]:
-    """Of blocks of these dimensions: all covariances, and besides them factor and inverse of one.
+    """Of blocks of these dimensions: all covariances, and besides them what inverts the largest.
 
-    In float64, of at least as many gradients as dimensions.
+    In float64, of at least as many gradients as dimensions. Factor, identity, inverse and the work
+    space of LAPACK are four matrices.
     """
     blocks = [sum(sizes)] if joint else list(sizes)
-    return sum(8.0 * k * k for k in blocks), 16.0 * max(blocks) ** 2
+    return sum(8.0 * k * k for k in blocks), 32.0 * max(blocks) ** 2
 
 
 def memory(
@@ -91,7 +92,7 @@ def memory(
     return Memory(
         weights=weights,
         batch=batch * min(scorer.batch_size, n),
-        waiting=2 * rows * width,
+        waiting=(1 if keep else 2) * rows * width,  # what is kept waits in its place
         kept=n * scorer.draws * width / processes if keep else 0,
         covariances=covariances,
         solve=solve,

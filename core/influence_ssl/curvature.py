@@ -253,9 +253,9 @@ def _orthonormal(
 
 
 def _empirical_fisher_bytes(n: int, sizes: list[int]) -> float:
-    """Peak: all covariances in float64 and one block's factor and inverse; n × n Grams beside."""
+    """Peak, float64: all covariances, what inverts the largest (four such); n × n Grams beside."""
     small, wide = [k for k in sizes if k <= n], [k for k in sizes if k > n]
-    primal = sum(8.0 * k * k for k in small) + 16.0 * max(small, default=0) ** 2
+    primal = sum(8.0 * k * k for k in small) + 32.0 * max(small, default=0) ** 2
     return primal + sum(12.0 * n * k + 24.0 * n * n for k in wide)
 
 
@@ -298,7 +298,7 @@ def _primal(
             # In the gradients' own precision: rounding the factor does what rounding them did.
             identity = torch.eye(len(h), dtype=h.dtype, device=h.device)
             inverse = torch.linalg.solve_triangular(factor, identity, upper=False)
-            dimension = len(h) - λ * float(inverse.square().sum())
+            dimension = len(h) - λ * float(inverse.norm()) ** 2
             inverse = inverse.T.to(dtype)
             return lambda g: (g @ inverse).double().square().sum(1), dimension
     e, v = torch.linalg.eigh(h)

@@ -9,7 +9,7 @@ at least, and may be called several times.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +33,7 @@ class Invariance:
     A callable maps (z, ẑ), both (B, D), to (B,). The gradient flows through both f(x) and f(x̂).
     """
 
-    perturbation: Callable[..., Tensor] = field(default_factory=GaussianNoise)
+    perturbation: Callable[..., Tensor] = GaussianNoise()  # noqa: RUF009 (it has no state)
     distance: str | Callable[[Tensor, Tensor], Tensor] = "cosine"
 
     def __post_init__(self) -> None:

@@ -250,7 +250,7 @@ class _Gradients:
                     found.append(self._batch(draw, rows))
                     bar.update(len(rows))
                 chunk = torch.cat(found)
-                finite.append(chunk.isfinite().all(1))
+                finite.append(chunk.sum(1).isfinite())
                 if self._kept is not None:
                     self._kept.append(chunk)
                 yield chunk

@@ -1,4 +1,4 @@
-"""What test_processes compares: run once by it, and once by two processes that share the images."""
+"""What test_sharing compares: run once by it, and once by two processes that share the images."""
 
 import sys
 from pathlib import Path
