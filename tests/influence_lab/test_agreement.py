@@ -36,7 +36,7 @@ def test_resamples_are_ranked_anew(columns):
     assert [found.low, found.high] == pytest.approx(np.quantile(plain, [0.025, 0.975]), abs=0.03)
     weights = np.bincount(rng.integers(80, size=80), minlength=80)
     rows = np.repeat(np.arange(80), weights)
-    ranked = [agreement._Ranked(v).ranks(weights[None].astype(float))[0][rows] for v in (x, y)]
+    ranked = [agreement.Ranked(v).ranks(weights[None].astype(float))[0][rows] for v in (x, y)]
     for ranks, v in zip(ranked, (x, y), strict=True):
         shifted = ranks - scipy.stats.rankdata(v[rows])
         np.testing.assert_allclose(shifted, shifted[0], atol=1e-12)
