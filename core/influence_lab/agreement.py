@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +11,7 @@ from jaxtyping import Float, Float64, Int64
 RESAMPLES = 1000
 CONFIDENCE = 0.95
 _CHUNK = 50
+_Z = 1.959963984540054
 
 Statistic = Callable[..., Float64[np.ndarray, " b"]]
 
@@ -53,11 +54,12 @@ def difference(
 ) -> Estimate:
     """Spearman's correlation of the first pair minus that of the second, on the same images."""
 
-    def gap(weights: np.ndarray, *columns: Ranked) -> np.ndarray:
+    def between(weights: np.ndarray, *columns: Ranked) -> np.ndarray:
         a, b, c, d = (column.ranks(weights) for column in columns)
         return _correlation(weights, a, b) - _correlation(weights, c, d)
 
-    return bootstrap(gap, *(Ranked(column) for column in (*one, *other)), n=len(one[0]), seed=seed)
+    ranked = (Ranked(column) for column in (*one, *other))
+    return bootstrap(between, *ranked, n=len(one[0]), seed=seed)
 
 
 def overlap(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], seed: int = 0) -> Estimate:
@@ -99,25 +101,43 @@ def bootstrap(
     statistic: Statistic,
     *columns: object,
     n: int,
-    group: Int64[np.ndarray, " n"] | None = None,
     seed: int = 0,
 ) -> Estimate:
     """``statistic(weights, *columns)`` of n images, with its percentile interval.
 
-    ``weights`` (B, n) says how often each image was drawn, and the statistic returns (B,). With
-    ``group``, numbers 0 … G − 1, whole groups are drawn in place of images.
+    ``weights`` (B, n) says how often each image was drawn, and the statistic returns (B,).
     """
     rng = np.random.default_rng(seed)
     value = float(statistic(np.ones((1, n)), *columns)[0])
-    units = n if group is None else int(group.max()) + 1
     draws = (
-        rng.multinomial(units, np.full(units, 1 / units), _CHUNK).astype(np.float64)
+        rng.multinomial(n, np.full(n, 1 / n), _CHUNK).astype(np.float64)
         for _ in range(RESAMPLES // _CHUNK)
     )
-    parts = [statistic(drawn if group is None else drawn[:, group], *columns) for drawn in draws]
+    parts = [statistic(drawn, *columns) for drawn in draws]
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(np.concatenate(parts), [tail, 1 - tail])
     return Estimate(value, float(low), float(high))
+
+
+def around(value: float, error: float) -> Estimate:
+    """``value`` with the 95 % interval of a normal error."""
+    return Estimate(value, float(value - _Z * error), float(value + _Z * error))
+
+
+def gap(a: Estimate, b: Estimate) -> Estimate:
+    """a − b, of independent estimates whose intervals are symmetric."""
+    return around(a.value - b.value, float(np.hypot(_error(a), _error(b))))
+
+
+def average(estimates: Sequence[Estimate]) -> Estimate:
+    """The mean of independent estimates of like quantities."""
+    errors = np.array([_error(found) for found in estimates])
+    center = float(np.mean([found.value for found in estimates]))
+    return around(center, float(np.sqrt((errors**2).sum()) / len(errors)))
+
+
+def _error(found: Estimate) -> float:
+    return (found.high - found.low) / (2 * _Z)
 
 
 def spearman_brown(one: float, draws: int) -> float:

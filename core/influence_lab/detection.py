@@ -7,44 +7,49 @@ from __future__ import annotations
 
 import numpy as np
 from jaxtyping import Bool, Float, Int64
+from scipy.stats import rankdata
 
 from influence_ssl.report.statistics import wilson
 
-from .agreement import Estimate, Ranked, bootstrap
+from .agreement import Estimate, around
 
 
 def auroc(
-    key: Float[np.ndarray, " n"],
-    truth: Bool[np.ndarray, " n"],
-    group: Int64[np.ndarray, " n"] | None = None,
-    seed: int = 0,
+    inside: Float[np.ndarray, " m"],
+    outside: Float[np.ndarray, " n"],
+    group: Int64[np.ndarray, " m"] | None = None,
 ) -> Estimate:
-    r"""The chance that an image of ``truth`` has a larger ``key`` than one outside; ties count ½.
+    r"""The chance that a value of ``inside`` exceeds one of ``outside``; ties count half.
 
-    :math:`(\sum_{i\in T} r_i - m(m+1)/2) / (m (n-m))` with mid-ranks r and m images in T (Mann and
-    Whitney 1947). Percentile bootstrap; with ``group`` whole groups are drawn, since near
-    duplicates of one another score alike and are no independent evidence. NaN where all images or
-    none are of ``truth``.
+    With ranks r among both samples and s among its own,
+    :math:`V_i = (r_i - s_i) / n` for i inside and likewise outside, AUROC = mean V, and
+    :math:`\mathrm{var} = \mathrm{var}(V^{in})/m + \mathrm{var}(V^{out})/n` (DeLong, DeLong and
+    Clarke-Pearson 1988). With ``group``, values of one group (near duplicates of one another score
+    alike) are one piece of evidence: the first variance is that of the groups' sums (Obuchowski
+    1997). 95 % interval, cut to [0, 1]; NaN where a sample has fewer than 2 values.
+    Time: (m + n) log(m + n).
     """
+    m, n = len(inside), len(outside)
+    if min(m, n) < 2:
+        return Estimate(float("nan"), float("nan"), float("nan"))
+    ranks = rankdata(np.concatenate([inside, outside]))
+    within = (ranks[:m] - rankdata(inside)) / n
+    without = 1 - (ranks[m:] - rankdata(outside)) / m
+    value = float(within.mean())
+    _, member = np.unique(np.arange(m) if group is None else group, return_inverse=True)
+    sums = np.bincount(member, within - value)
+    several = len(sums) / max(1, len(sums) - 1)
+    error = np.sqrt(several * (sums**2).sum() / m**2 + without.var(ddof=1) / n)
+    found = around(value, float(error))
+    return Estimate(value, max(0.0, found.low), min(1.0, found.high))
 
-    def area(weights: np.ndarray, ranked: Ranked) -> np.ndarray:
-        inside = weights * truth
-        m = inside.sum(1)
-        # The sum counts each pair within T once, half to either side: m²/2 in all.
-        with np.errstate(invalid="ignore"):
-            return ((inside * ranked.ranks(weights)).sum(1) - m**2 / 2) / (m * (weights.sum(1) - m))
 
-    return bootstrap(area, Ranked(key), n=len(key), group=group, seed=seed)
-
-
-def cliffs_delta(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " m"], seed: int = 0) -> Estimate:
+def cliffs_delta(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " m"]) -> Estimate:
     """P(x > y) − P(x < y) of two samples: 0 for equal ones, ±1 where they do not overlap.
 
     Twice the AUROC minus 1 (Cliff 1993, Dominance statistics).
     """
-    both = np.concatenate([x, y])
-    found = auroc(both, np.arange(len(both)) < len(x), seed=seed)
-    return Estimate(*(2 * number - 1 for number in found))
+    return Estimate(*(2 * number - 1 for number in auroc(x, y)))
 
 
 def share(hits: int, n: int) -> Estimate:

@@ -1,4 +1,4 @@
-"""Who stands beside whom: nearest neighbours, label purity, silhouettes, pixel twins."""
+"""Who stands beside whom: nearest neighbours, label purity, silhouettes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, Float64, Int64, UInt8
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
+from jaxtyping import Float, Float32, Float64, Int64
 from sklearn.metrics import silhouette_samples
-from torch import Tensor
 
 from . import results
 from .agreement import Estimate, mean
@@ -23,7 +20,6 @@ from .probes import extract
 
 K = 10
 _ROWS = 512
-_COARSE = 8
 # Below this many images a pass of the encoder costs less than the file.
 _CACHED_FROM = 5000
 
@@ -111,33 +107,3 @@ def recorded_features(
     """:func:`features` of a recorded encoder; ``None`` where there is none."""
     encoder = results.load_encoder(profile, method, seed, root)
     return None if encoder is None else features(encoder, images)
-
-
-def pixel_twins(
-    pixels: UInt8[np.ndarray, "n h w c"], bound: float = 0.95
-) -> tuple[Bool[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
-    """Who has a twin, an image whose pixels correlate with its own by ``bound`` or more; groups.
-
-    Images that a chain of twins connects have the same number in the second array. Pairs are first
-    sought among 8 x 8 averages, which have to correlate by ``bound`` − 0.05: averaging takes noise
-    away and keeps what makes two images alike.
-    """
-    rows = torch.from_numpy(pixels.astype(np.float32)).permute(0, 3, 1, 2)
-    n, coarse = len(rows), _standardised(torch.nn.functional.adaptive_avg_pool2d(rows, _COARSE))
-    ends = []
-    for start in range(0, n, _ROWS):
-        rough = coarse[start : start + _ROWS] @ coarse[start:].T
-        pairs = torch.nonzero(rough.triu(1) >= bound - 0.05) + start
-        for part in pairs.split(8192):
-            one, other = (_standardised(rows[end]) for end in part.T)
-            ends.append(part[(one * other).sum(1) >= bound])
-    a, b = torch.cat(ends).T.numpy() if ends else np.empty((2, 0), np.int64)
-    _, group = connected_components(coo_array((np.ones(len(a)), (a, b)), shape=(n, n)), False)
-    return np.bincount(group)[group] > 1, group.astype(np.int64)
-
-
-def _standardised(pictures: Float[Tensor, "n c h w"]) -> Float32[Tensor, "n p"]:
-    flat = pictures.flatten(1)
-    flat = flat - flat.mean(1, keepdim=True)
-    # A blank picture correlates with nothing.
-    return flat / flat.norm(dim=1, keepdim=True).clamp_min(1e-6)

@@ -10,16 +10,19 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float32, Float64, Int64, UInt8
+import torch
+from jaxtyping import Bool, Float, Float32, Float64, Int64, UInt8
 from PIL import Image
 from scipy.fft import dctn
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+from torch import Tensor
 
 PIXELS = 0.95
 BITS = 4
 RULES = ("pixels", "pixels or hash")
 _ROWS = 1024
+_COARSE = 8
 
 
 class Found(NamedTuple):
@@ -73,6 +76,30 @@ def find(pixels: UInt8[np.ndarray, "n h w 3"]) -> Found:
     return Found(correlation, bits, np.argsort(by_size, kind="stable")[label])
 
 
+def pixel_twins(
+    pixels: UInt8[np.ndarray, "n h w 3"],
+) -> tuple[Bool[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
+    """Who has a twin, an image whose pixels correlate with its own by 0.95 or more; groups.
+
+    :func:`find` by the rule "pixels" alone, quick enough for 50,000 images. Images that a chain of
+    twins connects have the same number in the second array. Pairs are first sought among 8 x 8
+    averages, which have to correlate by 0.90: averaging takes noise away and keeps what makes two
+    images alike.
+    """
+    rows = torch.from_numpy(pixels.astype(np.float32)).permute(0, 3, 1, 2)
+    n, coarse = len(rows), _standardised(torch.nn.functional.adaptive_avg_pool2d(rows, _COARSE))
+    ends = []
+    for start in range(0, n, _ROWS):
+        rough = coarse[start : start + _ROWS] @ coarse[start:].T
+        pairs = torch.nonzero(rough.triu(1) >= PIXELS - 0.05) + start
+        for part in pairs.split(8192):
+            one, other = (_standardised(rows[end]) for end in part.T)
+            ends.append(part[(one * other).sum(1) >= PIXELS])
+    a, b = torch.cat(ends).T.numpy() if ends else np.empty((2, 0), np.int64)
+    _, group = connected_components(coo_array((np.ones(len(a)), (a, b)), shape=(n, n)), False)
+    return np.bincount(group)[group] > 1, group.astype(np.int64)
+
+
 def perceptual_hashes(images: Iterable[Image.Image]) -> Float32[np.ndarray, "n 64"]:
     """64 bits of each image as ±1, so that two differ in (64 − their product) / 2 of them.
 
@@ -85,3 +112,10 @@ def perceptual_hashes(images: Iterable[Image.Image]) -> Float32[np.ndarray, "n 6
         low = dctn(grey.astype(np.float64), norm="ortho")[:8, :8].ravel()
         bits.append(low > np.median(low))
     return np.where(np.stack(bits), 1, -1).astype(np.float32)
+
+
+def _standardised(pictures: Float[Tensor, "n c h w"]) -> Float32[Tensor, "n p"]:
+    flat = pictures.flatten(1)
+    flat = flat - flat.mean(1, keepdim=True)
+    # A blank picture correlates with nothing.
+    return flat / flat.norm(dim=1, keepdim=True).clamp_min(1e-6)

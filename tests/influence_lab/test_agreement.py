@@ -5,7 +5,7 @@ import pytest
 import scipy.stats
 
 from influence_lab import agreement
-from influence_lab.agreement import Estimate, spearman_brown
+from influence_lab.agreement import Estimate, around, average, gap, spearman_brown
 
 
 @pytest.fixture(scope="module")
@@ -94,11 +94,21 @@ def test_a_record_keeps_four_digits():
     assert str(Estimate(1 / 3, 0.1, 2 / 3)) == "0.333 [0.100, 0.667]"
 
 
-def test_a_partial_correlation_is_that_of_the_residual_ranks(columns):
-    x, y, z = columns
-    x, y = x + 2 * z, y + 2 * z
-    ranks = [scipy.stats.rankdata(v) for v in (x, y, z)]
-    left, right = (r - np.polyval(np.polyfit(ranks[2], r, 1), ranks[2]) for r in ranks[:2])
-    found = agreement.partial_spearman(x, y, z)
-    assert found.value == pytest.approx(np.corrcoef(left, right)[0, 1], abs=1e-12)
-    assert found.low < found.value < found.high < agreement.spearman(x, y).value
+def test_gaps_and_averages_have_the_errors_of_independent_estimates():
+    a, b = around(2.0, 0.3), around(1.5, 0.4)
+    assert gap(a, b) == pytest.approx(around(0.5, 0.5))
+    assert average([a, b]) == pytest.approx(around(1.75, 0.25))
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_partial_is_the_correlation_of_residuals(count):
+    rng = np.random.default_rng(0)
+    given = rng.normal(size=(count, 800))
+    x, y = given.sum(0) + rng.normal(size=800), given.sum(0) + rng.normal(size=800)
+    ranks = np.stack([np.ones(800), *(scipy.stats.rankdata(v) for v in given)], 1)
+    columns = np.stack([scipy.stats.rankdata(v) for v in (x, y)], 1)
+    left = columns - ranks @ np.linalg.lstsq(ranks, columns, rcond=None)[0]
+    found = agreement.partial_spearman(x, y, *given)
+    assert found.value == pytest.approx(np.corrcoef(left.T)[0, 1], abs=1e-10)
+    assert found.low < 0 < found.high
+    assert scipy.stats.spearmanr(x, y).statistic > 0.3

@@ -98,8 +98,7 @@ def test_the_recorded_result_is_made_again(made):
     for part in ("methods", "explained"):
         assert record[part].pop("supervised")
         tracked[part].pop("supervised", None)
-    # Rounding may exchange two neighbours in rank, and with them the bootstrap's draws: intervals
-    # of 64 images then move in the second digit.
+    # Rounding may exchange two neighbours in rank, one of them among the 64 that are compared.
     assert leaves(record) == pytest.approx(leaves(tracked), abs=0.02)
 
 

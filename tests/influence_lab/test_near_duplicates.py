@@ -20,7 +20,7 @@ from influence_lab.experiments import near_duplicates as near
 from influence_lab.experiments.duplicates import hash_distances
 from influence_lab.linear_network import ridge_leverages
 from influence_lab.perturbations import SharedNoise
-from influence_lab.pixel_duplicates import Found, find
+from influence_lab.pixel_duplicates import Found, find, pixel_twins
 from influence_lab.probes import extract
 from influence_lab.thumbnails import load_sheet, save_sheet
 from influence_ssl import GaussianNoise, InfluenceScorer, Invariance
@@ -206,3 +206,19 @@ def test_a_sheet_gives_its_images_back(tmp_path):
     again = load_sheet(tmp_path / "sheet.jpg", 4)
     assert abs(again[:6].astype(int) - images).max() <= 2
     assert (again[6:] >= 250).all()
+
+
+def test_pixel_twins_are_all_pairs_and_chains_are_groups():
+    scenes = make_scenes(120, seed=3)
+    pixels = scenes.images.images.copy()
+    pixels[5] = pixels[np.flatnonzero(scenes.is_kind("exact duplicate"))[0]]
+    every = np.corrcoef(pixels.reshape(120, -1).astype(np.float64)) >= 0.95
+    found, group = pixel_twins(pixels)
+    np.testing.assert_array_equal(found, every.sum(1) > 1)
+    assert found[scenes.is_kind("exact duplicate")].all()
+    for i in range(120):
+        reached = {i}
+        while (more := set(np.flatnonzero(every[list(reached)].any(0)))) != reached:
+            reached = more
+        assert set(np.flatnonzero(group == group[i])) == reached
+    assert not pixel_twins(np.full((3, 32, 32, 3), 7, np.uint8))[0].any()

@@ -1,4 +1,4 @@
-"""Neighbours, purity and pixel twins against brute force."""
+"""Neighbours and purity against brute force."""
 
 import numpy as np
 import pytest
@@ -53,22 +53,6 @@ def test_structure_sees_planted_classes():
     assert found["purity"].value > 0.99
     assert found["silhouette"].value > 0.7
     assert nb.structure(z, RNG.permutation(LABELS))["purity"].high < 0.45
-
-
-def test_pixel_twins_are_all_pairs_and_chains_are_groups():
-    scenes = make_scenes(120, seed=3)
-    pixels = scenes.images.images.copy()
-    pixels[5] = pixels[np.flatnonzero(scenes.is_kind("exact duplicate"))[0]]
-    every = np.corrcoef(pixels.reshape(120, -1).astype(np.float64)) >= 0.95
-    found, group = nb.pixel_twins(pixels)
-    np.testing.assert_array_equal(found, every.sum(1) > 1)
-    assert found[scenes.is_kind("exact duplicate")].all()
-    for i in range(120):
-        reached = {i}
-        while (more := set(np.flatnonzero(every[list(reached)].any(0)))) != reached:
-            reached = more
-        assert set(np.flatnonzero(group == group[i])) == reached
-    assert not nb.pixel_twins(np.full((3, 32, 32, 3), 7, np.uint8))[0].any()
 
 
 def test_features_are_kept_and_belong_to_their_weights(tmp_path, monkeypatch):

@@ -22,12 +22,13 @@ from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from influence_ssl import GaussianNoise, InfluenceScorer, Invariance
 
 from .. import results
-from ..agreement import Estimate, rounded
+from ..agreement import Estimate, average, rounded
 from ..claims import Claim, above, claim
 from ..datasets import Images, make_lookalikes, make_scenes
+from ..detection import auroc
 from ..encoders import normalise
-from ..neighbourhoods import Neighbours, features, nearest, pixel_twins, recorded_features
-from ..separation import average, delong
+from ..neighbourhoods import Neighbours, features, nearest, recorded_features
+from ..pixel_duplicates import pixel_twins
 from ..tasks import TINY_SCENES, data_for
 from . import Task
 from .distributions import LABELS
@@ -163,7 +164,7 @@ def measure(keys: Keys, truth: Truth, group: Groups) -> dict[str, dict[str, Esti
         inside, outside = truth[target]
         sign = -1.0 if target in LOW else 1.0
         found[target] = {
-            name: delong(sign * keys[name][inside], sign * keys[name][outside], group[inside])
+            name: auroc(sign * keys[name][inside], sign * keys[name][outside], group[inside])
             for name in MEASURES
             if name in keys and DEFINES.get(target) != name
         }

@@ -13,9 +13,8 @@ from influence_ssl import Scores
 from influence_ssl.errors import InfluenceOSError
 
 from .. import results
-from ..agreement import Estimate
+from ..agreement import Estimate, around, gap
 from ..claims import Claim, above, agrees, claim, weakest
-from ..separation import around, gap
 from ..tasks import recorded_or_made
 from . import Task
 

@@ -18,11 +18,10 @@ from sklearn.manifold import TSNE
 from influence_ssl.errors import InfluenceValueError
 
 from .. import results
-from ..agreement import Estimate, rounded
+from ..agreement import Estimate, gap, rounded
 from ..claims import Claim, above, claim
 from ..files import replacing
 from ..neighbourhoods import nearest, recorded_features, structure
-from ..separation import gap
 from ..tasks import data_for, recorded_or_made
 from . import Task
 from .distributions import LABELS

@@ -52,14 +52,16 @@ def of_class(images: Images) -> Selection:
 def quality(key: Float[np.ndarray, " n"], found: Found) -> dict[str, dict[str, Estimate]]:
     """AUROC, and precision among the first 5, 18 and 100, of a ``key`` large for duplicates.
 
-    The AUROC's bootstrap draws groups of near duplicates. Precision has Wilson's interval.
+    A group of near duplicates is one piece of evidence to the AUROC. Precision has Wilson's
+    interval.
     """
+    truths = {rule: found.truth(rule) for rule in RULES}
     return {
         rule: {
-            "auroc": auroc(key, found.truth(rule), found.group),
-            **{str(k): precision_at(key, found.truth(rule), k) for k in COUNTS},
+            "auroc": auroc(key[truth], key[~truth], found.group[truth]),
+            **{str(k): precision_at(key, truth, k) for k in COUNTS},
         }
-        for rule in RULES
+        for rule, truth in truths.items()
     }
 
 

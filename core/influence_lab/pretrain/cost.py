@@ -46,7 +46,7 @@ DEVICES = {
         "measured: SimCLR, profile cpu, 278 s an epoch on one core of an AMD EPYC",
     ),
     "cpu bf16": Device(
-        "CPU core with AMX in bfloat16", 81e9, 0.03, True,
+        "CPU core in bfloat16", 81e9, 0.03, True,
         "measured: SimCLR, profile cpu, 144 s an epoch on one core",
     ),
     "cuda": Device(
