@@ -91,7 +91,7 @@ def memory(
     covariances, solve = curvature_bytes(sizes, scorer.curvature.joint)
     return Memory(
         weights=weights,
-        batch=batch * min(scorer.batch_size, n),
+        batch=batch * min(scorer.images_at_once(sample[0].numel()), n),
         waiting=(1 if keep else 2) * rows * width,  # what is kept waits in its place
         kept=n * scorer.draws * width / processes if keep else 0,
         covariances=covariances,

@@ -202,7 +202,7 @@ def _score_parser(commands: Any) -> None:
         default=DRAWS,
     )
     add("--seed", "N", "of noise, projections and untrained weights (0)", type=int, default=0)
-    add("--batch-size", "N", "changes speed, not scores (256)", type=int, default=256)
+    add("--batch-size", "N", "changes memory, not scores (256; fewer above 64 x 64)", type=int)
     add("--dtype", "TYPE", "float64, float32 or bfloat16 (the encoder's own)", choices=DTYPES)
     add("--device", "NAME", "cpu, cuda, cuda:1, ... (cuda where there is one)")
     switch("--strict", "stop at an unreadable image instead of skipping it")

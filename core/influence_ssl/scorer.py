@@ -33,6 +33,7 @@ from influence_ssl.version import __version__
 # The curvature sees so many gradients at a time, and no more bytes: to add a small product to a
 # large matrix costs more than the product.
 _CHUNK, _CHUNK_BYTES = 1024, 2**29
+_BATCH, _LEAST = 256, 8  # images of 3 x 64 x 64, and at least so many of any size
 
 Indices = Sequence[int] | np.ndarray | Tensor
 
@@ -63,7 +64,8 @@ class InfluenceScorer:
     - objective: :class:`Invariance` by default, or :class:`Supervised`, or any such callable.
     - curvature: :class:`LoGra` by default, ``EmpiricalFisher``, ``ExactHessian`` or ``Identity``.
     - draws, seed: example i's randomness depends on (seed, i, draw) alone.
-    - batch_size: for speed and memory only; values do not depend on it.
+    - batch_size: for speed and memory only; values do not depend on it. ``None``: 256 images, fewer
+      of those larger than 3 x 64 x 64, so that a batch takes about the same memory.
     - device, dtype: where and in what the encoder runs, on a copy where they differ from its own.
     - layers: names of the modules whose weights make θ; ``None`` for all that are called.
     - store: a folder that keeps the projected gradients, so that a stopped run goes on where it
@@ -77,7 +79,7 @@ class InfluenceScorer:
         curvature: Curvature | None = None,
         draws: int = 1,
         seed: int = 0,
-        batch_size: int = 256,
+        batch_size: int | None = None,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
         layers: Sequence[str] | None = None,
@@ -86,7 +88,8 @@ class InfluenceScorer:
     ) -> None:
         if not isinstance(encoder, nn.Module):
             raise InfluenceTypeError(f"encoder is a {type(encoder).__name__}; give an nn.Module.")
-        counts = ("draws", draws, 1), ("batch_size", batch_size, 1), ("seed", seed, 0)
+        at_once = 1 if batch_size is None else batch_size
+        counts = ("draws", draws, 1), ("batch_size", at_once, 1), ("seed", seed, 0)
         for name, number, least in counts:
             if not isinstance(number, int) or number < least:
                 raise InfluenceValueError(f"{name}={number!r} must be an integer ≥ {least}.")
@@ -103,6 +106,10 @@ class InfluenceScorer:
         self.layers = layers
         self.progress = progress
         self.store = None if store is None else Path(store)
+
+    def images_at_once(self, values: int) -> int:
+        """The batch size for images of so many values."""
+        return self.batch_size or max(_LEAST, min(_BATCH, _BATCH * 3 * 64**2 // values))
 
     def fit(self, images: Tensor | Dataset, index: Indices | None = None) -> InfluenceScorer:
         """Fit the curvature on ``images``; later calls of :meth:`score` use it.
@@ -222,7 +229,7 @@ class _Gradients:
         n, most = len(examples), int(_CHUNK_BYTES // self._width)
         if n < count:
             raise InfluenceValueError(f"{count} processes have {n} images; start at most {n}.")
-        step = max(1, min(scorer.batch_size, most, n // count))
+        step = max(1, min(scorer.images_at_once(examples.values), most, n // count))
         rows = [range(start, min(start + step, n)) for start in range(0, n, step)]
         own = rows[len(rows) * rank // count : len(rows) * (rank + 1) // count]
         self._batches = [(draw, part) for draw in range(scorer.draws) for part in own]
@@ -314,6 +321,7 @@ class _Examples:
         if self.index.shape != (self.n,) or (self.index < 0).any():
             raise InfluenceValueError(f"index must hold {self.n} numbers ≥ 0, one for each image.")
         self._shape: torch.Size | None = None
+        self.values = self.batch(range(1))[0].numel()  # of one image
 
     def __len__(self) -> int:
         return self.n

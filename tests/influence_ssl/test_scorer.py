@@ -33,6 +33,18 @@ class Counted(torch.utils.data.Dataset):
         return self.x[i], f"image-{i}"
 
 
+@pytest.mark.parametrize(("side", "most"), [(8, 256), (128, 64), (512, 8)])
+def test_large_images_come_in_small_batches(side, most):
+    """What the encoder sees at once: both views of each image."""
+    seen = []
+    net = nn.Sequential(nn.Conv2d(3, 2, 8, side // 4), nn.Flatten(), nn.LazyLinear(4))
+    x = torch.rand(1, 3, side, side).expand(2 * most + 1, -1, -1, -1)
+    net(x[:1])
+    net.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0]) // 2))
+    score(net, x)
+    assert max(seen) == most
+
+
 def test_values_do_not_depend_on_batch_order_or_subset():
     net, x = build(Residual).float(), images(60).float()
     whole = score(net, x, batch_size=60)
