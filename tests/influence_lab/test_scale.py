@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from influence_lab import scale
+from influence_lab import results, scale
+from influence_lab.cli import main
 from influence_lab.encoders import cifar_resnet18
 from influence_lab.pretrain.cost import DEVICES
 
@@ -63,6 +64,17 @@ print(measured(lambda: scale.stream(8_000)), measured(lambda: scale.stream(32_00
 """)
     assert large - small < 2 * scale.PER_IMAGE * 24_000 + 8e6
     assert 4 * sum(x.numel() for x in scale.tiny_encoder().parameters()) * 24_000 > 8e6
+
+
+@linux
+def test_the_recorded_stream_is_made_again(tmp_path):
+    assert main(["reproduce", "stream", "--profile", "tiny", "--results", str(tmp_path)]) == 0
+    made, tracked = (results.load_record("tiny", "stream", root) for root in (tmp_path, None))
+    assert made["provenance"]["data_sha256"] == tracked["provenance"]["data_sha256"]
+    for one, other in zip(made["runs"], tracked["runs"], strict=True):
+        assert one["images"] == other["images"]
+        assert 0 < one["bytes"] < 40e6 > other["bytes"]
+        assert one["seconds"] > 0 < other["seconds"]
 
 
 def test_streamed_images_do_not_depend_on_the_batch():

@@ -34,6 +34,7 @@ RESULTS = {
     "cost": "cost",
     "levels": "levels",
     "fidelity": "fidelity",
+    "stream": "streaming",
 }
 
 

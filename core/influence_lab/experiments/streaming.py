@@ -1,0 +1,53 @@
+"""A stream of images that no disk holds: processor time and memory against their number."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import hashlib
+import sys
+import time
+from typing import Any
+
+from influence_ssl.errors import InfluenceValueError
+
+from .. import results, scale
+from . import Task
+
+SIZES = {"tiny": (1_000, 2_000)}
+LARGE = (10_000, 100_000, 1_000_000)
+
+
+def measure(n: int) -> dict[str, float]:
+    """Processor time of scoring ``n`` streamed images, and bytes that it adds to this process."""
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    before = scale.resident()
+    scale.peak_resident(reset=True)
+    begin = time.process_time()
+    scale.stream(n)
+    seconds = time.process_time() - begin
+    return {"images": n, "seconds": round(seconds, 2), "bytes": scale.peak_resident() - before}
+
+
+def reproduce(task: Task) -> str:
+    """Score ever longer streams in two passes, nothing kept, and record what each took."""
+    if not sys.platform.startswith("linux"):
+        raise InfluenceValueError("stream: memory is read from /proc; run it on Linux.")
+    begin, runs = time.perf_counter(), []
+    first = scale.Stream(1000).__getitems__(list(range(1000)))
+    digest = hashlib.sha256(first.numpy().tobytes()).hexdigest()
+    scale.stream(SIZES["tiny"][0])  # what is loaded once counts for none of them
+    for n in SIZES.get(task.profile, LARGE):
+        runs.append(measure(n))
+        print(f"stream: {n:,} images in {runs[-1]['seconds']:.0f} s", file=sys.stderr, flush=True)
+    record: dict[str, Any] = {
+        "runs": runs,
+        "provenance": results.provenance(
+            task.command, task.profile, 0, "streams of stripes, 8 x 8 pixels", digest,
+            results.device_name("cpu"), time.perf_counter() - begin,
+        ),
+    }  # fmt: skip
+    results.save_json((task.root or results.results_root()) / task.profile / "stream.json", record)
+    last = runs[-1]
+    return f"{last['images']:,} images in {last['seconds']:.0f} s, {last['bytes'] / 1e6:.0f} MB"
