@@ -1,4 +1,4 @@
-"""How far two vectors of scores agree: correlations with bootstrap intervals over the images."""
+"""How far two vectors of scores agree: correlations with bootstrap intervals; gaps of estimates."""
 
 from __future__ import annotations
 

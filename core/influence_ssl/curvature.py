@@ -268,8 +268,9 @@ def _fit_empirical_fisher(gradients: Gradients, sizes: list[int], damping: Dampi
     for batch in gradients:
         for block, k, covariance, found in zip(blocks, sizes, covariances, rows, strict=True):
             g = batch[:, block]
-            if k <= n:
-                covariance += g.T @ g
+            if k <= n:  # its lower half, all that is read of a symmetric matrix
+                for part in _stripes(k):
+                    covariance[part, : part.stop] += g[:, part].T @ g[:, : part.stop]
             else:
                 found.append(g)
     fitted = Fitted([], {"damping": [], "effective dimension": []})
@@ -286,6 +287,11 @@ def _fit_empirical_fisher(gradients: Gradients, sizes: list[int], damping: Dampi
     return fitted
 
 
+def _stripes(k: int) -> list[slice]:
+    """Where the rows of a triangular matrix are cut, so that half of its products are left out."""
+    return [slice(start, min(start + 512, k)) for start in range(0, k, 512)]
+
+
 def _primal(
     h: Float64[Tensor, "k k"], dtype: torch.dtype, λ: float, precision: float
 ) -> tuple[Callable[[Tensor], Tensor], float]:
@@ -299,8 +305,10 @@ def _primal(
             identity = torch.eye(len(h), dtype=h.dtype, device=h.device)
             inverse = torch.linalg.solve_triangular(factor, identity, upper=False)
             dimension = len(h) - λ * float(inverse.norm()) ** 2
-            inverse = inverse.T.to(dtype)
-            return lambda g: (g @ inverse).double().square().sum(1), dimension
+            rows = [inverse[part, : part.stop].T.to(dtype) for part in _stripes(len(h))]
+            return (
+                lambda g: torch.cat([g[:, : len(r)] @ r for r in rows], 1).double().square().sum(1)
+            ), dimension
     e, v = torch.linalg.eigh(h)
     kept = e > e.max().clamp(min=0) * precision
     if λ > 0:

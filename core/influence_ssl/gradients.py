@@ -24,14 +24,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from influence_ssl.errors import InfluenceTypeError, InfluenceValueError
-from influence_ssl.objectives import Encode
+from influence_ssl.objectives import Batch, Encode, Index
 
-Objective = Callable[[Encode, tuple[Tensor, ...], Tensor, int, int], Tensor]
+Objective = Callable[[Encode, Batch, Tensor, int, int], Tensor]
 
 
 @dataclass
@@ -175,9 +175,7 @@ class Capture:
         # Projections stay in float32 at least, whatever the encoder runs in.
         self.working = torch.float64 if self.dtype == torch.float64 else torch.float32
 
-    def losses(
-        self, batch: tuple[Tensor, ...], index: Int64[Tensor, " b"], draw: int, encode: Encode
-    ) -> Float[Tensor, " b"]:
+    def losses(self, batch: Batch, index: Index, draw: int, encode: Encode) -> Float[Tensor, " b"]:
         """The objective's losses (B,), checked."""
         batch = tuple(part.to(self.device, non_blocking=True) for part in batch)
         losses = self.objective(encode, batch, index, draw, self.seed)
@@ -203,11 +201,7 @@ class Capture:
         return z.to(self.working)
 
     def gradients(
-        self,
-        batch: tuple[Tensor, ...],
-        index: Int64[Tensor, " b"],
-        draw: int,
-        calls: list[tuple[str, Tensor]] | None = None,
+        self, batch: Batch, index: Index, draw: int, calls: list[tuple[str, Tensor]] | None = None
     ) -> list[Float[Tensor, "b r c"]]:
         """P G_i Qᵀ of each layer, (B, r, c), in the order of ``layers``.
 
@@ -271,14 +265,12 @@ class Capture:
             for layer, found in zip(self.layers, sums, strict=True)
         ]
 
-    def flat(
-        self, batch: tuple[Tensor, ...], index: Int64[Tensor, " b"], draw: int
-    ) -> Float[Tensor, "b k"]:
+    def flat(self, batch: Batch, index: Index, draw: int) -> Float[Tensor, "b k"]:
         """All layers' projected gradients side by side."""
         return torch.cat([g.flatten(1) for g in self.gradients(batch, index, draw)], 1)
 
 
-def check_encoder(capture: Capture, batch: tuple[Tensor, ...], index: Int64[Tensor, " b"]) -> None:
+def check_encoder(capture: Capture, batch: Batch, index: Index) -> None:
     """Refuse an encoder whose per-example gradients cannot be trusted.
 
     Runs the first one or two examples alone and together. (1) The captured gradients must sum to

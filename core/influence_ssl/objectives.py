@@ -20,6 +20,8 @@ from influence_ssl.errors import InfluenceTypeError, InfluenceValueError
 from influence_ssl.perturbations import GaussianNoise
 
 Encode = Callable[[Tensor], Tensor]
+Batch = tuple[Tensor, ...]  # images, and labels where there are any
+Index = Int64[Tensor, " b"]
 
 
 @dataclass(eq=False)
@@ -49,12 +51,7 @@ class Invariance:
             )
 
     def __call__(
-        self,
-        encode: Encode,
-        batch: tuple[Tensor, ...],
-        index: Int64[Tensor, " b"],
-        draw: int,
-        seed: int,
+        self, encode: Encode, batch: Batch, index: Index, draw: int, seed: int
     ) -> Float[Tensor, " b"]:
         x = batch[0]
         x_hat = self.perturbation(x, index, draw, seed)
@@ -74,7 +71,7 @@ class Invariance:
 
     @staticmethod
     def _cosine(
-        z: Float[Tensor, "b d"], z_hat: Float[Tensor, "b d"], index: Int64[Tensor, " b"]
+        z: Float[Tensor, "b d"], z_hat: Float[Tensor, "b d"], index: Index
     ) -> Float[Tensor, " b"]:
         units = []
         for representation, which in ((z, "clean"), (z_hat, "perturbed")):
@@ -105,12 +102,7 @@ class Supervised:
             )
 
     def __call__(
-        self,
-        encode: Encode,
-        batch: tuple[Tensor, ...],
-        index: Int64[Tensor, " b"],
-        draw: int,
-        seed: int,
+        self, encode: Encode, batch: Batch, index: Index, draw: int, seed: int
     ) -> Float[Tensor, " b"]:
         if len(batch) < 2:
             raise InfluenceTypeError(
@@ -123,7 +115,7 @@ class Supervised:
         return F.cross_entropy(output, batch[1].to(output.device), reduction="none")
 
 
-def _refuse(bad: Tensor, index: Int64[Tensor, " b"], which: str, what: str) -> None:
+def _refuse(bad: Tensor, index: Index, which: str, what: str) -> None:
     # To ask another device is to wait for it; there the scorer finds the NaN that comes of it.
     if bad.device.type == "cpu" and bad.any():
         i = int(index[bad][0])

@@ -117,6 +117,18 @@ def test_empirical_fisher_in_the_space_of_the_weights():
         np.testing.assert_allclose(scorer.score(other).values, expected, rtol=1e-7)
 
 
+@pytest.mark.parametrize("damping", [0.02, 0.0])
+def test_a_matrix_that_is_computed_in_stripes(damping):
+    """600 weights: more than the 512 rows at a time of which only the lower half is formed."""
+    torch.manual_seed(0)
+    net, x = nn.Linear(24, 25, bias=False).double(), torch.randn(700, 24, dtype=torch.float64)
+    g = np.concatenate(brute_force_gradients(net, x, perturbed(x)), 1)
+    inverse = np.linalg.pinv(g.T @ g / 700 + damping * np.eye(600), rcond=1e-11)
+    expected = -np.einsum("ni,ij,nj->n", g, inverse, g)
+    for curvature in (EmpiricalFisher(damping), LoGra(rank=None, damping=damping)):
+        np.testing.assert_allclose(score(net, x, curvature).values, expected, rtol=1e-6)
+
+
 def test_other_images_where_examples_are_fewer_than_weights():
     """A new gradient has a part outside the fitted span, which meets the damping alone."""
     net, train, other = build(Residual), images(5, seed=2), images(4, seed=3)
