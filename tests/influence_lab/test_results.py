@@ -189,7 +189,7 @@ def test_help_shows_an_example(command, capsys):
 
 
 def test_every_tracked_record_is_whole():
-    """Each folder of book/results has a run, an encoder and scores that belong together."""
+    """Each folder of book/results has a run, its encoder and scores that belong together."""
     for path in sorted(results.results_root().glob("*/*/run.json")):
         record = json.loads(path.read_text())
         profile, run = path.parent.parent.name, path.parent.name
@@ -197,7 +197,10 @@ def test_every_tracked_record_is_whole():
         settings = record["settings"]
         assert (settings["profile"], settings["method"]) == (profile, method)
         assert len(record["epochs"]) == settings["epochs"]
-        assert results.load_encoder(profile, method, int(seed)).width == settings["width"]
+        encoder = results.load_encoder(profile, method, int(seed))
+        # The weights of a second seed are tracked at profile tiny alone, for their size.
+        if encoder is not None or seed == "0" or profile == "tiny":
+            assert encoder.width == settings["width"]
         for split in ("test", "train"):
             scores = results.load_scores(profile, method, int(seed), split)
             if scores is not None:
