@@ -95,7 +95,7 @@ class Plan:
 # Profile cpu: 3 seeds x 4 methods x (1 + 2 amounts x 3 orders) = 84 trainings. A seed and a method
 # take 10,000 + 3 x 9,000 + 3 x 6,000 = 55,000 images through 8 epochs, which pretrain.cost predicts
 # at 2.1 (SimCLR), 2.3 (BYOL), 1.7 (Barlow Twins) and 1.9 hours (supervised) of one core for three
-# seeds, 7.7 in all. Features of 20,000 images, at 1.5 ms each, add half a minute a training and 0.7
+# seeds, 8.0 in all. Features of 20,000 images, at 1.5 ms each, add half a minute a training and 0.7
 # hours: 8.7 hours of one core, or a little more than four of two.
 #
 # The paper's text does not say how many images were removed.
