@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from influence_lab import results
+from influence_lab import results, scale
 from influence_lab.benchmark import peers
 from influence_lab.benchmark.candidates import CANDIDATES, LOSS
 from influence_lab.cli import main
@@ -106,7 +106,7 @@ def test_peak_memory_sees_what_is_taken_for_a_moment():
     def work():
         np.ones(30_000_000)
 
-    assert peers.peak(work) == pytest.approx(240e6, rel=0.1)
+    assert scale.peak(work) == pytest.approx(240e6, rel=0.1)
 
 
 def test_a_peer_is_measured_and_one_that_fails_is_recorded(root, tmp_path, monkeypatch):

@@ -165,6 +165,22 @@ def test_a_recorded_result_is_made_again(name, tmp_path, capsys):
     assert leaves(made) == pytest.approx(leaves(tracked), abs=0.005)
 
 
+def test_recorded_vectors_serve_without_the_second_encoder(tmp_path):
+    """As on a clone, where the weights of a second seed are not tracked; no reading is lost."""
+    for seed in (0, 1):
+        place = results.folder_of("tiny", "simclr", seed, tmp_path)
+        shutil.copytree(results.folder_of("tiny", "simclr", seed), place)
+    (place / scored.WEIGHTS).unlink()
+    where = ["--results", str(tmp_path), "--out", str(tmp_path / "figure.svg")]
+    assert main(["reproduce", "fig-2", "--profile", "tiny", *where]) == 0
+    made, tracked = (results.load_record("tiny", "stability", root) for root in (tmp_path, None))
+    assert "both" in made["methods"]["simclr"]["score"]
+    assert made["methods"] == tracked["methods"]
+    second = scored.Scored(Task("fig-2", "tiny", root=tmp_path), "simclr", 1)
+    with pytest.raises(InfluenceError, match="pretrain simclr --profile tiny --seed 1"):
+        second.score(GaussianNoise(), 99)
+
+
 def test_without_an_encoder_the_command_says_what_to_run(tmp_path, capsys):
     for result in ("fig-2", "fig-10", "table-4"):
         assert main(["reproduce", result, "--profile", "tiny", "--results", str(tmp_path)]) == 1

@@ -36,6 +36,7 @@ from ..encoders import cifar_resnet18
 from ..experiments import Task
 from ..experiments.cost import plain_pass
 from ..experiments.fidelity import EXACT, MAIN, Fidelity
+from ..scale import peak
 from . import timing
 
 SCRIPTS = (
@@ -66,19 +67,6 @@ def lines(path: Path) -> int:
             kept |= set(range(node.lineno, min([last, *(i - 1 for i in inner)]) + 1))
     blank = {n for n, line in enumerate(text.splitlines(), 1) if not line.split("#")[0].strip()}
     return len(kept - blank)
-
-
-def peak(work: Callable[[], object]) -> int:
-    """Bytes by which the process's memory grows at most while ``work`` runs; Linux alone."""
-    Path("/proc/self/clear_refs").write_text("5")
-    before = _status("VmRSS")
-    work()
-    return _status("VmHWM") - before
-
-
-def _status(name: str) -> int:
-    text = Path("/proc/self/status").read_text(encoding="utf-8")
-    return 1024 * int(text.split(name + ":")[1].split()[0])
 
 
 def fidelity(score: Score, profile: str, root: Path | None = None) -> list[float]:

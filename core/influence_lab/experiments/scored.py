@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from influence_ssl.scorer import Dataset
 
 from .. import results
 from ..datasets import Images
-from ..encoders import normalise, representation
+from ..encoders import CifarResNet18, normalise, representation
 from ..pretrain import run_folder
 from ..tasks import data_for
 from ..vectors import Vectors
@@ -37,6 +37,7 @@ from . import Task
 
 SUBSET = 5000
 RIVALS = ("loss", "gradient norm")
+WEIGHTS = "encoder.safetensors"
 
 
 def fixed_set(n: int) -> Int64[np.ndarray, " m"]:
@@ -87,20 +88,15 @@ class Scored:
 
     The vectors of a ``selection`` are kept with the run (``task.runs``), outside the source tree.
 
-    Raises :class:`InfluenceValueError` where the encoder is not recorded, or where the recorded
+    Recorded vectors serve without the weights, which are not tracked for every seed. Raises
+    :class:`InfluenceValueError` where the encoder is asked for and not there, or where the recorded
     vectors are of another encoder or other images.
     """
 
     def __init__(
         self, task: Task, method: str, seed: int, selection: Selection | None = None
     ) -> None:
-        encoder = results.load_encoder(task.profile, method, seed, task.root)
-        if encoder is None:
-            raise InfluenceValueError(
-                f"{task.profile}/{method}-{seed}: no recorded encoder; first run influence-lab "
-                f"pretrain {method} --profile {task.profile} --seed {seed}"
-            )
-        self.classifier, self.encoder = encoder, representation(encoder)
+        self.task, self.method, self.seed = task, method, seed
         self.device = task.device
         if selection is None:
             images, self.index = images_of(task.profile)
@@ -108,11 +104,16 @@ class Scored:
             images, self.index = selection.images, selection.index
         self.part = images.subset(self.index)
         folder = results.folder_of(task.profile, method, seed, task.root)
-        weights = (folder / "encoder.safetensors").read_bytes()
+        recorded = vectors_of(task.profile, method, seed, task.root).origin
+        if recorded is None or selection is not None or (folder / WEIGHTS).is_file():
+            _ = self.encoder
+            weights = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+        else:
+            weights = recorded["encoder_sha256"]
         origin = {
             "data": f"{images.name} train, {len(self.index):,} of {len(images):,} images",
             "data_sha256": images.digest,
-            "encoder_sha256": hashlib.sha256(weights).hexdigest(),
+            "encoder_sha256": weights,
             "curvature": repr(LoGra()),
         }
         if selection is not None:
@@ -120,6 +121,23 @@ class Scored:
             folder = run_folder(method, task.profile, seed, task.runs)
         name = "vectors" if selection is None else selection.name
         self.vectors = Vectors(folder / f"{name}.npz", origin)
+
+    @cached_property
+    def classifier(self) -> CifarResNet18:
+        """The recorded encoder with its classifier, if it has one."""
+        encoder = results.load_encoder(self.task.profile, self.method, self.seed, self.task.root)
+        if encoder is None:
+            raise InfluenceValueError(
+                f"{self.task.profile}/{self.method}-{self.seed}: no recorded encoder; first run "
+                f"influence-lab pretrain {self.method} --profile {self.task.profile} "
+                f"--seed {self.seed}"
+            )
+        return encoder
+
+    @cached_property
+    def encoder(self) -> CifarResNet18:
+        """What maps images to representations."""
+        return representation(self.classifier)
 
     @property
     def images(self) -> Float[Tensor, "n c h w"]:
@@ -217,11 +235,15 @@ class Scored:
 def available(
     task: Task, runs: list[tuple[str, int]], selection: Selection | None = None
 ) -> dict[tuple[str, int], Scored]:
-    """Those of ``runs``, (method, seed), whose encoders are recorded; raises where none is."""
+    """Those of ``runs``, (method, seed), of which an encoder, or vectors of it, are recorded.
+
+    Raises where there is none.
+    """
     found = {
         run: Scored(task, *run, selection)
         for run in runs
         if results.load_encoder(task.profile, *run, task.root) is not None
+        or (selection is None and vectors_of(task.profile, *run, task.root).origin is not None)
     }
     if not found:
         Scored(task, *runs[0], selection)

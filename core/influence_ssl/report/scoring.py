@@ -264,7 +264,7 @@ def _device(name: str | None) -> torch.device | None:
         return torch.device("cuda") if torch.cuda.is_available() else None
     try:
         torch.zeros(1, device=name).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError) as error:
         raise InfluenceValueError(
             f"--device {name!r} cannot be used here: {str(error).splitlines()[0].split('. ')[0]}; "
             "leave it out or give cpu."
@@ -393,8 +393,4 @@ def _left_out(names: list[str]) -> str:
 def _with_names(message: str, images: Images) -> str:
     """The core knows an image by its index; a user knows it by its path."""
     names = dict(zip(images.index.tolist(), images.names, strict=True))
-    return re.sub(
-        r"\bimage (\d+)\b",
-        lambda found: f"image {names.get(int(found[1]), found[1])!r}",
-        message,
-    )
+    return re.sub(r"\bimage (\d+)\b", lambda m: f"image {names.get(int(m[1]), m[1])!r}", message)
