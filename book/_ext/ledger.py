@@ -164,7 +164,8 @@ def _table(app: Sphinx, docname: str) -> nodes.table:
         uri = app.builder.get_relative_uri(docname, row["docname"]) + "#" + row["statement"]
         link = nodes.reference("", row["label"], refuri=uri, internal=True)
         name = nodes.paragraph("", "", link, nodes.Text(" "), nodes.literal("", row["statement"]))
-        checks = f"{len(row['checks'])} checks"
+        count = len(row["checks"])
+        checks = f"{count} check{'s' if count > 1 else ''}"
         body += _row(
             [
                 [name, _prose(row["what"])],

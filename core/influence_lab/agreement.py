@@ -180,6 +180,8 @@ def _rank_correlation(weights: np.ndarray, x: Ranked, y: Ranked) -> Float64[np.n
 def _linear_correlation(
     weights: np.ndarray, x: np.ndarray, y: np.ndarray
 ) -> Float64[np.ndarray, " b"]:
+    if np.ptp(x) == 0 or np.ptp(y) == 0:  # rounding in the mean would leave a variance
+        return np.full(len(weights), np.nan)
     return _correlation(weights, np.asarray(x)[None], np.asarray(y)[None])
 
 

@@ -13,6 +13,8 @@ from .experiments import RESULTS
 
 METHODS = ("simclr", "byol", "barlow", "supervised")
 PROFILES = ("tiny", "cpu", "gpu", "paper")
+# Seeds of epochs and workers are multiples of it, in 64 bits.
+LARGEST_SEED = 10**9
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,10 +49,6 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     score.add_argument("method", choices=METHODS)
     score.add_argument("--split", choices=("train", "test"), default="train")
-    score.add_argument(
-        "--from", dest="made", type=Path, metavar="FILE",
-        help="record this file of `influence-ssl score` instead of scoring again",
-    )  # fmt: skip
     reproduce = _command(
         commands, "reproduce", "make a figure of the paper, or measure what it is compared with",
         "influence-lab reproduce fig-9 --profile tiny", _reproduce,
@@ -65,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
     for command in (pretrain, score, reproduce):
         command.add_argument("--profile", choices=PROFILES, default="cpu")
         command.add_argument("--seed", type=_seed, default=0)
-        command.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+        command.add_argument("--device", type=_device, default="cpu", help="cpu (default) or cuda")
         command.add_argument(
             "--results", type=Path, help="folder of recorded results (default: book/results)"
         )
@@ -98,7 +96,21 @@ def _command(
 def _seed(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not an integer ≥ 0")
+    if int(text) > LARGEST_SEED:
+        raise argparse.ArgumentTypeError(f"{text} is above {LARGEST_SEED:,}")
     return int(text)
+
+
+def _device(text: str) -> str:
+    import torch
+
+    try:
+        kind = torch.device(text).type
+    except RuntimeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no device; use cpu or cuda") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise argparse.ArgumentTypeError(f"{text!r}: PyTorch finds no CUDA card here; use cpu")
+    return text
 
 
 def _pretrain(options: argparse.Namespace) -> None:
@@ -124,7 +136,7 @@ def _score(options: argparse.Namespace) -> None:
 
     recorded = score_and_record(
         options.method, options.profile, options.seed, options.split, options.device,
-        options.made, root=options.results,
+        root=options.results,
     )  # fmt: skip
     row = summary(recorded.magnitude)
     print(
@@ -134,8 +146,17 @@ def _score(options: argparse.Namespace) -> None:
 
 
 def _reproduce(options: argparse.Namespace) -> None:
+    from matplotlib.backend_bases import FigureCanvasBase
+
     from .experiments import Task, reproduce
 
+    if options.result == "all" and options.out is not None:
+        raise InfluenceError("--out is the file of one picture; leave it out with `all`")
+    formats = FigureCanvasBase.get_supported_filetypes()
+    if options.out is not None and options.out.suffix.removeprefix(".") not in {"", *formats}:
+        raise InfluenceError(
+            f"--out {str(options.out)!r}: no picture format; use one of {', '.join(formats)}"
+        )
     missing = []
     for result in RESULTS if options.result == "all" else (options.result,):
         task = Task(

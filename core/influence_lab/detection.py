@@ -11,7 +11,9 @@ from scipy.stats import rankdata
 
 from influence_ssl.report.statistics import wilson
 
-from .agreement import Estimate, around
+from .agreement import CONFIDENCE, Estimate, around
+
+_TAIL = (1 - CONFIDENCE) / 2
 
 
 def auroc(
@@ -26,7 +28,10 @@ def auroc(
     :math:`\mathrm{var} = \mathrm{var}(V^{in})/m + \mathrm{var}(V^{out})/n` (DeLong, DeLong and
     Clarke-Pearson 1988). With ``group``, values of one group (near duplicates of one another score
     alike) are one piece of evidence: the first variance is that of the groups' sums (Obuchowski
-    1997). 95 % interval, cut to [0, 1]; NaN where a sample has fewer than 2 values.
+    1997). 95 % interval, cut to [0, 1]. Where the samples do not overlap the variance is 0 and says
+    nothing: the bound is then Clopper and Pearson's for as many agreeing trials as the smaller
+    sample has values (groups). NaN where a sample has fewer than 2 values, and no interval where
+    ``inside`` is one group.
     Time: (m + n) log(m + n).
     """
     m, n = len(inside), len(outside)
@@ -38,7 +43,13 @@ def auroc(
     value = float(within.mean())
     _, member = np.unique(np.arange(m) if group is None else group, return_inverse=True)
     sums = np.bincount(member, within - value)
-    several = len(sums) / max(1, len(sums) - 1)
+    pieces = len(sums)
+    if pieces < 2:
+        return Estimate(value, float("nan"), float("nan"))
+    if value in (0.0, 1.0):
+        reach = _TAIL ** (1 / min(pieces, n))
+        return Estimate(value, reach, 1.0) if value else Estimate(value, 0.0, 1 - reach)
+    several = pieces / (pieces - 1)
     error = np.sqrt(several * (sums**2).sum() / m**2 + without.var(ddof=1) / n)
     found = around(value, float(error))
     return Estimate(value, max(0.0, found.low), min(1.0, found.high))

@@ -7,7 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from influence_ssl.errors import InfluenceOSError
+
+_WRITERS = ("PytorchStreamWriter", "inline_container", "os error")
 
 
 @contextmanager
@@ -31,9 +35,9 @@ def replacing(path: Path) -> Iterator[Path]:
         raise InfluenceOSError(
             f"{path}: cannot be written ({reason}); free space or choose another folder"
         ) from error
-    except RuntimeError as error:
-        # torch.save reports a full disk as a RuntimeError of its zip writer.
-        if "PytorchStreamWriter" not in str(error) and "write" not in str(error):
+    except (RuntimeError, SafetensorError) as error:
+        # Neither torch.save's zip writer nor safetensors reports a full disk as an OSError.
+        if not any(text in str(error) for text in _WRITERS):
             raise
         raise InfluenceOSError(
             f"{path}: cannot be written ({str(error).splitlines()[0]}); "
@@ -53,8 +57,14 @@ def locked(path: Path, wait: bool) -> Iterator[bool]:
     # Only on POSIX systems, so not at the top of a module that everything else imports.
     import fcntl
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
+    except OSError as error:
+        raise InfluenceOSError(
+            f"{path}: cannot be written ({error.strerror}); choose another folder"
+        ) from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:

@@ -111,36 +111,27 @@ def score_and_record(
     seed: int,
     split: str,
     device: str = "cpu",
-    made: Path | None = None,
     progress: bool = True,
     root: Path | None = None,
 ) -> results.RecordedScores:
     """Score ``split`` with the recorded encoder and record it.
 
     A supervised encoder is scored like the others: by its representation, without its classifier.
-    ``made`` is a file that ``influence-ssl score`` wrote for the same images: it is checked against
-    the data set's names and recorded in place of a new pass.
     """
     images = data_for(profile, split)
     command = f"influence-lab score {method} --profile {profile} --seed {seed} --split {split}"
     begin = time.perf_counter()
-    if made is None:
-        encoder = results.load_encoder(profile, method, seed, root)
-        if encoder is None:
-            raise InfluenceValueError(
-                f"{profile}/{method}-{seed}: no recorded encoder; first run "
-                f"influence-lab pretrain {method} --profile {profile} --seed {seed}"
-            )
-        scores = score_images(representation(encoder), images, device, progress)
-        seconds: float | None = time.perf_counter() - begin
-    else:
-        found = Scores.load(made)
-        scores, command = _aligned(found, images, made), _command_of(found)
-        seconds = scores.provenance.get("seconds")
+    encoder = results.load_encoder(profile, method, seed, root)
+    if encoder is None:
+        raise InfluenceValueError(
+            f"{profile}/{method}-{seed}: no recorded encoder; first run "
+            f"influence-lab pretrain {method} --profile {profile} --seed {seed}"
+        )
+    scores = score_images(representation(encoder), images, device, progress)
     _check(scores)
     extra = results.provenance(
         command, profile, seed, f"{images.name} {split} ({len(images):,} images)", images.digest,
-        results.device_name(device), seconds,
+        results.device_name(device), time.perf_counter() - begin,
     )  # fmt: skip
     recorded = results.compress(scores, extra)
     place = results.folder_of(profile, method, seed, root)
@@ -162,27 +153,6 @@ def recorded_or_made(
         pretrain_and_record(method, profile, seed, device, runs=runs, root=root)
     scores = results.load_scores(profile, method, seed, split, root)
     return scores or score_and_record(method, profile, seed, split, device, root=root)
-
-
-def _aligned(scores: Scores, images: Images, path: Path) -> Scores:
-    """The command's scores in the order of the data set, matched by name."""
-    if scores.names is None or set(scores.names) != set(images.names):
-        raise InfluenceValueError(
-            f"{path}: its images are not those of {images.name}; score the same folder"
-        )
-    where = {name: i for i, name in enumerate(scores.names)}
-    order = np.array([where[name] for name in images.names])
-    return Scores(
-        scores.values[order], scores.standard_error[order], np.arange(len(order)), images.names,
-        {key: value for key, value in scores.provenance.items() if key != "arguments"},
-    )  # fmt: skip
-
-
-def _command_of(scores: Scores) -> str:
-    """The ``influence-ssl`` call that made ``scores``, without its ``--out``."""
-    given = {k: v for k, v in scores.provenance.get("arguments", {}).items() if k != "out"}
-    flags = [f"--{k}" if v is True else f"--{k} {v}" for k, v in given.items() if v is not False]
-    return " ".join(["influence-ssl score", *flags])
 
 
 def _check(scores: Scores) -> None:

@@ -61,7 +61,7 @@ class Vectors:
         return np.where(codes == 0, 0.0, np.exp(low + (codes - 1.0) * (high - low) / (LEVELS - 1)))
 
     def add(self, name: str, magnitude: Float[np.ndarray, " n"], **note: Any) -> None:
-        """Take up a vector with a note of how it was made, and write the file."""
+        """Take up a vector, or put it in the place of its namesake, with a note; write the file."""
         if not (np.isfinite(magnitude).all() and (magnitude >= 0).all()):
             raise InfluenceValueError(f"{self.path}: {name}: not all values are finite and ≥ 0")
         positive = magnitude > 0
@@ -70,8 +70,12 @@ class Vectors:
         codes = np.zeros(len(magnitude), np.uint16)
         scale = (LEVELS - 1) / (high - low) if high > low else 0.0
         codes[positive] = 1 + np.rint((logs - low) * scale)
-        self._codes.append(codes)
-        self._ends.append((low, high))
+        if name in self.notes:
+            place = list(self.notes).index(name)
+            self._codes[place], self._ends[place] = codes, (low, high)
+        else:
+            self._codes.append(codes)
+            self._ends.append((low, high))
         self.notes[name] = note
         written = {"origin": self.origin, "vectors": self.notes}
         with replacing(self.path) as temporary, temporary.open("wb") as file:

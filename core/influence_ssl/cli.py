@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import math
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -15,10 +16,14 @@ import torch
 from influence_ssl.errors import InfluenceError, InfluenceValueError
 from influence_ssl.report.loading import described
 from influence_ssl.report.scoring import DTYPES, partial_folder, score
+from influence_ssl.report.sources import refuse_overwriting
 
 DRAWS = 2
 """The fewest draws whose scores have a reliability of 0.95 in the benchmark of the book's chapter
 on it (real CIFAR-10, rank 16); a test holds it to the record."""
+
+# Seeds are multiplied before they are taken, in 64 bits.
+_LARGEST = 10**9
 
 _THREE = (
     "score --data photos --encoder mine.py:encoder --out scores.parquet",
@@ -30,6 +35,9 @@ _THREE = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns 0, 2 after an error (one line on stderr), or 130 after Ctrl-C."""
     options = parser().parse_args(arguments)
+    # A terminal that cannot show a name must not fail after hours of work.
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         options.run(options)
     except KeyboardInterrupt:
@@ -72,8 +80,7 @@ def select(options: argparse.Namespace) -> None:
     )
     if rule == select.Rule():
         raise InfluenceValueError("nothing to select by; give at least one --drop-… option.")
-    if options.out.resolve() == options.scores.resolve():
-        raise InfluenceValueError(f"--out {str(options.out)!r} would overwrite the scores.")
+    refuse_overwriting("--out", options.out, [options.scores])
     keep, drop = select.select(options.scores, rule)
     select.write_list(keep if options.list == "keep" else drop, options.out)
     print(
@@ -126,6 +133,19 @@ def parser() -> argparse.ArgumentParser:
 
 def _layout(prog: str) -> argparse.HelpFormatter:
     return argparse.RawDescriptionHelpFormatter(prog, max_help_position=24, width=99)
+
+
+def _natural(text: str) -> int:
+    if not text.isdecimal() or int(text) > _LARGEST:
+        raise argparse.ArgumentTypeError(f"{text!r} is no integer from 0 to {_LARGEST:,}")
+    return int(text)
+
+
+def _threshold(text: str) -> float:
+    number = float(text)
+    if math.isnan(number):
+        raise ValueError
+    return number
 
 
 class _Command:
@@ -201,7 +221,7 @@ def _score_parser(commands: Any) -> None:
         type=int,
         default=DRAWS,
     )
-    add("--seed", "N", "of noise, projections and untrained weights (0)", type=int, default=0)
+    add("--seed", "N", "of noise, projections and untrained weights (0)", type=_natural, default=0)
     add("--batch-size", "N", "changes memory, not scores (256; fewer above 64 x 64)", type=int)
     add("--dtype", "TYPE", "float64, float32 or bfloat16 (the encoder's own)", choices=DTYPES)
     add("--device", "NAME", "cpu, cuda, cuda:1, ... (cuda where there is one)")
@@ -233,7 +253,9 @@ def _compare_parser(commands: Any) -> None:
     )
     command.add("a", "A", "a file of influence-ssl score", type=Path)
     command.add("b", "B", "another one", type=Path)
-    command.add("--top", "N", "images to list of those that moved most (10)", type=int, default=10)
+    command.add(
+        "--top", "N", "images to list of those that moved most (10)", type=_natural, default=10
+    )
 
 
 def _select_parser(commands: Any) -> None:
@@ -251,8 +273,8 @@ def _select_parser(commands: Any) -> None:
         default="keep")  # fmt: skip
     add("--drop-highest", "N|P%", "that many, or that share, of the largest magnitudes (-score)")
     add("--drop-lowest", "N|P%", "the same of the smallest magnitudes")
-    add("--drop-above", "X", "magnitudes above X", type=float)
-    add("--drop-below", "X", "magnitudes below X", type=float)
+    add("--drop-above", "X", "magnitudes above X", type=_threshold)
+    add("--drop-below", "X", "magnitudes below X", type=_threshold)
     command.switch("--drop-duplicates", "all of each duplicate group but one")
 
 

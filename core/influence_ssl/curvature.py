@@ -99,9 +99,7 @@ class LoGra:
 
     def __post_init__(self) -> None:
         if self.rank is not None and (not isinstance(self.rank, int) or self.rank < 1):
-            raise InfluenceValueError(
-                f"LoGra: rank={self.rank!r} must be a positive integer or None."
-            )
+            raise InfluenceValueError(f"LoGra: rank={self.rank!r} must be None or an integer ≥ 1.")
         self.damping = _checked(self.damping, "LoGra")
 
     def project(self, layers: list[Layer]) -> None:

@@ -302,8 +302,9 @@ def check_encoder(capture: Capture, batch: Batch, index: Index) -> None:
                 f"{mixed[0]} depends on the other images of the batch or on chance, so a score "
                 "would not belong to one example; give an encoder that maps each image on its own."
             )
-    # A parametrised weight is no leaf: what is captured is the gradient of its current value.
-    plain = {n: x.weight for n, x in enumerate(capture.layers) if x.weight.is_leaf}
+    # A parametrised weight is no parameter: its gradient is that of its current value.
+    layers = enumerate(capture.layers)
+    plain = {n: x.weight for n, x in layers if "weight" in x.modules[0]._parameters}
     if not plain:
         return
     for weight in plain.values():

@@ -247,7 +247,7 @@ def decode(data: bytes) -> Image.Image:
     # Pillow only warns up to twice its limit.
     if limit is not None and image.width * image.height > limit:
         raise Image.DecompressionBombError
-    if image.mode.startswith("I;16"):
+    if image.mode.startswith("I;16") or (image.format == "PPM" and image.mode == "I"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         raise ValueError("32-bit grey values have no fixed range, save it with 8 or 16 bits")

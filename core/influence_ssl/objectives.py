@@ -54,7 +54,7 @@ class Invariance:
         self, encode: Encode, batch: Batch, index: Index, draw: int, seed: int
     ) -> Float[Tensor, " b"]:
         x = batch[0]
-        x_hat = self.perturbation(x, index, draw, seed)
+        x_hat = self.perturbation(x.clone(), index, draw, seed)  # which may work in place
         if x_hat.shape != x.shape:
             raise InfluenceValueError(
                 f"perturbation {self.perturbation!r} maps shape {tuple(x.shape)} to "

@@ -3,8 +3,9 @@ r"""The method: :math:`I_i = -g_i^\top (H + \lambda I)^{-1} g_i`, Equation 6 of 
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -69,7 +70,7 @@ class InfluenceScorer:
     - device, dtype: where and in what the encoder runs, on a copy where they differ from its own.
     - layers: names of the modules whose weights make θ; ``None`` for all that are called.
     - store: a folder that keeps the projected gradients, so that a stopped run goes on where it
-      stopped; one folder for each combination of encoder, images and settings.
+      stopped; one folder for each combination of encoder and settings.
     """
 
     def __init__(
@@ -156,10 +157,8 @@ class InfluenceScorer:
         try:
             device = torch.empty(0, device=self.device or own.device).device
         except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise InfluenceValueError(
-                f"device={str(self.device)!r} cannot be used: {reason}"
-            ) from None
+            reason = f"device={str(self.device)!r} cannot be used: {str(error).splitlines()[0]}"
+            raise InfluenceValueError(reason) from None
         dtype = self.dtype or own.dtype
         with untouched(self.encoder):
             first = range(min(2, len(examples)))
@@ -271,11 +270,17 @@ class _Gradients:
             )
 
     def _batch(self, draw: int, rows: range) -> Tensor:
-        path = self.store and self.store / f"{draw}-{rows.start}-{rows.stop}.npy"
+        batch, index, path = self.examples.batch(rows), self.index[list(rows)], None
+        if self.store:
+            content = b"".join(x.cpu().double().numpy().tobytes() for x in (*batch, index))
+            name = f"{draw}-{rows.start}-{hashlib.sha256(content).hexdigest()[:32]}.npy"
+            path = self.store / name
         if path and path.exists():
-            return torch.from_numpy(np.load(path)).to(self.device)
-        found = self.capture.flat(self.examples.batch(rows), self.index[list(rows)], draw)
+            with suppress(ValueError, EOFError):  # a damaged file is made again
+                return torch.from_numpy(np.load(path)).to(self.device)
+        found = self.capture.flat(batch, index, draw)
         if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
             with open(path.with_suffix(".part"), "wb") as file:
                 np.save(file, found.cpu().numpy())
             path.with_suffix(".part").replace(path)
@@ -350,9 +355,7 @@ class _Examples:
             )
         self._check(item[0][None], range(i, i + 1))
         # What is no number (a path, say) is of no use to an objective.
-        rest = (
-            torch.as_tensor(part) for part in item[1:] if isinstance(part, Tensor | int | float)
-        )
+        rest = (torch.as_tensor(x) for x in item[1:] if isinstance(x, Tensor | int | float))
         return (item[0], *rest)
 
     def _check(self, images: Tensor, rows: range) -> None:
@@ -364,9 +367,7 @@ class _Examples:
         bad = ~images.isfinite().flatten(1).all(1)
         if bad.any():
             i = rows[int(bad.nonzero()[0])]
-            raise InfluenceValueError(
-                f"image {i} has NaN or infinite values; repair or leave it out."
-            )
+            raise InfluenceValueError(f"image {i} has NaN or infinite values; repair or drop it.")
 
 
 def score(encoder: nn.Module, images: Tensor | Dataset, **settings: Any) -> Scores:

@@ -86,6 +86,8 @@ def test_spearman_brown_predicts_means_of_parallel_draws():
 
 def test_constant_scores_have_no_correlation():
     assert np.isnan(agreement.spearman(np.ones(20), np.arange(20.0)).value)
+    # 0.1 has no exact mean.
+    assert np.isnan(agreement.pearson(np.full(1000, 0.1), np.arange(1000.0))).all()
 
 
 def test_a_record_keeps_four_digits():

@@ -122,3 +122,47 @@ def test_bf16_only_where_it_is_fast_and_recorded(fast, tmp_path, scenes, monkeyp
     run = pretrain(settings, 0, *scenes, tmp_path, progress=False)
     assert set(used) == {fast}
     assert [epoch["bf16"] for epoch in run.epochs] == [fast]
+
+
+def without(state, *path):
+    part = state
+    for key in path[:-1]:
+        part = part[key]
+    del part[path[-1]]
+
+
+CHANGES = {
+    "a missing weight": lambda s: without(s, "method", next(iter(s["method"]))),
+    "a foreign weight": lambda s: s["method"].update(other=torch.zeros(1)),
+    "another optimiser": lambda s: s["optimiser"]["param_groups"][0]["params"].pop(),
+    "no augmentation": lambda s: without(s, "settings", "augmentation"),
+    "a foreign place": lambda s: s.update(place={"where": 1}),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_checkpoint_that_does_not_fit_is_named(change, tmp_path, scenes):
+    train("simclr", tmp_path, scenes, stop_after=1)
+    path = tmp_path / "checkpoint.pt"
+    state = read_checkpoint(path)
+    CHANGES[change](state)
+    torch.save(state, path)
+    before = path.read_bytes()
+    with pytest.raises(InfluenceError, match=r"checkpoint.pt: does not fit .*begin anew$"):
+        train("simclr", tmp_path, scenes)
+    assert path.read_bytes() == before
+
+
+def test_another_device_cannot_go_on_within_an_epoch(tmp_path, scenes, monkeypatch):
+    """A generator's state is its device's own: 16 bytes stand for a card's."""
+    with monkeypatch.context() as patch:
+        stop_at(3, patch)
+        with pytest.raises(KeyboardInterrupt):
+            train("simclr", tmp_path, scenes, save_seconds=0)
+    path = tmp_path / "checkpoint.pt"
+    state = read_checkpoint(path)
+    assert state["place"]["device"] == "cpu"
+    state["place"] |= {"device": "cuda", "generator": torch.zeros(16, dtype=torch.uint8)}
+    torch.save(state, path)
+    with pytest.raises(InfluenceError, match=r"within an epoch on cuda, .*finish the epoch there"):
+        train("simclr", tmp_path, scenes)

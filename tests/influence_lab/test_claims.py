@@ -18,6 +18,7 @@ from influence_lab.experiments import (
     embedding,
     families,
     noise,
+    removal,
     stability,
 )
 
@@ -69,9 +70,9 @@ def rows():
 def test_every_experiment_has_its_rows(rows):
     ids = [row.id for row in rows]
     assert len(ids) == len(set(ids))
-    for module in (concept, stability, embedding, distributions, noise, families):
+    for module in (concept, stability, embedding, distributions, noise, families, removal):
         assert {row.id for row in module.claims()} <= set(ids)
-    for display in ("fig-1", "fig-2", "fig-3", "fig-9", "fig-10", "fig-11", "table-4"):
+    for display in ("fig-1", "fig-2", "fig-3", "fig-6", "fig-9", "fig-10", "fig-11", "table-4"):
         assert any(re.match(rf"{display}-", name) for name in ids)
 
 

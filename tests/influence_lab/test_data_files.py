@@ -157,6 +157,11 @@ def test_a_download_is_torchvisions(tmp_path, monkeypatch, capsys, server):
     assert len(load("cifar100", "train")) == 30
     assert main(["download", "cifar100"]) == 0
     assert "is in" in capsys.readouterr().out.splitlines()[-1]
+    # An unpacking that was interrupted is no data set, and is finished.
+    (tmp_path / "data" / "cifar-100-python" / "test").unlink()
+    assert main(["download", "cifar100"]) == 0
+    assert "already" not in capsys.readouterr().out
+    assert len(load("cifar100", "test")) == 7
     # A changed archive is refused.
     monkeypatch.setattr(kind, "tgz_md5", "0" * 32)
     with pytest.raises(InfluenceError, match="cannot be downloaded"):

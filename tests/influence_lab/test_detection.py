@@ -2,10 +2,9 @@
 
 import numpy as np
 import pytest
-from scipy.stats import mannwhitneyu, norm
+from scipy.stats import binomtest, mannwhitneyu, norm
 from sklearn.metrics import roc_auc_score
 
-from influence_lab.agreement import Estimate
 from influence_lab.detection import auroc, cliffs_delta, precision_at, share, share_difference
 
 RNG = np.random.default_rng(0)
@@ -47,7 +46,16 @@ def test_groups_are_one_piece_of_evidence():
 
 
 def test_separated_samples_end_at_one_and_single_values_have_no_area():
-    assert auroc(np.array([3.0, 4.0]), np.array([1.0, 2.0])) == Estimate(1.0, 1.0, 1.0)
+    x, y = np.array([3.0, 4.0, 5.0]), np.array([1.0, 2.0])
+    # Two agreeing trials of two: p² = 0.025 at the lower end.
+    low = binomtest(2, 2).proportion_ci().low
+    assert auroc(x, y) == pytest.approx((1.0, low, 1.0))
+    assert auroc(y, x) == pytest.approx((0.0, 0.0, 1 - low))
+    grouped = auroc(np.repeat(x, 3), np.repeat(y, 9), np.repeat([0, 1, 2], 3))
+    assert grouped.low == pytest.approx(binomtest(3, 3).proportion_ci().low)
+    one = auroc(RNG.normal(0, 1, 20), RNG.normal(0, 1, 80), np.zeros(20, int))
+    assert np.isfinite(one.value)
+    assert np.isnan(one[1:]).all()
     assert np.isnan(auroc(np.array([3.0]), np.array([1.0, 2.0]))).all()
 
 
@@ -57,7 +65,7 @@ def test_cliffs_delta_is_from_mann_whitney():
     found = cliffs_delta(x, y)
     assert found.value == pytest.approx(2 * u / (80 * 120) - 1, abs=1e-12)
     assert found.low < found.value < found.high < 0
-    assert tuple(cliffs_delta(x + 20, y)) == (1.0, 1.0, 1.0)
+    assert cliffs_delta(x + 20, y).value == 1.0 > cliffs_delta(x + 20, y).low
 
 
 def test_shares_have_the_published_intervals():

@@ -44,7 +44,9 @@ def test_planted_structure_is_measured():
     assert found["highest"]["purity"].high < 0.4
     assert {name for name in embedding.CLAIMS if embedding.gap_of(found, name).low > 0} == {
         "separated",
+        "separated-beyond",
         "silhouette",
+        "silhouette-beyond",
         "intermingled",
         "tight",
         "dispersed",
@@ -124,7 +126,8 @@ def test_verdicts_follow_the_gaps(tmp_path):
         what = ("purity", "silhouette", "distance")
         return {name: [center, center - 0.01, center + 0.01] for name in what}
 
-    centers = {"lowest": 0.6, "highest": 0.5, "random": 0.55, "classes of the highest": 0.52}
+    centers = {"lowest": 0.6, "highest": 0.5, "random": 0.55,
+               "classes of the highest": 0.52, "classes of the lowest": 0.65}  # fmt: skip
     sets = {name: row(center) for name, center in centers.items()}
     record = {"methods": {"simclr": {"2000": sets}}, "provenance": {"data": "some"}}
     results.save_json(tmp_path / "tiny" / "embedding.json", record)
@@ -133,6 +136,11 @@ def test_verdicts_follow_the_gaps(tmp_path):
     verdicts = {row.id: row.verdict for row in embedding.claims(tmp_path)}
     assert verdicts["fig-3-simclr-separated"] == REPRODUCED
     assert verdicts["fig-3-simclr-silhouette"] == REPRODUCED
+    # 0.6 − 0.65 is less than 0.5 − 0.52: the lowest are less pure than their classes are.
+    assert verdicts["fig-3-simclr-separated-beyond"] == NOT_REPRODUCED
+    sets["classes of the lowest"] = row(0.54)
+    beyond = embedding.gap_of(sets, "separated-beyond")
+    assert beyond == pytest.approx((0.08, 0.06, 0.10))
     assert verdicts["fig-3-simclr-intermingled"] == REPRODUCED
     # More distant than random images, and the highest less.
     assert verdicts["fig-3-simclr-tight"] == NOT_REPRODUCED

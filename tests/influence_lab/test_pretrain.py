@@ -1,8 +1,11 @@
 """Pre-training: deterministic, resumable, and its parts against references."""
 
 import dataclasses
-import errno
 import math
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -105,26 +108,46 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, scenes, content):
         train("simclr", tmp_path, scenes)
 
 
-@pytest.mark.parametrize(
-    "failure",
-    [
-        OSError(errno.ENOSPC, "No space left on device"),
-        RuntimeError("[enforce fail] PytorchStreamWriter failed writing file data/3"),
-    ],
-)
-def test_a_full_disk_loses_no_earlier_checkpoint(tmp_path, scenes, monkeypatch, failure):
-    train("simclr", tmp_path, scenes, stop_after=1)
-    before = (tmp_path / "checkpoint.pt").read_bytes()
+FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+from influence_lab.cli import main
+from influence_lab.encoders import cifar_resnet18
+from influence_lab.results import save_encoder
+from influence_ssl import InfluenceError
 
-    def full(state, path):
-        path.write_bytes(b"half")
-        raise failure
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+what, folder, limit = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+try:
+    if what == "encoder":
+        save_encoder(cifar_resnet18(8), folder / "encoder.safetensors")
+    else:
+        from test_pretrain import make_scenes, train
+        train("simclr", folder, (make_scenes(96, 0).images, make_scenes(40, 1).images))
+except InfluenceError as error:
+    print(error)
+"""
 
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(InfluenceError, match=r"checkpoint.pt: cannot be written .*free space"):
-        train("simclr", tmp_path, scenes)
-    assert (tmp_path / "checkpoint.pt").read_bytes() == before
-    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint.pt", "curves.json"}
+
+@pytest.mark.parametrize("limit", [1_000, 60_000, 100_000])
+@pytest.mark.parametrize("what", ["checkpoint", "encoder"])
+def test_a_disk_that_fills_up_loses_nothing_that_was_there(what, limit, tmp_path, scenes):
+    """A process that may write no more than ``limit`` bytes a file."""
+    name = "checkpoint.pt" if what == "checkpoint" else "encoder.safetensors"
+    if what == "checkpoint":
+        train("simclr", tmp_path, scenes, stop_after=1)
+    else:
+        (tmp_path / name).write_bytes(b"earlier")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert what == "encoder" or len(before[name]) > limit
+    arguments = [sys.executable, "-c", FULL_DISK, what, str(tmp_path), str(limit)]
+    done = subprocess.run(
+        arguments, capture_output=True, text=True, cwd=Path(__file__).parent, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(rf".*{name}: cannot be written .*free space.*\n", done.stdout), done.stdout
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_fewer_images_than_a_batch(tmp_path):
@@ -152,6 +175,32 @@ def test_byol_moves_its_target_by_the_momentum_alone():
     method.loss([x, x + 0.1], torch.zeros(8)).backward()
     assert all(p.grad is None for p in method.target.parameters())
     assert all(p.grad is not None for p in method.predictor.parameters())
+
+
+def test_the_target_s_momentum_goes_from_tau_to_one(tmp_path, scenes, monkeypatch):
+    """Grill and others (2020): 1 − (1 − τ) (cos(π k / K) + 1) / 2 at step k of K."""
+    seen = []
+    monkeypatch.setattr(methods.Method, "after_step", lambda self, tau: seen.append(tau))
+    train("byol", tmp_path, scenes)
+    tau, steps = settings_for("byol", "tiny").tau, len(seen)
+    expected = [1 - (1 - tau) * (math.cos(math.pi * k / steps) + 1) / 2 for k in range(steps)]
+    assert seen == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
+def test_gains_and_biases_do_not_decay(optimiser):
+    """One step without any gradient moves what decays and nothing else."""
+    settings = dataclasses.replace(
+        settings_for("simclr", "tiny"), optimiser=optimiser, weight_decay=0.1, lr=0.5
+    )
+    method = build(settings, 4, 0)
+    before = {name: p.detach().clone() for name, p in method.named_parameters()}
+    for p in method.parameters():
+        p.grad = torch.zeros_like(p)
+    training._optimiser(method, settings).step()
+    for name, p in method.named_parameters():
+        if before[name].any():
+            assert torch.equal(p, before[name]) == (p.ndim == 1), name
 
 
 def taken(settings, table):

@@ -164,11 +164,13 @@ def test_the_command_goes_on_after_ctrl_c_and_ends_in_the_same_record(
     put_scores(root, "supervised")
     measure, calls = removal.measure, []
 
-    def interrupted(*arguments):
+    def interrupted(encoder, bank, test):
         calls.append(1)
+        # The same for every training, what was removed included.
+        assert set(bank.names) == {TRAINING.names[i] for i in SMALL.indices(128)}
         if len(calls) in (3, 7):
             raise KeyboardInterrupt
-        return measure(*arguments)
+        return measure(encoder, bank, test)
 
     monkeypatch.setattr(removal, "measure", interrupted)
     command = ["reproduce", "fig-6", "--profile", "tiny", "--results", str(root)]
@@ -189,6 +191,15 @@ def test_the_command_goes_on_after_ctrl_c_and_ends_in_the_same_record(
     assert not [p for p in runs.rglob("*") if p.is_file() and p.suffix != ".lock"]
     assert main(command) == 0
     assert len(trained) == 18
+
+
+def test_a_folder_for_locks_that_cannot_be_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(InfluenceError, match=r"a.lock: cannot be written .*another folder"),
+        locked(tmp_path / "file" / "a.lock", wait=False),
+    ):
+        pass
 
 
 def test_what_another_process_is_at_is_left_to_it(task, trained):

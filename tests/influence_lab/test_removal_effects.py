@@ -8,6 +8,7 @@ import pytest
 from scipy import stats
 
 from influence_lab import results
+from influence_lab.experiments import removal
 from influence_lab.experiments import removal_effects as effects
 from influence_lab.experiments.distributions import LABELS
 from influence_lab.experiments.removal import ORDERS
@@ -30,7 +31,8 @@ def invented(effect, spread=0.001, methods=tuple(LABELS), profile="cpu", seeds=S
                 outcome |= {"knn": share - 0.1, "linear": share}
                 outcomes.append(outcome | ({"classifier": share + 0.1} if "sup" in method else {}))
     plan = {"seeds": list(SEEDS), "amounts": list(AMOUNTS), "methods": list(LABELS)}
-    return {"plan": plan, "outcomes": outcomes, "provenance": {"profile": profile}}
+    origin = {"profile": profile, "data": "invented"}
+    return {"plan": plan, "outcomes": outcomes, "provenance": origin}
 
 
 def as_claimed(method, order, amount):
@@ -108,7 +110,7 @@ def test_an_interval_that_contains_0_reproduces_nothing():
     for finding in noisy:
         for method, verdict in finding.verdicts.items():
             _, low, high, _ = finding.estimates[method]
-            beyond = low > 0 if finding.claim.sign > 0 else high < 0
+            beyond = low > 0 if finding.statement.sign > 0 else high < 0
             assert verdict == ("reproduced" if beyond else "not reproduced")
 
 
@@ -132,6 +134,23 @@ def test_stand_ins_and_unfinished_plans_are_not_tested():
     for record in (invented(as_claimed, profile="tiny"), invented(as_claimed, seeds=(0, 42))):
         assert {f.verdict for f in effects.findings(record)} == {"not tested here"}
         assert all(e is not None for f in effects.findings(record) for e in f.estimates.values())
+
+
+def test_the_ledger_has_a_row_for_each_method_and_comparison(tmp_path):
+    record = invented(as_claimed)
+    results.save_json(tmp_path / "cpu" / "removal.json", record)
+    rows = {row.id: row for row in removal.claims(tmp_path)}
+    assert len(rows) == 2 * (3 + 1 + 4) + 1
+    for finding in effects.findings(record):
+        for method, estimate in finding.estimates.items():
+            row = rows[f"fig-6-{method}-{finding.statement.order}-{finding.against}"]
+            assert row.verdict == finding.verdicts[method]
+            assert float(row.ours) == pytest.approx(estimate.mean, abs=5e-4)
+            assert (row.paper == "> 0") == (finding.statement.sign > 0)
+    assert rows["fig-6-cifar100"].verdict == "not tested here"
+    one = invented(as_claimed, seeds=(0,))
+    results.save_json(tmp_path / "cpu" / "removal.json", one)
+    assert {row.ours for row in removal.claims(tmp_path)} == {""}
 
 
 def test_only_complete_seeds_count():

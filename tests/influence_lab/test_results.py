@@ -1,6 +1,7 @@
 """Records: exact ranks, honest quantiles, encoders that come back, and the command over them."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from influence_lab import results, tasks
 from influence_lab.cli import main
 from influence_lab.encoders import cifar_resnet18
 from influence_lab.experiments import cost, distributions
+from influence_lab.pretrain.checkpoint import read_checkpoint
 from influence_ssl import InfluenceError, Scores
 
 
@@ -109,6 +111,26 @@ def test_the_command_records_a_run_with_its_provenance(places):
     assert len(record["epochs"]) == 2
     assert record["settings"]["method"] == "simclr"
     assert 0.15 < record["accuracy"]["knn"] <= 1
+    # Measured with the encoder as it is tracked, in float16.
+    tracked = results.load_encoder("tiny", "simclr", 0, places[0])
+    parts = [tasks.data_for("tiny", split) for split in ("train", "test")]
+    assert tasks.accuracies(tracked, *parts) == record["accuracy"]
+
+
+def test_the_encoder_that_is_measured_is_the_one_that_is_written(places, tmp_path, monkeypatch):
+    measured = []
+    monkeypatch.setattr(tasks, "accuracies", lambda encoder, *parts: measured.append(encoder) or {})
+    runs = Path(places[2][-1])
+    assert tasks.pretrain_and_record("simclr", "tiny", 0, progress=False, runs=runs, root=tmp_path)
+    tracked = results.load_encoder("tiny", "simclr", 0, tmp_path).state_dict()
+    assert all(torch.equal(tracked[k], v) for k, v in measured[0].state_dict().items())
+    assert any((v.half().float() != v).any() for v in trained_weights(runs))
+
+
+def trained_weights(runs):
+    path = next(Path(runs).rglob("checkpoint.pt"))
+    state = read_checkpoint(path)["method"]
+    return [value for value in state.values() if value.is_floating_point()]
 
 
 def test_recorded_scores_are_those_of_the_recorded_encoder(places):
@@ -120,45 +142,51 @@ def test_recorded_scores_are_those_of_the_recorded_encoder(places):
     assert recorded.provenance["command"].endswith("--seed 0 --split train")
 
 
-def test_a_file_of_the_scoring_command_is_matched_by_name(places, tmp_path):
-    root, _, where = places
-    images = tasks.data_for("tiny", "train")
-    scores = made(len(images), seed=5)
-    shuffle = np.random.default_rng(1).permutation(len(images))
-    names = [images.names[i] for i in shuffle]
-    path = tmp_path / "scores.npz"
-    arguments = {"data": "x", "out": "/y", "strict": False}
-    values, error = scores.values[shuffle], scores.standard_error
-    Scores(values, error, scores.index, names, {"arguments": arguments}).save(path)
-    before = (results.folder_of("tiny", "simclr", 0, root) / "scores-train.npz").read_bytes()
-    assert main(["score", "simclr", "--from", str(path), *where]) == 0
-    recorded = results.load_scores("tiny", "simclr", 0, "train", root)
-    np.testing.assert_array_equal(recorded.order("lowest"), scores.order("lowest"))
-    assert recorded.provenance["command"] == "influence-ssl score --data x"
-    assert "arguments" not in recorded.provenance
-    (results.folder_of("tiny", "simclr", 0, root) / "scores-train.npz").write_bytes(before)
-
-
-def test_another_folders_scores_are_refused(places, tmp_path, capsys):
-    path = tmp_path / "scores.npz"
-    Scores(-np.ones(2), np.ones(2), np.arange(2), ["a", "b"], {}).save(path)
-    assert main(["score", "simclr", "--from", str(path), *places[2]]) == 1
-    assert "its images are not those of scenes" in capsys.readouterr().err
-
-
-def test_scores_that_cannot_be_right_are_not_recorded(places, tmp_path, capsys):
+def test_scores_that_cannot_be_right_are_not_recorded(places, monkeypatch, capsys):
     images = tasks.data_for("tiny", "train")
     values = -np.ones(len(images))
     values[3] = np.nan
-    path = tmp_path / "scores.npz"
-    Scores(values, np.ones(len(values)), np.arange(len(values)), images.names, {}).save(path)
-    assert main(["score", "simclr", "--from", str(path), *places[2]]) == 1
+    bad = Scores(values, np.ones(len(values)), np.arange(len(values)), images.names, {})
+    monkeypatch.setattr(tasks, "score_images", lambda *args, **how: bad)
+    before = (results.folder_of("tiny", "simclr", 0, places[0]) / "scores-train.npz").read_bytes()
+    assert main(["score", "simclr", *places[2]]) == 1
     assert "not all are finite" in capsys.readouterr().err
+    after = results.folder_of("tiny", "simclr", 0, places[0]) / "scores-train.npz"
+    assert after.read_bytes() == before
 
 
 def test_scoring_before_training_says_what_to_run(tmp_path, capsys):
     assert main(["score", "byol", "--profile", "tiny", "--results", str(tmp_path)]) == 1
     assert "first run influence-lab pretrain byol --profile tiny" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["pretrain", "simclr", "--device", "foo"], "is no device; use cpu or cuda"),
+        (["pretrain", "simclr", "--seed", "9" * 20], "is above 1,000,000,000"),
+    ],
+)
+def test_arguments_that_cannot_be_are_refused_before_any_work(arguments, complaint, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert complaint in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA card is there")
+def test_a_card_that_is_not_there_is_said(capsys):
+    with pytest.raises(SystemExit):
+        main(["score", "simclr", "--device", "cuda"])
+    assert "PyTorch finds no CUDA card here; use cpu" in capsys.readouterr().err
+
+
+def test_pictures_have_a_format_and_a_file_each(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("influence_lab.experiments.reproduce", None)
+    assert main(["reproduce", "fig-2", "--out", str(tmp_path / "q.xyz")]) == 1
+    assert "q.xyz': no picture format; use one of" in capsys.readouterr().err
+    assert main(["reproduce", "all", "--out", str(tmp_path / "one.svg")]) == 1
+    assert "--out is the file of one picture" in capsys.readouterr().err
 
 
 def test_reproduce_makes_what_is_missing_and_draws(places, tmp_path, monkeypatch):

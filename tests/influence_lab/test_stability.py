@@ -33,6 +33,10 @@ def test_vectors_come_back_in_order_and_value(tmp_path):
     np.testing.assert_allclose(again["constant"], 3.0)
     assert again.notes["plain"] == {"seconds": 1.0}
     assert "other" not in again
+    again.add("plain", 2 * MAGNITUDE)
+    once_more = Vectors(tmp_path / "vectors.npz")
+    np.testing.assert_allclose(once_more["plain"], 2 * MAGNITUDE, rtol=2e-3)
+    np.testing.assert_allclose(once_more["constant"], 3.0)
     assert (tmp_path / "vectors.npz").stat().st_size < 3 * 9000
 
 

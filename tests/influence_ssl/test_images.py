@@ -139,6 +139,13 @@ def test_16_bit_grey_keeps_its_upper_byte(tmp_path: Path, byte_order: str) -> No
     np.testing.assert_array_equal(grey, np.repeat(values[..., None] // 256, 3, axis=2))
 
 
+def test_16_bit_portable_maps_keep_their_upper_byte(tmp_path: Path) -> None:
+    values = np.array([[0, 255, 256, 40000, 65535]], ">u2")
+    (tmp_path / "a.pgm").write_bytes(b"P5 5 1 65535\n" + values.tobytes())
+    grey = np.asarray(Images(tmp_path).image(0))
+    np.testing.assert_array_equal(grey, np.repeat(values[..., None] // 256, 3, axis=2))
+
+
 def test_unreadable_images_are_listed_and_the_others_keep_their_index(folder: Path) -> None:
     shorten(folder / "b.png")
     (folder / "deep" / "d.PNG").write_text("no picture at all")
@@ -203,6 +210,20 @@ def test_bytes_in_names_that_are_not_utf8_are_written_out(tmp_path: Path) -> Non
     images = Images(tmp_path).readable()
     assert images.names == (r"\xfcber.png",)
     images.names[0].encode("utf-8")
+
+
+def test_a_zip_that_holds_a_name_twice_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("x.png", b"")
+        with pytest.warns(UserWarning, match="Duplicate name"):
+            archive.writestr("x.png", b"")
+    with pytest.raises(InfluenceValueError, match=r"names 'x.png' twice"):
+        Images(tmp_path / "a.zip")
+
+
+def test_a_carriage_return_in_a_name_is_written_out(tmp_path: Path) -> None:
+    picture().save(tmp_path / "a\rb.png")
+    assert Images(tmp_path).names == ("a\\rb.png",)
 
 
 def test_mixed_sizes_name_two_images_and_their_sizes(folder: Path) -> None:
@@ -272,6 +293,7 @@ def test_an_encrypted_member_is_listed(folder: Path) -> None:
         ("a.csv", b"age,race\n3,x\n", "no column of paths.*found: age, race"),
         ("a.csv", b"age,path\n3\n", "row 2 has no path"),
         ("a.csv", b"path\n\xff\xfe\n", "not a CSV in UTF-8"),
+        ("a.csv", b"path\nx.png\ny.png\n./x.png\n", "names './x.png' twice"),
     ],
 )
 def test_unusable_sources_are_named(

@@ -42,6 +42,14 @@ def copies_alone() -> None:
         shutil.copy(Path("images", listing()[0]), Path("images", name))
 
 
+def copies_in_other_files() -> None:
+    """Equal pixels, compressed in different ways."""
+    picture = Image.open(Path("images", listing()[0])).copy()
+    for level, name in enumerate(listing()):
+        picture.save(Path("images", name), compress_level=level % 10)
+    assert len({Path("images", name).read_bytes() for name in listing()}) > 1
+
+
 def not_square() -> None:
     for name in listing():
         Image.open(Path("images", name)).resize((12, 8)).save(Path("images", name))
@@ -69,6 +77,7 @@ REFUSED = {
     "copies of one image": (
         copies_alone, (), {}, "all 24 images in 'images' are copies of 'cat/01.png'"
     ),
+    "images of equal pixels": (copies_in_other_files, (), {}, "all 24 images in .* are copies of"),
     "images that are not square": (
         not_square, (), {},
         r"fails at the first images \(3 x 8 x 12\): RuntimeError: .*\(module, preprocess\)",
@@ -134,6 +143,14 @@ REFUSED = {
     "output is a folder": (
         lambda: os.mkdir("s.csv"), ("--out", "s.csv"), {}, "'s.csv' is a folder"
     ),
+    "output onto the list of images": (
+        lambda: Path("l.csv").write_text("path\n" + "\n".join(f"images/{n}" for n in listing())),
+        ("--out", "l.csv"), {"data": "l.csv"}, "'l.csv' would overwrite what it is made from",
+    ),
+    "output onto the weights": (
+        lambda: torch.save(small().state_dict(), "w.npz"),
+        ("--weights", "w.npz", "--out", "w.npz"), {}, "'w.npz' would overwrite what it is made",
+    ),
     "output in no folder": (None, ("--out", "no/s.csv"), {}, "'no' is no folder"),
     "output below a file": (None, ("--out", "mine.py/s.csv"), {}, "'mine.py' is no folder"),
     "negative damping": (None, ("--damping", "-1"), {}, "damping=-1.0 must be"),
@@ -187,7 +204,15 @@ def test_a_folder_without_write_permission_is_refused_before_the_work(
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["score"], ["guess"], ["score", "--data"], ["score", "--curvature", "hessian"]],
+    [
+        [],
+        ["score"],
+        ["guess"],
+        ["score", "--data"],
+        ["score", "--curvature", "hessian"],
+        ["score", "--seed", "9" * 20],
+        ["compare", "a.npz", "b.npz", "--top", "-1"],
+    ],
 )
 def test_wrong_usage_is_one_line(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as stopped:

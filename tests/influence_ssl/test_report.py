@@ -174,6 +174,35 @@ def test_odd_scores_give_a_page(tmp_path: Path, magnitude: list[float]) -> None:
     assert "</html>" in (tmp_path / "r.html").read_text()
 
 
+@pytest.mark.parametrize("spread", [1e-12, 1e-9, 1e-7, 1e-4])
+def test_scores_that_nearly_agree_have_a_chart(tmp_path: Path, spread: float) -> None:
+    Scores(-5 - spread * np.arange(30), np.zeros(30), np.arange(30)).save(tmp_path / "s.npz")
+    write(tmp_path / "s.npz", tmp_path / "r.html", json=tmp_path / "r.json")
+    found = json.loads((tmp_path / "r.json").read_text())["distribution"]
+    assert sum(found["counts"]) == 30
+    assert len(set(found["edges"])) == len(found["edges"])
+
+
+def test_numbers_that_json_does_not_have_are_null(tmp_path: Path) -> None:
+    provenance = {"draws": 2, "reliability": math.nan, "other": [math.inf, 1.0]}
+    Scores(-np.arange(1.0, 9), np.ones(8), np.arange(8), None, provenance).save(tmp_path / "s.npz")
+    write(tmp_path / "s.npz", tmp_path / "r.html", json=tmp_path / "r.json")
+    found = json.loads((tmp_path / "r.json").read_text())
+    assert found["summary"]["reliability"] is None
+    assert found["settings"]["other"] == [None, 1.0]
+
+
+def test_a_column_of_paths_comes_before_one_of_names(tmp_path: Path) -> None:
+    """And a number that is the same for most images has no quartiles to cut it at."""
+    scores = save(scored(100), tmp_path / "s.parquet")
+    rows = [f"{'ab'[i % 2]}/{i:05}.png,{'cdog'[i % 3]},{max(0, i - 80)}" for i in range(100)]
+    (tmp_path / "t.csv").write_text("path,name,count\n" + "\n".join(rows))
+    write(scores, tmp_path / "r.html", None, tmp_path / "t.csv", tmp_path / "r.json")
+    found = json.loads((tmp_path / "r.json").read_text())["breakdown"]
+    assert [column["column"] for column in found["columns"]] == ["name"]
+    assert found["left_out"] == [{"column": "count", "reason": "0 for most images"}]
+
+
 @pytest.mark.parametrize(
     ("case", "words"),
     [

@@ -23,7 +23,7 @@ from influence_lab.encoders import cifar_preprocess
 from influence_lab.experiments import duplicates
 from influence_ssl import GaussianNoise, Identity, InfluenceScorer, Invariance, Scores
 from influence_ssl.cli import main
-from influence_ssl.report import select
+from influence_ssl.report import rivals, select
 from influence_ssl.report.compare import compare
 from influence_ssl.report.recording import reliability
 from influence_ssl.report.rivals import duplicate_groups
@@ -226,6 +226,19 @@ def test_planted_duplicates_are_found(tmp_path: Path) -> None:
     assert len(strangers) <= 0.1 * len(names) or not real
 
 
+@pytest.mark.parametrize("n", [10, 30])
+def test_whitening_is_that_of_the_whole_covariance(n: int) -> None:
+    """By brute force: z (C + ρ tr(C)/d I)^(-1/2), of unit length; fewer rows than columns, more."""
+    z = torch.randn(n, 20, generator=torch.Generator().manual_seed(0)).double()
+    centred = z - z.mean(0)
+    values, axes = np.linalg.eigh((centred.T @ centred / n).numpy())
+    root = axes @ np.diag((values.clip(0) + rivals._RIDGE * values.clip(0).mean()) ** -0.5) @ axes.T
+    expected = centred.numpy() @ root
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    found = rivals._whitened(z).numpy()
+    np.testing.assert_allclose(found @ found.T, expected @ expected.T, atol=1e-5)
+
+
 def test_few_images_and_blank_ones_have_no_false_groups() -> None:
     rng = np.random.default_rng(0)
     for n in (2, 3, 9):
@@ -263,6 +276,9 @@ def test_compare_against_scipy(work: Path, capsys: pytest.CaptureFixture[str]) -
     assert compare(a, b, top=1).moved == [("7.png", 0.0, 100.0)]
     assert main(["compare", "a.npz", "b.npz"]) == 0
     assert "7.png" in capsys.readouterr().out
+    saved("c.npz", np.ones(200), names)
+    assert main(["compare", "a.npz", "c.npz"]) == 2
+    assert "'c.npz': the scores in common are equal" in capsys.readouterr().err
     saved("c.npz", x, [f"other/{name}" for name in names])
     assert main(["compare", "a.npz", "c.npz"]) == 2
     assert "0 images in common" in capsys.readouterr().err
@@ -308,8 +324,13 @@ def test_select_by_budget_threshold_and_group(work: Path) -> None:
         (["--drop-highest", "99"], "a number from 0 to 24"),
         (["--drop-lowest", "-1"], "expected one argument|a number from 0 to 24"),
         (["--drop-lowest", "110%"], "or a share such as 10%"),
+        (["--drop-above", "nan"], "argument --drop-above: invalid"),
+        (["--drop-highest", "1", "--out", "images/00.png"], "has the suffix of images"),
         (["--drop-highest", "1", "--out", "no/list.txt"], "cannot be written"),
-        (["--drop-highest", "1", "--out", "scores.parquet"], "would overwrite the scores"),
+        (
+            ["--drop-highest", "1", "--out", "scores.parquet"],
+            "would overwrite what it is made from",
+        ),
     ],
 )
 def test_select_refuses_in_one_line(

@@ -7,6 +7,7 @@ import pytest
 import torch
 from nets import Residual, Sequence, Windows, build, images, score
 from torch import nn
+from torch.nn.utils import parametrizations
 
 import influence_ssl
 from influence_ssl import (
@@ -98,6 +99,47 @@ def test_a_stopped_run_goes_on_from_its_store(tmp_path):
     found = score(net, x, objective=Invariance(rest), **settings)
     assert rest.calls == whole.calls - 5
     np.testing.assert_array_equal(found.values, expected.values)
+
+
+def test_a_store_knows_its_images_and_mends_a_damaged_file(tmp_path):
+    net, x, y = build(Sequence), images(12), images(24)[12:]
+    expected = InfluenceScorer(net, progress=False).fit(x).score(y)
+    store = tmp_path / "not" / "made" / "yet"
+    stored = InfluenceScorer(net, progress=False, batch_size=4, store=store)
+    np.testing.assert_allclose(stored.fit(x).score(y).values, expected.values, rtol=1e-9)
+    assert len(list(store.iterdir())) == 6
+    for path, size in zip(sorted(store.iterdir()), (0, 100, 150, 0, 100, 150), strict=True):
+        path.write_bytes(path.read_bytes()[:size])
+    np.testing.assert_allclose(stored.fit(x).score(y).values, expected.values, rtol=1e-9)
+    # The same images under other indices have other noise.
+    other = stored.score(x, index=range(100, 112)).values
+    np.testing.assert_allclose(other, InfluenceScorer(net, progress=False).fit(x).score(
+        x, index=range(100, 112)).values, rtol=1e-9)  # fmt: skip
+
+
+def test_a_parametrised_weight_scores_like_the_plain_weight_it_stands_for():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 6, 3, 2), nn.GELU(), nn.Flatten(), nn.LazyLinear(5)).double()
+    x = images(20)
+    net(x)
+    expected = score(net, x)
+    parametrizations.weight_norm(net[0])
+    np.testing.assert_allclose(score(net, x).values, expected.values, rtol=1e-9)
+
+
+def test_a_perturbation_may_work_in_place():
+    net, x = build(Residual), images(12)
+
+    def added(x, index, draw, seed):
+        return x + index[:, None, None, None] / 50
+
+    def in_place(x, index, draw, seed):
+        return x.add_(index[:, None, None, None] / 50)
+
+    before = x.clone()
+    found = score(net, x, objective=Invariance(in_place)).values
+    np.testing.assert_array_equal(found, score(net, x, objective=Invariance(added)).values)
+    assert torch.equal(x, before)
 
 
 def test_gradients_that_do_not_fit_are_computed_again(monkeypatch):

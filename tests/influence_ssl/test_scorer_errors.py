@@ -149,7 +149,7 @@ def test_unusable_images(message):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: LoGra(rank=0), "rank=0 must be a positive integer"),
+        (lambda: LoGra(rank=0), "rank=0 must be None or an integer ≥ 1"),
         (lambda: LoGra(damping=-1.0), "damping=-1.0 must be finite and at least 0"),
         (lambda: EmpiricalFisher(float("nan")), "damping=nan"),
         (lambda: EmpiricalFisher("0.1"), "damping='0.1' must be a number"),

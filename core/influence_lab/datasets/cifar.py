@@ -87,9 +87,8 @@ def download(name: str, root: str | Path | None = None) -> str:
 
     kind = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]
     root = data_root() if root is None else Path(root)
-    for place in (root / kind.packed, root / kind.name):
-        if place.is_dir():
-            return f"{kind.title} is in {place} already"
+    if place := _complete(kind, root):
+        return f"{kind.title} is in {place} already"
     source: Any = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
     patience = socket.getdefaulttimeout()
     socket.setdefaulttimeout(PATIENCE)
@@ -105,6 +104,16 @@ def download(name: str, root: str | Path | None = None) -> str:
     finally:
         socket.setdefaulttimeout(patience)
     return f"{kind.title} is in {root / kind.packed}"
+
+
+def _complete(kind: _Kind, root: Path) -> Path | None:
+    """The folder that has both splits; ``None`` also where an unpacking was interrupted."""
+    packed, folders = root / kind.packed, root / kind.name
+    batches = [name for split in kind.batches.values() for name in split]
+    batches += ["meta"] if kind is CIFAR100 else []
+    if all((packed / name).is_file() for name in batches):
+        return packed
+    return folders if all((folders / split).is_dir() for split in kind.batches) else None
 
 
 def _load(kind: _Kind, split: str, root: str | Path | None) -> Images:

@@ -65,7 +65,12 @@ def read_all(
     """
     key = hashlib.sha256(str(folder.resolve()).encode())
     for path in files:
-        stat = path.stat()
+        try:
+            stat = path.stat()
+        except OSError as error:
+            raise InfluenceOSError(
+                f"{path}: cannot be read ({error.strerror}); unpack the data set again"
+            ) from error
         key.update(f"{path.name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
     cache = cache_root() / "datasets" / f"{what}-{key.hexdigest()[:16]}.npy"
     others = cache.with_suffix(".json")

@@ -176,7 +176,7 @@ def over_scenes(encoder: Any, seeds: tuple[int, ...] = SCENE_SEEDS) -> dict[str,
     each, counts = [], []
     for seed in seeds:
         planted = plant(seed=seed)
-        keys, truth = keys_of_scenes(encoder, planted)
+        keys, truth = keys_of_scenes(encoder, planted, noise=seed)
         each.append(measure(keys, truth, planted.group))
         counts.append({target: int(inside.sum()) for target, (inside, _) in truth.items()})
     return {

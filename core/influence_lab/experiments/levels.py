@@ -17,9 +17,10 @@ import numpy as np
 from influence_ssl import GaussianNoise, InfluenceScorer, Invariance, LoGra, Relative
 
 from .. import results
-from ..agreement import rounded, spearman
+from ..agreement import Estimate, rounded, spearman
+from ..claims import Claim, agrees, claim
 from . import Task
-from .distributions import LABELS, PAPER, moments
+from .distributions import LABELS, LINK, PAPER, WORDS, moments
 from .scored import available
 
 LOGIX = (64, 0.1)
@@ -90,6 +91,27 @@ def cell(
     """A recorded cell; ``None`` where it is not recorded yet."""
     record = results.load_record(profile, "levels", root) or {"methods": {}}
     return record["methods"].get(method, {}).get("cells", {}).get(name_of(rank, c))
+
+
+def claims(root: Path | None = None) -> list[Claim]:
+    """Appendix B.1's means and deviations against ours at LogIX's settings."""
+    profile, _ = results.largest_record("levels", root) or ("", {})
+    rows = []
+    for method, paper in PAPER.items():
+        found = cell(profile, method, *LOGIX, root) if profile else None
+        for what, number in paper._asdict().items():
+            rows.append(
+                claim(
+                    f"fig-9-{method}-{what}-logix",
+                    f"{LABELS[method]}, CIFAR-10: {WORDS[what]} of log |I|, ours at LogIX's "
+                    f"{name_of(*LOGIX)}",
+                    f"{number:.2f}", Estimate(*found[what]) if found else None,
+                    agrees(f"{number:.2f}"), LINK,
+                    found["provenance"]["data"] if found else "", f"{LABELS[method]} encoder",
+                    profile, profile == "tiny",
+                )
+            )  # fmt: skip
+    return rows
 
 
 def predicted(cell: dict[str, Any]) -> float:

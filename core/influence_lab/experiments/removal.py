@@ -29,6 +29,7 @@ from jaxtyping import Int64
 from influence_ssl.errors import InfluenceValueError
 
 from .. import results
+from ..claims import Claim
 from ..datasets import Images
 from ..encoders import CifarResNet18
 from ..files import locked
@@ -326,6 +327,13 @@ def carry_out(plan: Plan, task: Task, progress: bool = True) -> dict[str, Any]:
     return study.record()
 
 
+def claims(root: Path | None = None) -> list[Claim]:
+    """The rows of :func:`.removal_effects.claims`, which imports this module."""
+    from . import removal_effects
+
+    return removal_effects.claims(root)
+
+
 def reproduce(task: Task) -> str:
     """Do what is missing, and draw Figure 6 from what is recorded."""
     from ..figures import save, use_style
@@ -336,5 +344,5 @@ def reproduce(task: Task) -> str:
     use_style()
     save(removal_effects.draw(record), task.picture)
     done = f"{len(record['outcomes'])} of {len(plan.trainings())} trainings recorded"
-    findings = [f"{f.claim.words}: {f.verdict}" for f in removal_effects.findings(record)[::2]]
+    findings = [f"{f.statement.words}: {f.verdict}" for f in removal_effects.findings(record)[::2]]
     return "; ".join([done, *findings])

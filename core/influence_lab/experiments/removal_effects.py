@@ -17,14 +17,15 @@ from jaxtyping import Float64
 from influence_ssl.errors import InfluenceOSError, InfluenceValueError
 
 from .. import results
+from ..claims import NOT_REPRODUCED, NOT_TESTED, REPRODUCED, Claim, above, claim
 from .distributions import LABELS
 from .removal import NOTHING, ORDERS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-REPRODUCED, NOT_REPRODUCED, NOT_TESTED = "reproduced", "not reproduced", "not tested here"
 LEVEL = 0.95
+LINK = "experiments/removal.html#paper-fig-6"
 AGAINST = {NOTHING: "nothing removed", "random": "as many removed at random"}
 
 Accuracies = dict[tuple[str, int], Float64[np.ndarray, " s"]]
@@ -32,7 +33,7 @@ Accuracies = dict[tuple[str, int], Float64[np.ndarray, " s"]]
 
 
 @dataclass(frozen=True)
-class Claim:
+class Statement:
     """Section 4.3: removal in ``order`` moves the accuracy of ``methods``, up (+1) or down (−1)."""
 
     words: str
@@ -41,13 +42,13 @@ class Claim:
     sign: int
 
 
-CLAIMS = (
-    Claim(
+STATEMENTS = (
+    Statement(
         "without labels, removing the highest first improves",
         ("simclr", "byol", "barlow"), "highest", 1,
     ),
-    Claim("with labels, removing the highest first degrades", ("supervised",), "highest", -1),
-    Claim("removing the lowest first degrades, all methods", tuple(LABELS), "lowest", -1),
+    Statement("with labels, removing the highest first degrades", ("supervised",), "highest", -1),
+    Statement("removing the lowest first degrades, all methods", tuple(LABELS), "lowest", -1),
 )  # fmt: skip
 
 
@@ -62,9 +63,9 @@ class Estimate(NamedTuple):
 
 @dataclass(frozen=True)
 class Finding:
-    """A claim held against one comparison: an estimate (or none yet) and a verdict per method."""
+    """A statement and a comparison: an estimate (or none yet) and a verdict per method."""
 
-    claim: Claim
+    statement: Statement
     against: str
     estimates: dict[str, Estimate | None]
     verdicts: dict[str, str]
@@ -152,23 +153,63 @@ def verdict(estimate: Estimate | None, sign: int, seeds: int, real: bool) -> str
 
 
 def findings(record: dict[str, Any]) -> list[Finding]:
-    """Every claim against nothing removed (the paper's words) and against random removal."""
+    """Every statement against nothing removed (the paper's words) and against random removal."""
     real, seeds = record["provenance"]["profile"] != "tiny", len(record["plan"]["seeds"])
     rows = []
-    for claim in CLAIMS:
+    for statement in STATEMENTS:
+        methods, order = statement.methods, statement.order
         for against in AGAINST:
-            estimates = {m: estimate(record, m, claim.order, against) for m in claim.methods}
-            verdicts = {m: verdict(e, claim.sign, seeds, real) for m, e in estimates.items()}
-            rows.append(Finding(claim, against, estimates, verdicts, _all(list(verdicts.values()))))
+            estimates = {m: estimate(record, m, order, against) for m in methods}
+            verdicts = {m: verdict(e, statement.sign, seeds, real) for m, e in estimates.items()}
+            whole = _all(list(verdicts.values()))
+            rows.append(Finding(statement, against, estimates, verdicts, whole))
     return rows
 
 
 def _all(verdicts: list[str]) -> str:
-    """A claim about several methods fails with one of them."""
+    """A statement about several methods fails with one of them."""
     for outcome in (NOT_REPRODUCED, NOT_TESTED):
         if outcome in verdicts:
             return outcome
     return REPRODUCED
+
+
+def claims(root: Path | None = None) -> list[Claim]:
+    """Section 4.3: a row for each statement, comparison and method, and one for CIFAR-100."""
+    try:
+        profile, record = largest(root)
+    except InfluenceOSError:
+        profile, record = "", {}
+    found = {(f.statement, f.against): f for f in findings(record)} if record else {}
+    rows = [
+        _row(statement, against, method, found.get((statement, against)), profile, record)
+        for statement in STATEMENTS
+        for against in AGAINST
+        for method in statement.methods
+    ]
+    words = "CIFAR-100: removal does to accuracy what it does on CIFAR-10"
+    return [*rows, claim("fig-6-cifar100", words, "the same", None, above(0.0), LINK)]
+
+
+def _row(
+    statement: Statement, against: str, method: str, found: Finding | None, profile: str,
+    record: dict[str, Any],
+) -> Claim:  # fmt: skip
+    effect = "improves" if statement.sign > 0 else "degrades"
+    name = f"fig-6-{method}-{statement.order}-{against}"
+    words = (
+        f"{LABELS[method]}, CIFAR-10: removing the {statement.order} first {effect} (change of "
+        f"accuracy against {AGAINST[against]})"
+    )
+    paper = "> 0" if statement.sign > 0 else "< 0"
+    estimate = found.estimates[method] if found else None
+    if found is None or estimate is None or not np.isfinite(estimate.low):
+        return claim(name, words, paper, None, above(0.0), LINK)
+    return Claim(
+        name, words, paper, f"{estimate.mean:+.3f}", f"{estimate.low:+.3f} to {estimate.high:+.3f}",
+        record["provenance"]["data"], f"{LABELS[method]}, {estimate.seeds} seeds", profile,
+        found.verdicts[method], LINK,
+    )  # fmt: skip
 
 
 def largest(root: Path | None = None) -> tuple[str, dict[str, Any]]:

@@ -1,7 +1,8 @@
 """Figure 2: the scores of two independent runs against each other, and what averaging does.
 
-"Independent" has three readings: another draw of the noise on the same encoder, another
-pre-training scored with the same noise, and both. Run A of an encoder is the noise seeds 0, 2, …,
+The paper names "different initializations", another pre-training, but has one checkpoint a method.
+Three readings are measured: another draw of the noise on the same encoder, another pre-training
+scored with the same noise, and both. Run A of an encoder is the noise seeds 0, 2, …,
 14, run B the seeds 1, 3, …, 15. Averages of k draws take the first k of a run.
 """
 
@@ -30,6 +31,7 @@ READINGS = {
     "training": "another pre-training, same noise",
     "both": "another pre-training and noise",
 }
+UNNAMED = {"noise": ", which is not what the text names"}
 COLUMNS = ("other noise", "other training", "both other")
 NOISE = GaussianNoise()
 LINK = "experiments/stability.html#paper-fig-2"
@@ -184,7 +186,8 @@ def claims(root: Path | None = None) -> list[Claim]:
             rows.append(
                 claim(
                     f"fig-2-{method}-{reading}",
-                    f"{LABELS[method]}, CIFAR-10: rank correlation of two runs; {text}",
+                    f"{LABELS[method]}, CIFAR-10: rank correlation of two runs; {text}"
+                    f"{UNNAMED.get(reading, '')}",
                     f"> {PAPER}",
                     None if estimate is None else Estimate(*estimate["1"]["spearman"]),
                     above(PAPER),

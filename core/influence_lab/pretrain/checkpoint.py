@@ -43,13 +43,15 @@ class Run:
 class Place:
     """Where within an epoch a training stands: steps done, their summed loss, seconds they took.
 
-    ``generator`` is the state from which the next step draws; ``None`` at an epoch's beginning.
+    ``generator`` is the state from which the next step draws, on a ``device`` of this type;
+    ``None`` at an epoch's beginning.
     """
 
     step: int = 0
     loss: float = 0.0
     seconds: float = 0.0
     generator: Tensor | None = None
+    device: str = "cpu"
 
 
 def save(run: Run, optimiser: torch.optim.Optimizer, digest: str, place: Place) -> None:
@@ -82,23 +84,38 @@ def diverged(run: Run) -> InfluenceValueError:
 def resume(run: Run, optimiser: torch.optim.Optimizer, device: torch.device, digest: str) -> Place:
     """Fill ``run`` and ``optimiser`` from ``run.folder`` if there is a checkpoint of the same run.
 
-    ``bf16`` may differ: what a device computes in is recorded epoch by epoch.
+    ``bf16`` and, between two epochs, the device may differ: what was computed in is recorded epoch
+    by epoch.
     """
     path = run.folder / "checkpoint.pt"
     if not path.exists():
         return Place()
     state = read_checkpoint(path, device)
     expected = {"settings": _comparable(asdict(run.settings)), "seed": run.seed, "data": digest}
-    found = {**state, "settings": _comparable(state["settings"])}
-    for name, value in expected.items():
-        if found[name] != value:
-            raise InfluenceValueError(
-                f"{path}: made with other {name} than asked for; move the folder away to begin anew"
-            )
-    run.method.load_state_dict(state["method"])
-    optimiser.load_state_dict(state["optimiser"])
+    try:
+        found = {**state, "settings": _comparable(state["settings"])}
+        other = [name for name, value in expected.items() if found[name] != value]
+        if not other:
+            run.method.load_state_dict(state["method"])
+            optimiser.load_state_dict(state["optimiser"])
+        place = Place(**state.get("place", {}))
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise InfluenceValueError(
+            f"{path}: does not fit this training ({type(error).__name__}: {reason}); move the "
+            "folder away to begin anew"
+        ) from error
+    if other:
+        raise InfluenceValueError(
+            f"{path}: made with other {other[0]} than asked for; move the folder away to begin anew"
+        )
+    if place.generator is not None and place.device != device.type:
+        raise InfluenceValueError(
+            f"{path}: was stopped within an epoch on {place.device}, whose random numbers "
+            f"{device.type} does not have; finish the epoch there, or move the folder away"
+        )
     run.epochs.extend(state["epochs"])
-    return Place(**state.get("place", {}))
+    return place
 
 
 def _comparable(settings: dict[str, Any]) -> dict[str, Any]:

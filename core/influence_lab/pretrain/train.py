@@ -196,7 +196,8 @@ def _epoch(
         if now - saved >= save_seconds and i + 1 < per_epoch:
             saved = now
             seconds = place.seconds + now - begin
-            save(Place(i + 1, _finite(run, losses), seconds, generator.get_state()))
+            state = generator.get_state()
+            save(Place(i + 1, _finite(run, losses), seconds, state, device.type))
     seconds = place.seconds + time.perf_counter() - begin
     return {"loss": _finite(run, losses) / per_epoch, "seconds": seconds}
 

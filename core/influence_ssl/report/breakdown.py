@@ -97,6 +97,8 @@ def _binned(text: pandas.Series) -> tuple[pandas.Series | None, str]:
     if np.isfinite(numeric).all():
         if distinct > _BINNED:
             bins = pandas.qcut(numeric, 4, duplicates="drop").cat.remove_unused_categories()
+            if len(bins.cat.categories) < 2:
+                return None, f"{text.mode().iloc[0]} for most images"
             cuts = [*bins.cat.categories.left[1:], math.inf]
             lows = [-math.inf, *cuts[:-1]]
             return bins.cat.rename_categories(

@@ -45,6 +45,9 @@ def compare(a: Path, b: Path, top: int = 10, seed: int = 0) -> Comparison:
             "from the same --data."
         )
     x, y = (np.array([scores[name] for name in names]) for scores in (first, second))
+    for scores, path in ((x, a), (y, b)):
+        if np.ptp(scores) == 0:
+            raise InfluenceValueError(f"{str(path)!r}: the scores in common are equal: no ranking.")
     low, high = _interval(x, y, np.random.default_rng(seed))
     place = [_percentile(-values) for values in (x, y)]
     order = np.argsort(-np.abs(place[0] - place[1]), kind="stable")[:top]

@@ -84,7 +84,11 @@ def _distribution(magnitude: Float64[np.ndarray, " n"]) -> dict[str, Any]:
     if not len(positive):
         return {"edges": [], "counts": [], "median": None, "left_out": left_out}
     logs = np.log(positive)
-    counts, edges = np.histogram(logs, bins=min(_BINS, max(5, math.isqrt(len(logs)))))
+    low, high = logs.min(), logs.max()
+    if high - low < 1e-4 * max(1.0, abs(low)):  # less than the edges' digits can tell apart
+        low, high = low - 0.5, high + 0.5
+    bins = min(_BINS, max(5, math.isqrt(len(logs))))
+    counts, edges = np.histogram(logs, bins, (low, high))
     return {
         "edges": [number(edge) for edge in edges],
         "counts": counts.tolist(),

@@ -16,6 +16,7 @@ from influence_ssl.errors import InfluenceOSError, InfluenceValueError
 from influence_ssl.report.chart import chart
 from influence_ssl.report.content import content, number
 from influence_ssl.report.pictures import Pictures
+from influence_ssl.report.sources import refuse_overwriting
 from influence_ssl.report.table import read_labels, read_scores
 
 _FOLDER = Path(__file__).parent
@@ -34,9 +35,9 @@ def write(
     pictures. ``table`` is a CSV with the images' paths and any columns to break the scores down by.
     Files appear whole or not at all. Raises :class:`InfluenceError`.
     """
-    for path in (out, json):
-        if path is not None and path.resolve() in {p.resolve() for p in (scores, table) if p}:
-            raise InfluenceValueError(f"{str(path)!r} would overwrite what it is made from.")
+    refuse_overwriting("--out", out, [scores, table, images])
+    if json is not None:
+        refuse_overwriting("--json", json, [scores, table, images, out])
     rows = read_scores(scores)
     if not rows.named and (images is not None or table is not None):
         raise InfluenceValueError(
@@ -55,10 +56,21 @@ def write(
         "source": None if images is None else str(images),
         "failed": [] if pictures is None else pictures.failed,
     }
+    found = _finite(found)
     page = _render(found, {} if pictures is None else pictures.uris)
+    text = jsonlib.dumps(found, ensure_ascii=False, allow_nan=False, default=str)
     _replace(out, page)
     if json is not None:
-        _replace(json, jsonlib.dumps(found, ensure_ascii=False, allow_nan=False, default=str))
+        _replace(json, text)
+
+
+def _finite(value: Any) -> Any:
+    """The same with None for numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _shown(found: dict[str, Any]) -> list[str]:

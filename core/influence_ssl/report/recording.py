@@ -99,7 +99,8 @@ class Recorder:
 
 
 def reliability(per_draw: Float64[np.ndarray, "draws n"]) -> float | None:
-    r"""Estimated rank correlation of two independent runs of m draws each; ``None`` for one draw.
+    r"""Estimated rank correlation of two independent runs of m draws each; ``None`` for one draw,
+    and where a draw's scores are all equal.
 
     :math:`m r / (1 + (m - 1) r)` (Spearman–Brown), with r the mean Spearman correlation of two
     draws. Encoder, images and projections are the same in both runs, the noise alone is new.
@@ -109,6 +110,8 @@ def reliability(per_draw: Float64[np.ndarray, "draws n"]) -> float | None:
         return None
     pairs = [(a, b) for a in range(draws) for b in range(a)]
     r = float(np.mean([spearman(per_draw[a], per_draw[b]) for a, b in pairs]))
+    if not np.isfinite(r):
+        return None
     return draws * r / (1 + (draws - 1) * r) if r > 0 else r
 
 

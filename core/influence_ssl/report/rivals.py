@@ -188,8 +188,14 @@ def _windows(side: int, cells: int, device: torch.device) -> list[Float32[Tensor
 
 def _whitened(z: Float[Tensor, "n d"]) -> Float32[Tensor, "n d"]:
     centred = z.double() - z.double().mean(0)
-    values, axes = torch.linalg.eigh(centred.T @ centred / len(z))
-    scale = (values.clamp(min=0) + _RIDGE * values.clamp(min=0).mean()).clamp(min=1e-300).rsqrt()
+    n, d = z.shape
+    if n < d:  # the directions that have any variance, without a d x d matrix
+        _, size, rows = torch.linalg.svd(centred, full_matrices=False)
+        values, axes = size.square() / n, rows.T
+    else:
+        values, axes = torch.linalg.eigh(centred.T @ centred / n)
+        values = values.clamp(min=0)
+    scale = (values + _RIDGE * values.sum() / d).clamp(min=1e-300).rsqrt()
     return _unit((centred @ (axes * scale)).float())
 
 

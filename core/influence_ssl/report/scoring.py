@@ -30,6 +30,7 @@ from influence_ssl.perturbations import GaussianNoise
 from influence_ssl.report.loading import described, import_function, load_encoder, source_code
 from influence_ssl.report.recording import Recorder, reliability
 from influence_ssl.report.rivals import Group, duplicate_groups, nearest
+from influence_ssl.report.sources import refuse_overwriting
 from influence_ssl.scorer import InfluenceScorer
 from influence_ssl.scores import Scores
 
@@ -65,6 +66,7 @@ def score(options: argparse.Namespace) -> None:
     # Before the long work: everything that can be refused is refused first.
     perturbation, curvature = _perturbation(options), _curvature(options)
     device = _device(options.device)
+    refuse_overwriting("--out", options.out, [options.data, Path(options.weights or ".")])
     _check_output(options.out)
     loaded = load_encoder(options.encoder, options.weights, options.seed)
 
@@ -166,7 +168,10 @@ def _refuse_too_few(images: Images) -> None:
             f"{str(images.source)!r} holds one readable image; scores compare images, give two or "
             "more."
         )
-    if len(set(images.sha256)) == 1:
+    # Thumbnails are quick to compare; only where they agree are all pixels read.
+    if all((other == images.thumbnails[0]).all() for other in images.thumbnails) and all(
+        torch.equal(images[0][0], images[i][0]) for i in range(1, len(images))
+    ):
         raise InfluenceValueError(
             f"all {len(images)} images in {str(images.source)!r} are copies of "
             f"{images.names[0]!r}; scores compare images, give different ones."
@@ -339,9 +344,6 @@ def _summarise(
     seconds: float,
     groups: list[Group],
 ) -> None:
-    # A terminal that cannot show a name must not fail after hours of work.
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")
     found = scores.provenance
     took = timedelta(seconds=round(seconds))
     print(f"{len(scores)} images ({_size(images)}) scored on {found['device']} in {took}")
@@ -368,7 +370,8 @@ def _summarise(
     inside = sum(len(group.members) for group in groups)
     print(f"likely duplicates: {inside} images in {len(groups)} groups")
     if found["reliability"] is None:
-        print("reliability: not estimated with one draw; --draws 2 or more estimates it")
+        why = "with one draw; --draws 2 or more estimates it"
+        print(f"reliability: not estimated {why if options.draws < 2 else 'from equal scores'}")
     else:
         print(
             f"reliability: {found['reliability']:.3f}, the rank correlation expected of another "

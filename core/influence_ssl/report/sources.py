@@ -8,6 +8,7 @@ import os
 import re
 import stat
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from influence_ssl.errors import InfluenceOSError, InfluenceValueError
@@ -58,6 +59,14 @@ class Zip:
         return {**self.__dict__, "_handle": None}
 
 
+def refuse_overwriting(option: str, out: Path, inputs: Iterable[Path | None]) -> None:
+    """Raise where ``out`` is a file that the command reads, or would take an image's place."""
+    if any(path is not None and out.resolve() == path.resolve() for path in inputs):
+        raise InfluenceValueError(f"{option} {str(out)!r} would overwrite what it is made from.")
+    if out.suffix.lower() in {*EXTENSIONS, ".zip"}:
+        raise InfluenceValueError(f"{option} {str(out)!r} has the suffix of images; take another.")
+
+
 def open_source(source: Path) -> tuple[Files | Zip, list[str], int]:
     """(files, names, number of files that are no images)."""
     if not source.exists():
@@ -66,9 +75,9 @@ def open_source(source: Path) -> tuple[Files | Zip, list[str], int]:
         if source.is_dir():
             return _list_folder(source)
         if zipfile.is_zipfile(source):
-            return _list_zip(source)
+            return _once(source, _list_zip(source))
         if source.suffix.lower() == ".csv":
-            return _list_csv(source)
+            return _once(source, _list_csv(source))
     except OSError as error:
         raise InfluenceOSError(
             f"cannot read {str(error.filename or source)!r}: {error.strerror or error}."
@@ -79,6 +88,18 @@ def open_source(source: Path) -> tuple[Files | Zip, list[str], int]:
         f"{str(source)!r} is neither a folder, nor a zip, nor a .csv of paths; "
         "for a few images give the folder that holds them."
     )
+
+
+def _once(
+    source: Path, found: tuple[Files | Zip, list[str], int]
+) -> tuple[Files | Zip, list[str], int]:
+    seen: set[str] = set()
+    for name in found[1]:
+        plain = os.path.normpath(name)
+        if plain in seen:
+            raise InfluenceValueError(f"{str(source)!r} names {name!r} twice; list it once.")
+        seen.add(plain)
+    return found
 
 
 def _list_folder(root: Path) -> tuple[Files, list[str], int]:
@@ -148,8 +169,10 @@ def _is_image(name: str) -> bool:
 
 
 def _printable(name: str) -> str:
-    """The name with bytes that are not UTF-8 written out, so that every output file can hold it."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    """The name with what not every output file can hold, such as bytes that are not UTF-8, written
+    out."""
+    found = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return found.replace("\r", "\\r")
 
 
 def one_line(error: Exception) -> str:

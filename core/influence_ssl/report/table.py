@@ -16,7 +16,7 @@ from influence_ssl.errors import InfluenceOSError, InfluenceValueError
 from influence_ssl.report.sources import PATH_COLUMNS
 from influence_ssl.scores import Scores
 
-KEYS = ("name", *PATH_COLUMNS)
+KEYS = (*PATH_COLUMNS, "name")
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def read_scores(path: Path) -> Table:
 def read_labels(path: Path, names: Iterable[str]) -> pandas.DataFrame:
     """The CSV's columns for the images ``names``, in their order; text, empty where it has no row.
 
-    The images' paths stand in a column ``name``, ``path``, ``file``, ``filename`` or ``image``, as
+    The images' paths stand in a column ``path``, ``file``, ``filename``, ``image`` or ``name``, as
     in the score file (``./`` in front does not matter). ``attrs["matched"]`` counts the images
     found. Raises :class:`InfluenceError`.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,10 @@ def write_csv(scores: Scores, path: str) -> None:
     table = scores.to_pandas()
     with open(path, "w", encoding="utf-8", newline="") as file:
         file.write(_COMMENT + json.dumps(scores.provenance) + "\n")
-        table.to_csv(file, index=False, float_format="%.17g")
+        # Unquoted, a carriage return would be read as the end of a line.
+        odd = "name" in table and table["name"].str.contains("\r", regex=False).any()
+        how = csv.QUOTE_ALL if odd else csv.QUOTE_MINIMAL
+        table.to_csv(file, index=False, float_format="%.17g", quoting=how)
 
 
 def read_csv(path: Path) -> Scores:
