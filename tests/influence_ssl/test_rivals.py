@@ -239,6 +239,15 @@ def test_whitening_is_that_of_the_whole_covariance(n: int) -> None:
     np.testing.assert_allclose(found @ found.T, expected @ expected.T, atol=1e-5)
 
 
+@pytest.mark.parametrize("dimensions", [4, 8, 16, 64])
+def test_unrelated_images_make_no_group_in_few_dimensions(dimensions: int) -> None:
+    rng = np.random.default_rng(0)
+    z = torch.from_numpy(rng.normal(size=(800, dimensions)))
+    thumbnails = rng.integers(0, 256, (800, 16, 16), np.uint8)
+    found = duplicate_groups(z, thumbnails, [str(i) for i in range(800)])
+    assert found == []
+
+
 def test_few_images_and_blank_ones_have_no_false_groups() -> None:
     rng = np.random.default_rng(0)
     for n in (2, 3, 9):

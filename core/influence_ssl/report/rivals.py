@@ -18,6 +18,7 @@ WHITENED = 0.4  # and the encoder sees the same thing;
 PIXELS = 0.98  # or the pixels alone;
 REPRESENTATION = 0.95  # or the whitened representation alone.
 
+_FEW = 16
 _CANDIDATES = 5
 _ROWS = 512
 _RIDGE = 0.1
@@ -65,7 +66,8 @@ def duplicate_groups(
     - ``"same file"``: equal SHA-256;
     - ``"pixels and representation"``: aligned pixel correlation ≥ 0.95 and whitened cosine ≥ 0.4;
     - ``"pixels"``: aligned pixel correlation ≥ 0.98;
-    - ``"representation"``: whitened cosine ≥ 0.95.
+    - ``"representation"``: whitened cosine ≥ 0.95, in 16 dimensions or more; in fewer, unrelated
+      images come that close by chance.
 
     Whitened cosine: the representations are centred, rotated to their principal axes and divided by
     (eigenvalue + 0.1 × mean eigenvalue)^½, so that directions all images share do not count; in
@@ -79,6 +81,7 @@ def duplicate_groups(
     if n < 2:
         return []
     white = _whitened(z)
+    alone = REPRESENTATION if z.shape[1] >= _FEW else torch.inf
     grey = torch.from_numpy(thumbnails).to(white)
     coarse = _unit(_centred(torch.nn.functional.adaptive_avg_pool2d(grey, _COARSE).flatten(1)))
     k = min(_CANDIDATES, n - 1)
@@ -89,15 +92,15 @@ def duplicate_groups(
     cosine = torch.cat([(white[a] * white[b]).sum(1) for a, b in _columns(pairs)])
     rough = torch.cat([(coarse[a] * coarse[b]).sum(1) for a, b in _columns(pairs)])
     # Cheap bounds first: a crop moves the coarse thumbnail, but never this far.
-    kept = (cosine >= WHITENED) & (rough >= 0.3) | (rough >= 0.8) | (cosine >= REPRESENTATION)
+    kept = (cosine >= WHITENED) & (rough >= 0.3) | (rough >= 0.8) | (cosine >= alone)
     pairs, cosine = pairs[kept], cosine[kept]
-    kept = (_aligned(grey, pairs, _COARSE, progress) >= 0.9) | (cosine >= REPRESENTATION)
+    kept = (_aligned(grey, pairs, _COARSE, progress) >= 0.9) | (cosine >= alone)
     pairs, cosine = pairs[kept], cosine[kept]
     aligned = _aligned(grey, pairs, _FINE)
     rules = {
         "pixels and representation": (aligned >= ALIGNED) & (cosine >= WHITENED),
         "pixels": aligned >= PIXELS,
-        "representation": cosine >= REPRESENTATION,
+        "representation": cosine >= alone,
     }
     edges: list[tuple[int, int, str, float, float]] = []
     for reason, holds in rules.items():
