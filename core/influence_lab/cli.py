@@ -21,6 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; 0 where it went well, 1 after an error, 130 after Ctrl-C."""
     options = parser().parse_args(arguments)
     try:
+        _refuse_absent(getattr(options, "device", "cpu"))
         options.run(options)
     except InfluenceError as error:
         print(f"influence-lab: {error}", file=sys.stderr)
@@ -105,12 +106,17 @@ def _device(text: str) -> str:
     import torch
 
     try:
-        kind = torch.device(text).type
+        torch.device(text)
     except RuntimeError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is no device; use cpu or cuda") from error
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise argparse.ArgumentTypeError(f"{text!r}: PyTorch finds no CUDA card here; use cpu")
     return text
+
+
+def _refuse_absent(device: str) -> None:
+    import torch
+
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise InfluenceError(f"--device {device}: PyTorch finds no CUDA card here; use cpu")
 
 
 def _pretrain(options: argparse.Namespace) -> None:
