@@ -39,6 +39,16 @@ def test_files_give_back_what_was_saved(tmp_path, suffix, names):
     assert os.listdir(tmp_path) == [path.name]
 
 
+@pytest.mark.parametrize("suffix", [".npz", ".csv", ".parquet"])
+def test_names_may_hold_line_breaks(tmp_path, suffix):
+    names = ["a\rb", "c\nd", "e\r\nf", "plain, with a comma"]
+    found = example()
+    Scores(found.values, found.standard_error, found.index, names).save(tmp_path / f"s{suffix}")
+    loaded = Scores.load(tmp_path / f"s{suffix}")
+    assert loaded.names == names
+    np.testing.assert_array_equal(loaded.standard_error, found.standard_error)
+
+
 def test_table_for_pandas():
     table = example().to_pandas()
     assert list(table.columns) == ["index", "name", "score", "standard_error"]
