@@ -180,9 +180,10 @@ def test_byol_moves_its_target_by_the_momentum_alone():
 def test_the_target_s_momentum_goes_from_tau_to_one(tmp_path, scenes, monkeypatch):
     """Grill and others (2020): 1 − (1 − τ) (cos(π k / K) + 1) / 2 at step k of K."""
     seen = []
-    monkeypatch.setattr(methods.Method, "after_step", lambda self, tau: seen.append(tau))
+    monkeypatch.setattr(methods.BYOL, "after_step", lambda self, tau: seen.append(tau))
     train("byol", tmp_path, scenes)
     tau, steps = settings_for("byol", "tiny").tau, len(seen)
+    assert steps == 3 * settings_for("byol", "tiny").epochs
     expected = [1 - (1 - tau) * (math.cos(math.pi * k / steps) + 1) / 2 for k in range(steps)]
     assert seen == pytest.approx(expected)
 
