@@ -85,15 +85,22 @@ _build/peers/installed: .venv/installed benchmarks/peers/requirements.txt
 	    --ignore-requires-python -r benchmarks/peers/requirements.txt
 	@touch $@
 
-_build/bench/fidelity: .venv/installed
-	.venv/bin/influence-lab reproduce fidelity --profile cpu --out _build/fidelity.svg
+_build/bench/cost _build/bench/fidelity: .venv/installed
+	OMP_NUM_THREADS=1 .venv/bin/influence-lab reproduce $(@F) --profile cpu --out _build/$(@F).svg
 	@mkdir -p $(@D) && touch $@
 
-_build/bench/%.json: benchmarks/peers/%.py _build/peers/installed _build/bench/fidelity
-	PYTHONPATH=core _build/peers/bin/python -W ignore -m influence_lab.benchmark.peers $< $@
-	@mkdir -p book/results/cpu/peers && cp $@ book/results/cpu/peers/
+PEER = OMP_NUM_THREADS=1 PYTHONPATH=core _build/peers/bin/python -W ignore -m influence_lab.benchmark.peers $< $@
+KEEP = @mkdir -p book/results/cpu/peers && cp $@ book/results/cpu/peers/
 
-bench: $(PEERS:%=_build/bench/%.json)
+_build/bench/%-64.json: benchmarks/peers/%.py _build/peers/installed _build/bench/fidelity
+	$(PEER) --rank 64
+	$(KEEP)
+
+_build/bench/%.json: benchmarks/peers/%.py _build/peers/installed _build/bench/fidelity
+	$(PEER)
+	$(KEEP)
+
+bench: _build/bench/cost $(patsubst %,_build/bench/%.json,$(PEERS) logix_ai-64)
 	@echo "The benchmark's records are in book/results/cpu; make book shows them"
 
 clean:

@@ -27,6 +27,6 @@ def score(encoder, clean, noisy, damping):
         checkpoints_load_func=lambda model, state: 1.0,
         layers=names,
         loss_fn=lambda loss, _: loss,
-        batch_size=64,
+        batch_size=1,  # each example is a backward pass through its whole batch
     )
     return tracin.self_influence()

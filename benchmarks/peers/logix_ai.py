@@ -10,11 +10,11 @@ PACKAGE = "logix-ai"
 METHOD = "LoGra, rank 16, per layer, its own damping rule"
 
 
-def score(encoder, clean, noisy, damping):
+def score(encoder, clean, noisy, damping, rank=16):
     with tempfile.TemporaryDirectory() as folder:
         logix = LogIX(project=folder)
         logix.watch(encoder)
-        logix.add_lora(lora_config=LoRAConfig(init="random", rank=16))
+        logix.add_lora(lora_config=LoRAConfig(init="random", rank=rank))
         logix.setup({"grad": ["log", "covariance"]})
         logs = []
         for start in range(0, len(clean), 64):

@@ -39,7 +39,7 @@ def score(encoder, clean, noisy, damping):
             lambda_reg=n * damping,
             logging_level=logging.ERROR,
         )
-        batches = list(zip(clean.split(16), noisy.split(16), strict=True))
+        batches = list(zip(clean.split(64), noisy.split(64), strict=True))
         traker.load_checkpoint(encoder.state_dict(), model_id=0)
         for batch in batches:
             traker.featurize(batch, num_samples=len(batch[0]))

@@ -105,7 +105,7 @@ class LoGra:
     def project(self, layers: list[Layer]) -> None:
         for number, layer in enumerate(layers if self.rank else []):
             assert self.rank is not None
-            generator = torch.Generator().manual_seed(self.seed * 100_003 + number)
+            generator = torch.Generator().manual_seed((self.seed * 100_003 + number) % (2**63 - 1))
             rank = min(self.rank, layer.out_features, layer.in_features)
             layer.left = _orthonormal(rank, layer.out_features, generator, layer.weight)
             layer.right = _orthonormal(rank, layer.in_features, generator, layer.weight)

@@ -220,9 +220,8 @@ class Capture:
             x = x.detach().to(self.dtype)
             if x.ndim == 4:
                 x = x.contiguous(memory_format=torch.channels_last)
-            leaf = x.requires_grad_()
-            leaves.append(leaf)
-            return self.encode(leaf.clone(memory_format=torch.preserve_format), b)
+            leaves.append(x.requires_grad_())
+            return self.encode(x.clone(), b)
 
         def add(number: int, rows: Tensor) -> None:
             if rows.shape[0] % (views * b):
@@ -258,12 +257,9 @@ class Capture:
             total = self.losses(batch, index, draw, encode).sum()
             if total.requires_grad and leaves:
                 torch.autograd.grad(total, leaves, allow_unused=True)
-        return [
-            torch.zeros(b, *layer.shape, dtype=self.working, device=self.device)
-            if found is None
-            else found
-            for layer, found in zip(self.layers, sums, strict=True)
-        ]
+        zeros = partial(torch.zeros, b, dtype=self.working, device=self.device)
+        found = zip(self.layers, sums, strict=True)
+        return [zeros(*layer.shape) if rows is None else rows for layer, rows in found]
 
     def flat(self, batch: Batch, index: Index, draw: int) -> Float[Tensor, "b k"]:
         """All layers' projected gradients side by side."""
@@ -310,6 +306,11 @@ def check_encoder(capture: Capture, batch: Batch, index: Index) -> None:
     for weight in plain.values():
         weight.requires_grad_()
     losses = capture.losses(batch, index, 0, lambda x: capture.encode(x, len(index)))
+    if not losses.requires_grad:
+        raise InfluenceValueError(
+            "the losses have no gradient: the encoder or the objective runs under torch.no_grad or "
+            "detaches what it returns; let autograd through."
+        )
     found = torch.autograd.grad(losses.sum(), [*plain.values()], allow_unused=True)
     for (n, weight), exact in zip(plain.items(), found, strict=True):
         weight.requires_grad_(False)

@@ -94,11 +94,15 @@ class InfluenceScorer:
         for name, number, least in counts:
             if not isinstance(number, int) or number < least:
                 raise InfluenceValueError(f"{name}={number!r} must be an integer ≥ {least}.")
-        if dtype is not None and not dtype.is_floating_point:
-            raise InfluenceValueError(f"dtype={dtype} must be a floating-point type.")
+        if dtype and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise InfluenceValueError(f"dtype={dtype!r} must be a floating-point torch.dtype.")
         self.encoder = encoder
         self.objective = Invariance() if objective is None else objective
         self.curvature = LoGra() if curvature is None else curvature
+        parts = ("objective", "__call__", "Invariance()"), ("curvature", "fit", "LoGra()")
+        for name, method, example in parts:
+            if isinstance(part := getattr(self, name), type) or not hasattr(part, method):
+                raise InfluenceTypeError(f"{name}={part!r} must be an instance as {example} is.")
         self.draws = draws
         self.seed = seed
         self.batch_size = batch_size
@@ -131,6 +135,8 @@ class InfluenceScorer:
     ) -> Scores:
         """Scores of ``images``; without an earlier :meth:`fit`, fitted on them for this call."""
         with self._gradients(images, index, "score") as gradients:
+            if names is not None and len(names) != len(gradients.examples):
+                raise InfluenceValueError(f"names holds {len(names)}, not one for each image.")
             if hasattr(self, "fitted_"):
                 fitted, n_fitted = self.fitted_, self.n_fitted_
                 if self.layers_ != [(layer.name, layer.shape) for layer in gradients.layers]:
@@ -312,13 +318,12 @@ class _Examples:
     """Images with their indices, checked at the boundary."""
 
     def __init__(self, images: Tensor | Dataset, index: Indices | None) -> None:
-        try:
-            self.n = len(images)
-        except TypeError as error:
+        if not hasattr(images, "__len__") or not hasattr(images, "__getitem__"):
             raise InfluenceTypeError(
-                f"images is a {type(images).__name__} without a length; give a tensor (N, ...) or "
-                "a map-style data set."
-            ) from error
+                f"images is a {type(images).__name__}, without a length or without items by "
+                "number; give a tensor (N, ...) or a map-style data set, as DataLoader.dataset is."
+            )
+        self.n = len(images)
         if self.n == 0:
             raise InfluenceValueError("images is empty; there is nothing to score.")
         self.images = images
@@ -344,8 +349,7 @@ class _Examples:
     def _item(self, i: int, item: Any) -> tuple[Tensor, ...]:
         item = tuple(item) if isinstance(item, tuple | list) else (item,)
         if not item or not isinstance(item[0], Tensor):
-            kind = type(item[0]).__name__ if item else "empty tuple"
-            raise InfluenceTypeError(f"item {i} of the data set begins with a {kind}, no tensor.")
+            raise InfluenceTypeError(f"item {i} of images begins with no tensor: {item!r:.60}.")
         if self._shape is None:
             self._shape = item[0].shape
         if item[0].shape != self._shape:

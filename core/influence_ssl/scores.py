@@ -65,11 +65,9 @@ class Scores:
             raise InfluenceTypeError(
                 "pandas is not installed; install it with: pip install 'influence-ssl[report]'"
             ) from error
-        columns: dict[str, Any] = {"index": self.index}
-        if self.names is not None:
-            columns["name"] = list(self.names)
-        columns |= {"score": self.values, "standard_error": self.standard_error}
-        return pandas.DataFrame(columns)
+        names = {} if self.names is None else {"name": list(self.names)}
+        scores = {"score": self.values, "standard_error": self.standard_error}
+        return pandas.DataFrame({"index": self.index, **names, **scores})
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write to ``.npz``, ``.csv`` or ``.parquet``; the file appears whole or not at all."""
@@ -105,15 +103,12 @@ class Scores:
 
 
 def _write_npz(scores: Scores, path: str) -> None:
-    columns: dict[str, Any] = {
-        "values": scores.values,
-        "standard_error": scores.standard_error,
-        "index": scores.index,
-        "provenance": np.array(json.dumps(scores.provenance)),
-    }
-    if scores.names is not None:
-        columns["names"] = np.array(list(scores.names), dtype=str)
-    np.savez_compressed(path, **columns)
+    names = None if scores.names is None else np.array(list(scores.names), dtype=str)
+    columns: dict[str, Any] = {} if names is None else {"names": names}
+    np.savez_compressed(
+        path, values=scores.values, standard_error=scores.standard_error, index=scores.index,
+        provenance=np.array(json.dumps(scores.provenance)), **columns,
+    )  # fmt: skip
 
 
 def _read_npz(path: Path) -> Scores:

@@ -118,13 +118,53 @@ def test_a_peer_is_measured_and_one_that_fails_is_recorded(root, tmp_path, monke
         "        return 1 - torch.cosine_similarity(encoder(clean), encoder(noisy))\n"
     )
     bad.write_text(f'{head}    raise ValueError("no convolutions\\nhere")\n')
-    found = peers.run(good, "tiny", width=4, images=64, rounds=2)
+    found = peers.run(good, "tiny", width=4, rounds=2, rank=None)
     exact, loss = (
         Vectors(results.folder_of("tiny", "simclr", 0) / "fidelity.npz")[name]
         for name in ("exact, 0.1", LOSS)
     )
     assert found["spearman"][0] == pytest.approx(spearmanr(loss, exact).statistic, abs=1e-3)
     assert found["error"] is None
-    assert 0.1 < found["speed"]["cpu"] < 0.9
-    failed = peers.run(bad, "tiny", width=4, images=64, rounds=2)
+    assert 0.1 < found["speed"]["total"] < 0.9
+    failed = peers.run(bad, "tiny", width=4, rounds=2, rank=None)
     assert failed["error"] == "ValueError: no convolutions here"
+
+
+def test_a_further_batch_does_not_pay_for_what_happens_once(monkeypatch):
+    """By a clock of our own: a plain pass takes 10 s, a call 30 s and half a second an image."""
+    now = [0.0]
+
+    def spend(amount):
+        now[0] += amount
+
+    def score(encoder, clean, noisy, damping):
+        spend(30 + len(clean) / 2)
+
+    clocks = dict.fromkeys(("wall", "cpu"), lambda: now[0])
+    monkeypatch.setattr(peers.timing, "CLOCKS", clocks)
+    monkeypatch.setattr(peers.time, "process_time", clocks["cpu"])
+    monkeypatch.setattr(peers, "plain_pass", lambda encoder, pairs: spend(10 * len(pairs)))
+    found = peers.speed(score, width=4, rounds=4)
+    assert (found["cpu"], found["wall"], found["total"]) == (3.2, 3.2, 6.2)
+    assert found["rounds"] == 3  # of 62 s each, not more than 200 s
+    monkeypatch.setattr(peers, "LONG", 60.0)
+    found = peers.speed(score, width=4, rounds=4)
+    assert (found["cpu"], found["total"], found["rounds"]) == (None, 6.2, 1)
+
+
+def test_a_peer_can_be_measured_at_another_rank(root, tmp_path, monkeypatch):
+    monkeypatch.setenv("INFLUENCE_SSL_RESULTS", str(root))
+    path = tmp_path / "ranked.py"
+    path.write_text(
+        'PACKAGE, METHOD = "torch", "LoGra, rank 16, per layer"\n\n\n'
+        "def score(encoder, clean, noisy, damping, rank=16):\n"
+        '    raise ValueError(f"rank {rank}")\n'
+    )
+    found = {rank: peers.run(path, "tiny", 4, 2, rank) for rank in (None, 64)}
+    assert [one["method"] for one in found.values()] == [
+        "LoGra, rank 16, per layer", "LoGra, rank 64, per layer",
+    ]  # fmt: skip
+    assert [one["error"] for one in found.values()] == [
+        "ValueError: rank 16",
+        "ValueError: rank 64",
+    ]

@@ -4,6 +4,7 @@ import pytest
 import torch
 from nets import Residual, Windows, build, images, score
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from influence_ssl import (
     EmpiricalFisher,
@@ -133,7 +134,8 @@ BAD_IMAGES = {
     "image 4 has NaN or infinite values": spoiled(float("inf")),
     "images are torch.uint8": X.byte(),
     "without a length": iter([X]),
-    "item 0 of the data set begins with a str": ["a.png"],
+    "or without items by number": DataLoader(TensorDataset(X)),
+    r"item 0 of images begins with no tensor: \('a.png',\)": ["a.png"],
 }
 
 
@@ -162,7 +164,12 @@ def test_unusable_images(message):
         (lambda: Supervised("hinge"), "loss='hinge' is unknown"),
         (lambda: InfluenceScorer(lambda x: x), "encoder is a function"),
         (lambda: InfluenceScorer(build(Windows), draws=0), "draws=0 must be an integer"),
-        (lambda: InfluenceScorer(build(Windows), dtype=torch.int8), "floating-point type"),
+        (lambda: InfluenceScorer(build(Windows), dtype=torch.int8), "floating-point torch.dtype"),
+        (lambda: InfluenceScorer(build(Windows), dtype="bf16"), "dtype='bf16' must be a floating"),
+        (lambda: InfluenceScorer(build(Windows), Invariance), "an instance as Invariance"),
+        (lambda: InfluenceScorer(build(Windows), "cosine"), "objective='cosine' must be"),
+        (lambda: InfluenceScorer(build(Windows), curvature=LoGra), "an instance as LoGra"),
+        (lambda: InfluenceScorer(build(Windows), curvature="LoGra"), "curvature='LoGra' must be"),
     ],
 )
 def test_bad_arguments_are_refused_at_construction(make, message):
@@ -187,6 +194,28 @@ def test_bad_arguments_are_refused_at_construction(make, message):
 def test_settings_that_do_not_fit_the_encoder(settings, message):
     with pytest.raises(InfluenceError, match=message):
         score(build(Residual), images(4), **settings)
+
+
+@pytest.mark.parametrize("detach", [torch.no_grad(), lambda f: lambda x: f(x).detach()])
+def test_an_encoder_that_lets_no_gradient_through(detach):
+    net = build(Windows)
+    net.forward = detach(net.forward)
+    with pytest.raises(InfluenceError, match="the losses have no gradient: the encoder"):
+        score(net, images(4))
+
+
+def test_a_wrong_number_of_names_is_refused_before_the_work(monkeypatch):
+    monkeypatch.setattr(LoGra, "fit", None)
+    with pytest.raises(InfluenceError, match="names holds 3, not one for each image"):
+        InfluenceScorer(build(Windows)).score(images(4), names=list("abc"))
+
+
+def test_a_seed_of_any_size_projects():
+    scores = [
+        InfluenceScorer(build(Windows), curvature=LoGra(2, seed=seed)).score(images(4)).values
+        for seed in (0, 2**63, 2**70)
+    ]
+    assert len({tuple(values) for values in scores}) == 3
 
 
 def test_a_named_layer_that_is_never_called():

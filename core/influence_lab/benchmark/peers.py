@@ -1,10 +1,11 @@
 """Other libraries at the same task: label-free self-influence with a loss of pairs.
 
-A peer is a script that defines ``PACKAGE``, ``METHOD``, ``BATCH`` and
+A peer is a script that defines ``PACKAGE``, ``METHOD`` and
 ``score(encoder, clean, noisy, damping) -> magnitudes (n,)``, and nothing that a user of that
-library would not write. It runs in an environment of its own:
+library would not write; one that takes ``rank`` can be measured at another. It runs in an
+environment of its own:
 
-    python -m influence_lab.benchmark.peers benchmarks/peers/logix_ai.py OUT.json
+    python -m influence_lab.benchmark.peers benchmarks/peers/logix_ai.py OUT.json --rank 64
 
 Fidelity is measured on the encoder, images and noise of ``fidelity``, speed and memory on an
 untrained ResNet-18 of width 64, where values do not matter. A peer that fails is recorded with its
@@ -17,9 +18,11 @@ import argparse
 import ast
 import copy
 import runpy
+import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -40,11 +43,11 @@ from ..scale import peak
 from . import timing
 
 SCRIPTS = (
-    "ours", "ours_joint", "ours_bf16", "logix_ai", "torch_func", "kronfluence_ekfac",
-    "traker_trak", "pydvl_harmonic", "captum_tracin", "dattri_logra",
+    "ours", "ours_joint", "ours_bf16", "logix_ai", "logix_ai-64", "torch_func",
+    "kronfluence_ekfac", "traker_trak", "pydvl_harmonic", "captum_tracin", "dattri_logra",
 )  # fmt: skip
-IMAGES, BATCH, ROUNDS = 64, 64, 10
-LONG = 90.0
+BATCH, ROUNDS = 64, 10
+SPENT, LONG = 200.0, 120.0  # seconds of one-batch calls over all rounds; of one that has no rounds
 
 Score = Callable[[nn.Module, Tensor, Tensor, float], Tensor]
 
@@ -78,43 +81,58 @@ def fidelity(score: Score, profile: str, root: Path | None = None) -> list[float
     return list(spearman(np.asarray(found, dtype=np.float64), exact))
 
 
-def speed(score: Score, width: int, images: int, rounds: int) -> dict[str, Any]:
-    """Peak memory and ratios to the plain pass; one round alone where a round is long."""
+def speed(score: Score, width: int, rounds: int) -> dict[str, Any]:
+    """Peak memory in bytes, and costs over a plain pass over one batch.
+
+    ``total`` is a call's on one batch. What two batches cost more is what each further batch costs
+    (``cpu``, ``wall``); of a call longer than :data:`LONG` seconds it is ``None``, being lost in
+    what the call costs once.
+    """
     torch.manual_seed(0)
     encoder = cifar_resnet18(width).eval()
-    clean = torch.randn(images, 3, 32, 32)
+    clean = torch.randn(2 * BATCH, 3, 32, 32)
     pairs = timing.pairs_of(clean, BATCH)
     noisy = torch.cat([pair.chunk(2)[1] for pair in pairs])
 
     def plain() -> None:
-        plain_pass(encoder, pairs)
+        plain_pass(encoder, pairs[:1])
         encoder.zero_grad(set_to_none=True)
 
-    def work() -> None:
-        score(copy.deepcopy(encoder), clean, noisy, 1e-3)
+    def work(images: int) -> None:
+        score(copy.deepcopy(encoder), clean[:images], noisy[:images], 1e-3)
 
-    unit = peak(plain)
+    one, two = partial(work, BATCH), partial(work, 2 * BATCH)
+    record: dict[str, Any] = {"plain bytes": peak(plain)}
     begin = time.process_time()
-    memory = peak(work)
-    one = time.process_time() - begin
-    found = timing.ratios(work, plain, 2 if one > LONG else rounds)
-    return timing.summary(found) | {"bytes": memory, "plain bytes": unit, "images": images}
+    record["bytes"] = peak(one)
+    once = time.process_time() - begin
+    if once > LONG:
+        begin = time.process_time()
+        plain()
+        total = once / (time.process_time() - begin)
+        return record | {"total": round(total, 4), "cpu": None, "rounds": 1}
+    found = timing.seconds((plain, one, two), max(2, min(rounds, int(SPENT / once))))
+    further = {c: [(b - a) / unit for unit, a, b in rows] for c, rows in found.items()}
+    total = statistics.median(a / unit for unit, a, _ in found["cpu"])
+    return record | {"total": round(total, 4)} | timing.summary(further)
 
 
-def run(path: Path, profile: str, width: int, images: int, rounds: int) -> dict[str, Any]:
+def run(path: Path, profile: str, width: int, rounds: int, rank: int | None) -> dict[str, Any]:
     """The record of one peer."""
     script = runpy.run_path(str(path))
-    package = script["PACKAGE"]
+    package, method, score = (script[name] for name in ("PACKAGE", "METHOD", "score"))
+    if rank is not None:
+        method, score = method.replace("rank 16", f"rank {rank}"), partial(score, rank=rank)
     record: dict[str, Any] = {
         "package": package,
         "version": version(package),
-        "method": script["METHOD"],
+        "method": method,
         "lines": lines(path),
         "error": None,
     }
     try:
-        record["spearman"] = rounded({"": fidelity(script["score"], profile)})[""]
-        record["speed"] = speed(script["score"], width, images, rounds)
+        record["spearman"] = rounded({"": fidelity(score, profile)})[""]
+        record["speed"] = speed(score, width, rounds)
     except Exception as error:  # whatever a foreign library raises is the finding
         text = " ".join(str(error).split())
         record["error"] = f"{type(error).__name__}: {text[:200]}"
@@ -128,17 +146,17 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--profile", default="cpu")
     parser.add_argument("--width", type=int, default=64)
-    parser.add_argument("--images", type=int, default=IMAGES)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--rank", type=int)
     options = parser.parse_args()
     begin = time.perf_counter()
-    record = run(options.script, options.profile, options.width, options.images, options.rounds)
+    record = run(options.script, options.profile, options.width, options.rounds, options.rank)
     record["provenance"] = results.provenance(
-        f"make bench ({options.script.name})", options.profile, 0, "see fidelity", "",
+        f"make bench ({options.out.stem})", options.profile, 0, "see fidelity", "",
         results.device_name("cpu"), time.perf_counter() - begin,
     )  # fmt: skip
     results.save_json(options.out, record)
-    print(f"{options.script.stem}: {record['error'] or record['speed']['cpu']}", file=sys.stderr)
+    print(f"{options.out.stem}: {record['error'] or record['speed']}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -28,25 +28,31 @@ def pairs_of(images: Tensor, batch_size: int) -> list[Tensor]:
     ]
 
 
+def seconds(jobs: Sequence[Callable[[], object]], rounds: int) -> dict[str, list[list[float]]]:
+    """Seconds of each job, a list a round, on the wall clock and in processor time.
+
+    The jobs are timed in turn, in one order and then in the other. On a machine that others use as
+    well, processor time is the one to read.
+    """
+    found: dict[str, list[list[float]]] = {clock: [] for clock in CLOCKS}
+    for number in range(rounds):
+        order = range(len(jobs)) if number % 2 else reversed(range(len(jobs)))
+        for clock in CLOCKS:
+            found[clock].append([0.0] * len(jobs))
+        for place in order:
+            begin = {clock: read() for clock, read in CLOCKS.items()}
+            jobs[place]()
+            for clock, read in CLOCKS.items():
+                found[clock][-1][place] = read() - begin[clock]
+    return found
+
+
 def ratios(
     work: Callable[[], object], unit: Callable[[], object], rounds: int
 ) -> dict[str, list[float]]:
-    """Ratios of ``work`` to ``unit``, one a round, on the wall clock and in processor time.
-
-    The two are timed in turn, first one and then the other going first. On a machine that others
-    use as well, processor time is the one to read.
-    """
-    found: dict[str, list[float]] = {clock: [] for clock in CLOCKS}
-    for number in range(WARM_UP + rounds):
-        times = {}
-        for job in (work, unit) if number % 2 else (unit, work):
-            begin = {clock: read() for clock, read in CLOCKS.items()}
-            job()
-            times[job] = {clock: read() - begin[clock] for clock, read in CLOCKS.items()}
-        if number >= WARM_UP:
-            for clock in CLOCKS:
-                found[clock].append(times[work][clock] / times[unit][clock])
-    return found
+    """Ratios of ``work`` to ``unit``, one a round, after one that does not count."""
+    found = seconds((work, unit), WARM_UP + rounds)
+    return {clock: [a / b for a, b in rows[WARM_UP:]] for clock, rows in found.items()}
 
 
 def summary(found: dict[str, list[float]]) -> dict[str, Any]:
