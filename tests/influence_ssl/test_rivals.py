@@ -145,9 +145,12 @@ def test_a_stopped_run_goes_on_and_ends_the_same(
     # Other settings do not go on from there.
     Path("calls").unlink()
     Path("stop").unlink()
-    assert run("--draws", draws, "--seed", "1", out="other.parquet") == 0
+    assert run("--draws", draws, "--seed", "1") == 0
+    left = "unfinished work of other settings is kept in scores.parquet.partial"
+    assert left in capsys.readouterr().out
     Path("calls").unlink()
     assert run("--draws", draws) == 0
+    assert left not in capsys.readouterr().out
     assert len(Path("calls").read_text()) == calls - 2
     assert not Path("scores.parquet.partial").exists()
     first, second = (pandas.read_parquet(f"{name}.parquet") for name in ("whole", "scores"))

@@ -13,6 +13,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
@@ -299,19 +300,15 @@ def _check_output(path: Path) -> None:
 
 
 def _digest(images: Images) -> str:
-    content = hashlib.sha256()
-    for name, digest in zip(images.names, images.sha256, strict=True):
-        content.update(f"{digest} {name}\n".encode())
-    return content.hexdigest()
+    lines = (f"{x} {name}\n" for name, x in zip(images.names, images.sha256, strict=True))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _versions() -> dict[str, str]:
     found = {}
     for package in _PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             found[package] = version(package)
-        except PackageNotFoundError:
-            continue
     return found
 
 
@@ -377,6 +374,8 @@ def _summarise(
             f"reliability: {found['reliability']:.3f}, the rank correlation expected of another "
             f"run of {options.draws} draws"
         )
+    if (others := partial_folder(options.out)).is_dir():
+        print(f"unfinished work of other settings is kept in {others}; remove what is of no use")
     print(f"written to {options.out}")
 
 
