@@ -29,6 +29,7 @@ from ..agreement import partial_spearman, rounded, spearman
 from ..benchmark import timing
 from ..benchmark.approximations import GlobalProjection, ScaledLoGra, Stored
 from ..benchmark.candidates import CANDIDATES, EXACT, LOSS, RANKS, SKETCH
+from ..benchmark.estimators import ESTIMATORS, Estimator
 from ..benchmark.exact import Gram
 from ..benchmark.factors import Factors, kronecker_factors
 from ..vectors import Vectors
@@ -187,6 +188,7 @@ def measure(one: Fidelity) -> Iterator[tuple[str, Any]]:
         yield "shipped", {JOINT[joint]: _shipped(one, joint, exact[MAIN]) for joint in JOINT}
         pairs = ((0.01, 0.1), (0.1, 1.0), (0.01, 1.0))
         yield "damping", {f"{a} {b}": spearman(exact[a], exact[b]) for a, b in pairs}
+        yield "estimators", _estimators(one)
         loss, names = one.loss(), [name for name in CANDIDATES if name != EXACT]
         against: dict[str, Any] = {}
         for c in COMPARED:
@@ -254,6 +256,25 @@ def reliability(one: Fidelity) -> dict[str, Any]:
     return {str(m): spearman(_draws(one, m, 0), _draws(one, m, 1)) for m in DRAWS}
 
 
+def _estimators(one: Fidelity) -> dict[str, Any]:
+    """Of each way to spend draws: the rank correlation of two runs, and with averaged scores."""
+
+    def vector(estimator: Estimator, seed: int) -> Column:
+        if not (estimator.antithetic or estimator.gradients):
+            return _draws(one, estimator.draws, seed)
+        name = f"{estimator.name}, noise {seed}"
+        return one.magnitude(name, LoGra(), f"draws {name}", seed, **estimator.settings)
+
+    most = _draws(one, max(DRAWS), 1)
+    return {
+        estimator.name: {
+            "two runs": spearman(vector(estimator, 0), vector(estimator, 1)),
+            "with scores averaged": spearman(vector(estimator, 0), most),
+        }
+        for estimator in ESTIMATORS
+    }
+
+
 def draws_needed(reliability: dict[str, list[float]]) -> int | None:
     """The smallest number of draws whose reliability is :data:`RELIABLE`; ``None`` for none."""
     return next((int(m) for m, estimate in reliability.items() if estimate[0] >= RELIABLE), None)
@@ -306,6 +327,7 @@ def reproduce(task: Task) -> str:
     The record is written after each part. One that has all its parts is made anew, from the
     recorded vectors; of one that was stopped, costs that were measured stay.
     """
+    from ..benchmark.picture import figure
     from ..figures import save, use_style
 
     path = (task.root or results.results_root()) / task.profile / "fidelity.json"
@@ -331,60 +353,9 @@ def reproduce(task: Task) -> str:
     del record["timing"]
     keep("cost", cost)
     use_style()
-    save(figure(cost, record["spearman"][str(MAIN)]), task.picture)
+    save(figure(cost, record["spearman"][str(MAIN)], FAITHFUL), task.picture)
     default, joint = (record["shipped"][words][str(RANK)][0] for words in JOINT.values())
     return (
         f"rank correlation with the exact score {default:.3f} per layer, {joint:.3f} joint; "
         f"draws for a reliability of {RELIABLE}: {draws_needed(record['reliability'])}"
     )
-
-
-STYLES = {
-    "LoGra random, per layer": ("blue", "o", "-"),
-    "LoGra random, joint": ("vermilion", "s", "-"),
-    "LoGra PCA, per layer": ("sky", "o", ":"),
-    "LoGra PCA, joint": ("purple", "s", ":"),
-}
-SINGLES = {
-    LOSS: ("loss", "x"),
-    "gradient norm": ("gradient norm", "v"),
-    "diagonal": ("diagonal", "D"),
-    "K-FAC": ("K-FAC", "<"),
-    "EK-FAC": ("EK-FAC", ">"),
-    "full per layer": ("full, per layer", "P"),
-    f"global {SKETCH}": (f"global, {SKETCH:,}", "*"),
-}
-
-
-def figure(cost: dict[str, Any], found: dict[str, Any], clock: str = "cpu") -> Any:
-    """One minus the rank correlation with the exact score against cost, both logarithmic."""
-    import matplotlib.pyplot as plt
-
-    from ..figures import COLORS, WIDTH
-
-    drawing, axis = plt.subplots(figsize=(WIDTH, 5.4))
-    for family, (color, marker, line) in STYLES.items():
-        names = [name for name, one in CANDIDATES.items() if one.family == family]
-        axis.plot(
-            [cost[name][clock] for name in names], [1 - found[name][0] for name in names],
-            color=COLORS[color], marker=marker, linestyle=line, label=family,
-        )  # fmt: skip
-    for name, (label, marker) in SINGLES.items():
-        axis.plot(
-            cost[name][clock], 1 - found[name][0], marker, color=COLORS["grey"], label=label,
-            linestyle="none",
-        )  # fmt: skip
-    axis.axvline(cost[EXACT][clock], color=COLORS["black"], linestyle=":", linewidth=1.2)
-    axis.annotate("exact", (cost[EXACT][clock], 0.95), xycoords=("data", "axes fraction"),
-                  ha="right", xytext=(-3, 0), textcoords="offset points")  # fmt: skip
-    axis.axhline(1 - FAITHFUL, color=COLORS["green"], linestyle="--", linewidth=1.2)
-    axis.set(xscale="log", yscale="log")
-    ticks = [0.2, 0.5, 1, 2, 5, 10, 20, 50]
-    axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    axis.xaxis.set_minor_formatter("")
-    all_costs = [value[clock] for value in cost.values()]
-    axis.set_xlim(0.7 * min(all_costs), 1.3 * max(all_costs))
-    axis.set_xlabel("cost in plain forward + backward passes")
-    axis.set_ylabel("1 − rank correlation with exact")
-    drawing.legend(loc="outside lower center", ncols=2, columnspacing=1.0, handlelength=1.6)
-    return drawing
