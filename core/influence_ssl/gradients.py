@@ -377,6 +377,7 @@ def untouched(encoder: nn.Module) -> Iterator[None]:
     """Eval mode, no weight gradients; everything as before at the end, whatever happens."""
     modes = [(module, module.training) for module in encoder.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in encoder.parameters()]
+    buffers = [(buffer, buffer.clone()) for buffer in encoder.buffers()]
     try:
         encoder.eval()
         for parameter, _ in flags:
@@ -388,3 +389,5 @@ def untouched(encoder: nn.Module) -> Iterator[None]:
             module.training = mode
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
+        for buffer, value in buffers:
+            buffer.data.copy_(value)

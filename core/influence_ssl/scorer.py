@@ -135,7 +135,7 @@ class InfluenceScorer:
     ) -> Scores:
         """Scores of ``images``; without an earlier :meth:`fit`, fitted on them for this call."""
         with self._gradients(images, index, "score") as gradients:
-            if names is not None and len(names) != len(gradients.examples):
+            if names is not None and len(names) != gradients.examples.n:
                 raise InfluenceValueError(f"names holds {len(names)}, not one for each image.")
             if hasattr(self, "fitted_"):
                 fitted, n_fitted = self.fitted_, self.n_fitted_
@@ -167,7 +167,7 @@ class InfluenceScorer:
             raise InfluenceValueError(reason) from None
         dtype = self.dtype or own.dtype
         with untouched(self.encoder):
-            first = range(min(2, len(examples)))
+            first = range(min(2, examples.n))
             sample = examples.batch(first), examples.index[list(first)]
             try:
                 # In double precision, where only what is wrong differs, and not rounding.
@@ -203,7 +203,7 @@ class InfluenceScorer:
             "curvature": repr(self.curvature),
             "draws": self.draws,
             "seed": self.seed,
-            "examples": len(gradients.examples),
+            "examples": gradients.examples.n,
             "fitted gradients": n_fitted,
             "layers": {x.name: [x.out_features, x.in_features] for x in capture.layers},
             "left out": [name for name, x in parameters if id(x) not in used],
@@ -227,11 +227,11 @@ class _Gradients:
         self.stage = stage if scorer.progress and rank == 0 else None
         self.layers: list[Layer] = capture.layers
         self.device = capture.device
-        self.n = scorer.draws * len(examples)
+        self.n = scorer.draws * examples.n
         self.index = examples.index
         self._width = sum(layer.size for layer in self.layers) * capture.working.itemsize
         # Unprojected gradients are large: then fewer examples at a time, which no value notices.
-        n, most = len(examples), int(_CHUNK_BYTES // self._width)
+        n, most = examples.n, int(_CHUNK_BYTES // self._width)
         if n < count:
             raise InfluenceValueError(f"{count} processes have {n} images; start at most {n}.")
         step = max(1, min(scorer.images_at_once(examples.values), most, n // count))
@@ -332,9 +332,6 @@ class _Examples:
             raise InfluenceValueError(f"index must hold {self.n} numbers ≥ 0, one for each image.")
         self._shape: torch.Size | None = None
         self.values = self.batch(range(1))[0].numel()  # of one image
-
-    def __len__(self) -> int:
-        return self.n
 
     def batch(self, rows: range) -> tuple[Tensor, ...]:
         """The items of these rows, stacked; the images first."""
