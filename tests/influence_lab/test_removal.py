@@ -15,6 +15,7 @@ from influence_lab.experiments import Task, removal
 from influence_lab.experiments.removal import PLANS, Plan, Training
 from influence_lab.files import locked
 from influence_lab.pretrain import METHODS, PROFILES, cost, pretrain, settings_for
+from influence_lab.pretrain.methods import build
 from influence_lab.pretrain.settings import TABLE_3
 from influence_ssl import InfluenceError, Scores
 
@@ -191,6 +192,18 @@ def test_the_command_goes_on_after_ctrl_c_and_ends_in_the_same_record(
     assert not [p for p in runs.rglob("*") if p.is_file() and p.suffix != ".lock"]
     assert main(command) == 0
     assert len(trained) == 18
+
+
+def test_the_start_is_what_the_methods_without_labels_begin_with(task):
+    record = removal.carry_out(SMALL, task, progress=False)
+    bank = TRAINING.subset(SMALL.indices(128))
+    for n, seed in enumerate(SMALL.seeds):
+        for method in ("simclr", "byol", "barlow"):
+            encoder = build(SMALL.settings(method, "tiny"), 4, seed).encoder.eval()
+            found = tasks.accuracies(encoder, bank, TESTS)
+            for name, shares in record[removal.BEFORE].items():
+                assert shares[n] == pytest.approx(found[name], abs=1e-6)
+    assert set(record[removal.BEFORE]) == {"knn", "linear"}
 
 
 def test_a_folder_for_locks_that_cannot_be_is_named(tmp_path):

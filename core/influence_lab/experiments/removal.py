@@ -34,6 +34,7 @@ from ..datasets import Images
 from ..encoders import CifarResNet18
 from ..files import locked
 from ..pretrain import METHODS, Settings, pretrain, removal_settings, run_folder, settings_for
+from ..pretrain.methods import build
 from ..probes import extract, knn_accuracy, linear_accuracy
 from ..tasks import data_for, recorded_or_made
 from . import Task
@@ -42,6 +43,7 @@ from .distributions import LABELS
 ORDERS = ("highest", "lowest", "random")
 MEASURES = ("knn", "linear", "classifier")
 NOTHING = "none"
+BEFORE = "before training"
 SEEDS = (0, 42, 123)
 """Table 3's."""
 
@@ -188,6 +190,21 @@ class Study:
         """
         return any(self._claim(training) for training in self.missing())
 
+    def measure_start(self) -> None:
+        """Record what the weights give that the methods without labels begin with, by seed."""
+        with locked(self.runs / f"{BEFORE}.lock", wait=False) as mine:
+            if not mine or BEFORE in self.record():
+                return
+            found: dict[str, list[float]] = {"knn": [], "linear": []}
+            settings = self.plan.settings("simclr", self.task.profile)
+            for seed in self.plan.seeds:
+                start = build(settings, len(self.train.classes), seed).encoder.to(self.task.device)
+                shares = measure(start.eval(), self.bank, self.test)
+                for name, values in found.items():
+                    values.append(round(shares[name], 6))
+            with locked(self.runs / "record.lock", wait=True):
+                results.save_json(self.path, self.record() | {BEFORE: found})
+
     def _scores(self, method: str) -> results.RecordedScores | None:
         task = self.task
         return results.load_scores(task.profile, method, task.seed, "train", task.root)
@@ -324,6 +341,7 @@ def carry_out(plan: Plan, task: Task, progress: bool = True) -> dict[str, Any]:
     study = Study(plan, task, progress)
     while study.advance():
         pass
+    study.measure_start()
     return study.record()
 
 

@@ -19,7 +19,7 @@ from influence_ssl.errors import InfluenceOSError, InfluenceValueError
 from .. import results
 from ..claims import NOT_REPRODUCED, NOT_TESTED, REPRODUCED, Claim, above, claim
 from .distributions import LABELS
-from .removal import NOTHING, ORDERS
+from .removal import BEFORE, NOTHING, ORDERS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -226,7 +226,8 @@ def largest(root: Path | None = None) -> tuple[str, dict[str, Any]]:
 def draw(record: dict[str, Any]) -> Figure:
     """Figure 6: accuracy against the number of removed images, one panel per method.
 
-    Points are means over complete seeds, error bars their standard deviation (n − 1).
+    Points are means over complete seeds, error bars their standard deviation (n − 1). A line marks
+    the untrained network, where the measure is one that it has as well.
     """
     import matplotlib.pyplot as plt
     from matplotlib.ticker import MaxNLocator
@@ -253,11 +254,13 @@ def draw(record: dict[str, Any]) -> Figure:
                 fmt=look, color=COLORS[color], capsize=3,
                 label=order if order == "random" else f"{order} first",
             )  # fmt: skip
+        if start := record.get(BEFORE, {}).get(measure_of(method)):
+            axis.axhline(100 * np.mean(start), color=COLORS["grey"], label="untrained")
         axis.xaxis.set_major_locator(MaxNLocator(3))
         axis.xaxis.set_major_formatter("{x:,.0f}")
     drawn = [axis for axis in axes.flat if axis.lines]
     if drawn:
-        figure.legend(*drawn[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+        figure.legend(*drawn[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     figure.supxlabel("images removed", fontsize=12)
     figure.supylabel("test accuracy in %", fontsize=12)
     return figure
