@@ -255,7 +255,7 @@ def draw(record: dict[str, Any]) -> Figure:
                 label=order if order == "random" else f"{order} first",
             )  # fmt: skip
         if start := record.get(BEFORE, {}).get(measure_of(method)):
-            axis.axhline(100 * np.mean(start), color=COLORS["grey"], label="untrained")
+            axis.axhline(100 * np.mean(start), color=COLORS["black"], lw=1, label="untrained")
         axis.xaxis.set_major_locator(MaxNLocator(3))
         axis.xaxis.set_major_formatter("{x:,.0f}")
     drawn = [axis for axis in axes.flat if axis.lines]
