@@ -47,6 +47,9 @@ SCRIPTS = (
     "kronfluence_ekfac", "traker_trak", "pydvl_harmonic", "captum_tracin", "dattri_logra",
 )  # fmt: skip
 BATCH, ROUNDS = 64, 10
+AIMS = {"logix_ai": (1.25, 2.4), "logix_ai-64": (1.0, 1.0)}
+"""How many times as long as ours, in float32 and in bfloat16, a library was to take at least."""
+OTHERS = (3.0, 3.0)
 SPENT, LONG = 200.0, 120.0  # seconds of one-batch calls over all rounds; of one that has no rounds
 
 Score = Callable[[nn.Module, Tensor, Tensor, float], Tensor]
