@@ -15,7 +15,7 @@ def pictures(name):
         return make_scenes(300, seed=0).images.tensor()
     try:
         return load_cifar10("test").tensor()[::32]
-    except InfluenceError as error:
+    except InfluenceError as error:  # the repository holds no data set; .ci/run unpacks one
         pytest.skip(f"real CIFAR-10 is not here: {error}")
 
 
