@@ -77,7 +77,7 @@ class Layer:
         """Q a at each position: (rows, groups, positions, r or I)."""
         if isinstance(module, nn.Linear):
             a = a.reshape(a.shape[0], 1, -1, a.shape[-1])
-            return a if self.right is None else a @ self.right.T
+            return a if self.right is None else a @ self.right.to(a.dtype).T
         assert isinstance(module, nn.Conv2d)
         n, g, padding = a.shape[0], module.groups, module.padding
         if module.padding_mode != "zeros" or isinstance(padding, str):
@@ -90,7 +90,7 @@ class Layer:
         if self.right is None:
             columns = F.unfold(a, kernel, dilation, padding, stride)
         else:
-            filters = self.right.reshape(-1, a.shape[1], *kernel)
+            filters = self.right.to(a.dtype).reshape(-1, a.shape[1], *kernel)
             columns = F.conv2d(a, filters, None, stride, padding, dilation).flatten(2)
         return columns.transpose(1, 2).unflatten(0, (n, g))
 
@@ -101,14 +101,13 @@ class Layer:
         n, g, positions, _ = columns.shape
         if not isinstance(module, nn.Linear):
             delta = delta.flatten(2).transpose(1, 2)
-        # Each group has its own inputs, so P, which mixes the groups, comes last there; elsewhere
-        # it comes where it is cheaper.
+        # P mixes the groups, which have their own inputs: last there, else where it is cheaper.
         delta = delta.reshape(n, positions, g, -1).transpose(1, 2)
         left = self.left if self.left is None or self.scale is None else self.left * self.scale
         if left is not None and g == 1 and positions < self.out_features:
-            delta, left = delta @ left.T, None
+            delta, left = delta @ left.to(delta.dtype).T, None
         gradient = (delta.transpose(2, 3) @ columns).flatten(1, 2)
-        return gradient if left is None else left @ gradient
+        return gradient if left is None else left.to(gradient.dtype) @ gradient
 
 
 def called_layers(
@@ -172,8 +171,9 @@ class Capture:
         if parameter is None:
             raise InfluenceTypeError("the encoder has no floating-point weights.")
         self.device, self.dtype = parameter.device, parameter.dtype
-        # Projections stay in float32 at least, whatever the encoder runs in.
-        self.working = torch.float64 if self.dtype == torch.float64 else torch.float32
+        self.working = torch.promote_types(self.dtype, torch.float32)
+        # bfloat16 has float32's range, so products may stay in it; in float16 they would underflow.
+        self.products = self.dtype if self.dtype == torch.bfloat16 else self.working
 
     def losses(self, batch: Batch, index: Index, draw: int, encode: Encode) -> Float[Tensor, " b"]:
         """The objective's losses (B,), checked."""
@@ -229,7 +229,7 @@ class Capture:
                     f"layer {self.layers[number].name!r} receives {rows.shape[0]} rows for {b} "
                     "examples, so examples cannot be told apart; leave it out with `layers`."
                 )
-            rows = rows.reshape(views, b, -1, *rows.shape[1:]).sum((0, 2))
+            rows = rows.reshape(views, b, -1, *rows.shape[1:]).sum((0, 2), dtype=self.working)
             known = sums[number]
             sums[number] = rows if known is None else known + rows
 
@@ -238,7 +238,7 @@ class Capture:
         ) -> None:
             layer, a = self.layers[number], inputs[0]
             with torch.no_grad():
-                columns = layer.inputs(module, a.detach().to(self.working))
+                columns = layer.inputs(module, a.detach().to(self.products))
             if calls is not None:
                 known = columns.shape[0] % (views * b) == 0
                 seen = columns.reshape(views, b, -1)[0] if known else columns.new_zeros(b, 1)
@@ -246,7 +246,7 @@ class Capture:
             if output.requires_grad:
                 output.register_hook(
                     lambda delta: add(
-                        number, layer.contract(module, columns, delta.to(self.working))
+                        number, layer.contract(module, columns, delta.to(self.products))
                     )
                 )
 

@@ -8,7 +8,7 @@ import torch
 from nets import Residual, build, images
 from torch import nn
 
-from influence_ssl import InfluenceError, InfluenceScorer, LoGra
+from influence_ssl import Identity, InfluenceError, InfluenceScorer, LoGra, Supervised
 from influence_ssl.gradients import fold_batch_norm
 
 
@@ -45,6 +45,34 @@ def test_batch_norm_whose_input_is_used_elsewhere_is_not_folded():
     (_, fast), (plain, slow) = captures(build(Twice), images())
     assert fold_batch_norm(plain, images(2)) is plain
     np.testing.assert_array_equal(fast, slow)
+
+
+@pytest.mark.parametrize("rank", [2, 8, None])
+def test_products_in_bfloat16_lose_less_than_the_pass_in_bfloat16_does(rank):
+    """Rounding products moves the gradients far less than rounding activations."""
+    net, x, found = build(Residual), images(12), []
+    curvature = Identity() if rank is None else LoGra(rank)
+    for dtype, products in (
+        (torch.bfloat16, torch.bfloat16), (torch.bfloat16, torch.float32),
+        (torch.float64, torch.float64),
+    ):  # fmt: skip
+        scorer = InfluenceScorer(net, curvature=curvature, dtype=dtype, progress=False)
+        with scorer._gradients(x, None, "test") as gradients:
+            gradients.capture.products = products
+            found.append(gradients.capture.flat((x,), torch.arange(len(x)), 0))
+    fast, slow, exact = found
+    assert fast.dtype == torch.float32
+    assert 0 < (fast - slow).norm() <= 0.2 * (slow - exact).norm()
+
+
+def test_float16_does_not_lose_small_gradients():
+    """δ = 1e-4 and a = 1e-4 are numbers of float16, their product is none."""
+    layer = nn.Linear(3, 2, bias=False).half()
+    x, y = torch.full((4, 3), 1e-4).half(), torch.zeros(4)
+    objective = Supervised(loss=lambda output, _: 1e-4 * output.sum(1))
+    scorer = InfluenceScorer(layer, objective, Identity(), progress=False)
+    found = scorer.score(torch.utils.data.TensorDataset(x, y)).magnitude
+    np.testing.assert_allclose(found, 6 * 1e-16, rtol=5e-3)
 
 
 @pytest.mark.parametrize("joint", [False, True])
