@@ -85,11 +85,13 @@ _build/peers/installed: .venv/installed benchmarks/peers/requirements.txt
 	    --ignore-requires-python -r benchmarks/peers/requirements.txt
 	@touch $@
 
+_build/bench/cost: THREADS := 2
+_build/bench/fidelity: THREADS := 1
 _build/bench/cost _build/bench/fidelity: .venv/installed
-	OMP_NUM_THREADS=1 .venv/bin/influence-lab reproduce $(@F) --profile cpu --out _build/$(@F).svg
+	OMP_NUM_THREADS=$(THREADS) .venv/bin/influence-lab reproduce $(@F) --profile cpu --out _build/$(@F).svg
 	@mkdir -p $(@D) && touch $@
 
-PEER = OMP_NUM_THREADS=1 PYTHONPATH=core _build/peers/bin/python -W ignore -m influence_lab.benchmark.peers $< $@
+PEER = OMP_NUM_THREADS=2 PYTHONPATH=core _build/peers/bin/python -W ignore -m influence_lab.benchmark.peers $< $@
 KEEP = @mkdir -p book/results/cpu/peers && cp $@ book/results/cpu/peers/
 
 _build/bench/%-64.json: benchmarks/peers/%.py _build/peers/installed _build/bench/fidelity

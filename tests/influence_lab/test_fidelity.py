@@ -1,6 +1,7 @@
 """The benchmark's record: made again at profile tiny, kept part by part, and held to."""
 
 import json
+import runpy
 import shutil
 
 import numpy as np
@@ -118,7 +119,8 @@ def test_a_peer_is_measured_and_one_that_fails_is_recorded(root, tmp_path, monke
         "        return 1 - torch.cosine_similarity(encoder(clean), encoder(noisy))\n"
     )
     bad.write_text(f'{head}    raise ValueError("no convolutions\\nhere")\n')
-    found = peers.run(good, "tiny", width=4, rounds=2, rank=None)
+    ours = {"itself": runpy.run_path(str(good))["score"]}
+    found = peers.run(good, ours, "tiny", width=4, rounds=4, rank=None)
     exact, loss = (
         Vectors(results.folder_of("tiny", "simclr", 0) / "fidelity.npz")[name]
         for name in ("exact, 0.1", LOSS)
@@ -126,12 +128,13 @@ def test_a_peer_is_measured_and_one_that_fails_is_recorded(root, tmp_path, monke
     assert found["spearman"][0] == pytest.approx(spearmanr(loss, exact).statistic, abs=1e-3)
     assert found["error"] is None
     assert 0.1 < found["speed"]["total"] < 0.9
-    failed = peers.run(bad, "tiny", width=4, rounds=2, rank=None)
+    failed = peers.run(bad, ours, "tiny", width=4, rounds=2, rank=None)
     assert failed["error"] == "ValueError: no convolutions here"
 
 
 def test_a_further_batch_does_not_pay_for_what_happens_once(monkeypatch):
-    """By a clock of our own: a plain pass takes 10 s, a call 30 s and half a second an image."""
+    """By clocks of our own: a plain pass takes 10 s, a call 30 s and half a second an image; of
+    ours, 1 s and a quarter."""
     now = [0.0]
 
     def spend(amount):
@@ -140,16 +143,22 @@ def test_a_further_batch_does_not_pay_for_what_happens_once(monkeypatch):
     def score(encoder, clean, noisy, damping):
         spend(30 + len(clean) / 2)
 
-    clocks = dict.fromkeys(("wall", "cpu"), lambda: now[0])
+    def our_score(encoder, clean, noisy, damping):
+        spend(1 + len(clean) / 4)
+
+    clocks = {"wall": lambda: now[0], "cpu": lambda: 2 * now[0]}
     monkeypatch.setattr(peers.timing, "CLOCKS", clocks)
-    monkeypatch.setattr(peers.time, "process_time", clocks["cpu"])
+    monkeypatch.setattr(peers.time, "perf_counter", clocks["wall"])
     monkeypatch.setattr(peers, "plain_pass", lambda encoder, pairs: spend(10 * len(pairs)))
-    found = peers.speed(score, width=4, rounds=4)
+    monkeypatch.setattr(peers, "SPENT", 200.0)
+    ours = {"float32": our_score, "bfloat16": score}
+    found = peers.speed(score, ours, width=4, rounds=4)
     assert (found["cpu"], found["wall"], found["total"]) == (3.2, 3.2, 6.2)
+    assert found["against"] == {"float32": [2, 2, 2], "bfloat16": [1, 1, 1]}
     assert found["rounds"] == 3  # of 62 s each, not more than 200 s
     monkeypatch.setattr(peers, "LONG", 60.0)
-    found = peers.speed(score, width=4, rounds=4)
-    assert (found["cpu"], found["total"], found["rounds"]) == (None, 6.2, 1)
+    found = peers.speed(score, ours, width=4, rounds=4)
+    assert (found["wall"], found["total"], found["rounds"]) == (None, 6.2, 1)
 
 
 def test_a_peer_can_be_measured_at_another_rank(root, tmp_path, monkeypatch):
@@ -160,7 +169,7 @@ def test_a_peer_can_be_measured_at_another_rank(root, tmp_path, monkeypatch):
         "def score(encoder, clean, noisy, damping, rank=16):\n"
         '    raise ValueError(f"rank {rank}")\n'
     )
-    found = {rank: peers.run(path, "tiny", 4, 2, rank) for rank in (None, 64)}
+    found = {rank: peers.run(path, {}, "tiny", 4, 2, rank) for rank in (None, 64)}
     assert [one["method"] for one in found.values()] == [
         "LoGra, rank 16, per layer", "LoGra, rank 64, per layer",
     ]  # fmt: skip

@@ -8,8 +8,8 @@ environment of its own:
     python -m influence_lab.benchmark.peers benchmarks/peers/logix_ai.py OUT.json --rank 64
 
 Fidelity is measured on the encoder, images and noise of ``fidelity``, speed and memory on an
-untrained ResNet-18 of width 64, where values do not matter. A peer that fails is recorded with its
-error.
+untrained ResNet-18 of width 64, where values do not matter. This library's own scripts beside the
+peer's are timed in the same rounds. A peer that fails is recorded with its error.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import argparse
 import ast
 import copy
 import runpy
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -50,7 +49,8 @@ BATCH, ROUNDS = 64, 10
 AIMS = {"logix_ai": (1.25, 2.4), "logix_ai-64": (1.0, 1.0)}
 """How many times as long as ours, in float32 and in bfloat16, a library was to take at least."""
 OTHERS = (3.0, 3.0)
-SPENT, LONG = 200.0, 120.0  # seconds of one-batch calls over all rounds; of one that has no rounds
+OURS = {"float32": "ours.py", "bfloat16": "ours_bf16.py"}
+SPENT, LONG = 120.0, 120.0  # seconds of one-batch calls over all rounds; of one that has no rounds
 
 Score = Callable[[nn.Module, Tensor, Tensor, float], Tensor]
 
@@ -84,12 +84,13 @@ def fidelity(score: Score, profile: str, root: Path | None = None) -> list[float
     return list(spearman(np.asarray(found, dtype=np.float64), exact))
 
 
-def speed(score: Score, width: int, rounds: int) -> dict[str, Any]:
+def speed(score: Score, ours: dict[str, Score], width: int, rounds: int) -> dict[str, Any]:
     """Peak memory in bytes, and costs over a plain pass over one batch.
 
     ``total`` is a call's on one batch. What two batches cost more is what each further batch costs
-    (``cpu``, ``wall``); of a call longer than :data:`LONG` seconds it is ``None``, being lost in
-    what the call costs once.
+    (``cpu``, ``wall``), and ``against`` has how many times that is the same of ``ours``, in the
+    same rounds: median and quartiles. Of a call longer than :data:`LONG` seconds there is only
+    ``total``: what a further batch costs is lost in what the call costs once.
     """
     torch.manual_seed(0)
     encoder = cifar_resnet18(width).eval()
@@ -101,26 +102,39 @@ def speed(score: Score, width: int, rounds: int) -> dict[str, Any]:
         plain_pass(encoder, pairs[:1])
         encoder.zero_grad(set_to_none=True)
 
-    def work(images: int) -> None:
-        score(copy.deepcopy(encoder), clean[:images], noisy[:images], 1e-3)
+    def work(scoring: Score, images: int) -> None:
+        scoring(copy.deepcopy(encoder), clean[:images], noisy[:images], 1e-3)
 
-    one, two = partial(work, BATCH), partial(work, 2 * BATCH)
+    one, two = ([partial(work, s, n) for s in (score, *ours.values())] for n in (BATCH, 2 * BATCH))
     record: dict[str, Any] = {"plain bytes": peak(plain)}
-    begin = time.process_time()
-    record["bytes"] = peak(one)
-    once = time.process_time() - begin
+    begin = time.perf_counter()
+    record["bytes"] = peak(one[0])
+    once = time.perf_counter() - begin
     if once > LONG:
-        begin = time.process_time()
+        begin = time.perf_counter()
         plain()
-        total = once / (time.process_time() - begin)
-        return record | {"total": round(total, 4), "cpu": None, "rounds": 1}
-    found = timing.seconds((plain, one, two), max(2, min(rounds, int(SPENT / once))))
-    further = {c: [(b - a) / unit for unit, a, b in rows] for c, rows in found.items()}
-    total = statistics.median(a / unit for unit, a, _ in found["cpu"])
-    return record | {"total": round(total, 4)} | timing.summary(further)
+        total = once / (time.perf_counter() - begin)
+        return record | {"total": round(total, 4), "wall": None, "rounds": 1}
+    found = timing.seconds((plain, *one, *two), max(2, min(rounds, int(SPENT / once))))
+    # (rounds, scripts) of each clock, in plain passes
+    first, further = {}, {}
+    for clock, rows in found.items():
+        unit, calls = np.split(np.array(rows), [1], axis=1)
+        first[clock], both = np.split(calls / unit, 2, axis=1)
+        further[clock] = both - first[clock]
+    against = further["wall"][:, :1] / further["wall"][:, 1:]
+    record["against"] = {
+        words: np.quantile(ratios, (0.5, 0.25, 0.75)).round(4).tolist()
+        for words, ratios in zip(ours, against.T, strict=True)
+    }
+    total = float(np.median(first["wall"][:, 0]))
+    summary = timing.summary({c: values[:, 0].tolist() for c, values in further.items()}, "wall")
+    return record | {"total": round(total, 4)} | summary
 
 
-def run(path: Path, profile: str, width: int, rounds: int, rank: int | None) -> dict[str, Any]:
+def run(
+    path: Path, ours: dict[str, Score], profile: str, width: int, rounds: int, rank: int | None
+) -> dict[str, Any]:
     """The record of one peer."""
     script = runpy.run_path(str(path))
     package, method, score = (script[name] for name in ("PACKAGE", "METHOD", "score"))
@@ -135,7 +149,7 @@ def run(path: Path, profile: str, width: int, rounds: int, rank: int | None) -> 
     }
     try:
         record["spearman"] = rounded({"": fidelity(score, profile)})[""]
-        record["speed"] = speed(score, width, rounds)
+        record["speed"] = speed(score, ours, width, rounds)
     except Exception as error:  # whatever a foreign library raises is the finding
         text = " ".join(str(error).split())
         record["error"] = f"{type(error).__name__}: {text[:200]}"
@@ -153,7 +167,13 @@ def main() -> None:
     parser.add_argument("--rank", type=int)
     options = parser.parse_args()
     begin = time.perf_counter()
-    record = run(options.script, options.profile, options.width, options.rounds, options.rank)
+    ours: dict[str, Score] = {}
+    if options.rank is None:  # ours are at the default rank
+        beside = {words: options.script.with_name(name) for words, name in OURS.items()}
+        ours = {words: runpy.run_path(str(path))["score"] for words, path in beside.items()}
+    record = run(
+        options.script, ours, options.profile, options.width, options.rounds, options.rank
+    )  # fmt: skip
     record["provenance"] = results.provenance(
         f"make bench ({options.out.stem})", options.profile, 0, "see fidelity", "",
         results.device_name("cpu"), time.perf_counter() - begin,

@@ -55,11 +55,11 @@ def ratios(
     return {clock: [a / b for a, b in rows[WARM_UP:]] for clock, rows in found.items()}
 
 
-def summary(found: dict[str, list[float]]) -> dict[str, Any]:
-    """Medians, the quartiles of the processor's time, and the number of rounds."""
-    low, _, high = statistics.quantiles(found["cpu"], n=4)
+def summary(found: dict[str, list[float]], clock: str = "cpu") -> dict[str, Any]:
+    """Medians, the quartiles by one of the clocks, and the number of rounds."""
+    low, _, high = statistics.quantiles(found[clock], n=4)
     return {
         **{clock: round(statistics.median(values), 4) for clock, values in found.items()},
         "quartiles": [round(low, 4), round(high, 4)],
-        "rounds": len(found["cpu"]),
+        "rounds": len(found[clock]),
     }
