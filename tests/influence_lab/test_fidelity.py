@@ -156,6 +156,11 @@ def test_a_further_batch_does_not_pay_for_what_happens_once(monkeypatch):
     assert (found["cpu"], found["wall"], found["total"]) == (3.2, 3.2, 6.2)
     assert found["against"] == {"float32": [2, 2, 2], "bfloat16": [1, 1, 1]}
     assert found["rounds"] == 3  # of 62 s each, not more than 200 s
+    assert found["further batches"] == 1
+    monkeypatch.setattr(peers, "QUICK", 70.0)
+    quick = peers.speed(score, ours, width=4, rounds=4)
+    assert quick == found | {"bytes": quick["bytes"], "plain bytes": quick["plain bytes"],
+                             "further batches": 3}  # fmt: skip
     monkeypatch.setattr(peers, "LONG", 60.0)
     found = peers.speed(score, ours, width=4, rounds=4)
     assert (found["wall"], found["total"], found["rounds"]) == (None, 6.2, 1)

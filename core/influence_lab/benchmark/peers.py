@@ -51,6 +51,7 @@ AIMS = {"logix_ai": (1.25, 2.4), "logix_ai-64": (1.0, 1.0)}
 OTHERS = (3.0, 3.0)
 OURS = {"float32": "ours.py", "bfloat16": "ours_bf16.py"}
 SPENT, LONG = 120.0, 120.0  # seconds of one-batch calls over all rounds; of one that has no rounds
+QUICK, FURTHER = 6.0, 3  # seconds of a one-batch call beside which this many further ones are timed
 
 Score = Callable[[nn.Module, Tensor, Tensor, float], Tensor]
 
@@ -87,14 +88,15 @@ def fidelity(score: Score, profile: str, root: Path | None = None) -> list[float
 def speed(score: Score, ours: dict[str, Score], width: int, rounds: int) -> dict[str, Any]:
     """Peak memory in bytes, and costs over a plain pass over one batch.
 
-    ``total`` is a call's on one batch. What two batches cost more is what each further batch costs
-    (``cpu``, ``wall``), and ``against`` has how many times that is the same of ``ours``, in the
-    same rounds: median and quartiles. Of a call longer than :data:`LONG` seconds there is only
-    ``total``: what a further batch costs is lost in what the call costs once.
+    ``total`` is a call's on one batch. What a call on more of them costs more is what each further
+    batch costs (``cpu``, ``wall``), of a quick call by :data:`FURTHER` further ones, of another by
+    one. ``against`` has how many times that is the same of ``ours``, in the same rounds: median and
+    quartiles. Of a call longer than :data:`LONG` seconds there is only ``total``: what a further
+    batch costs is lost in what the call costs once.
     """
     torch.manual_seed(0)
     encoder = cifar_resnet18(width).eval()
-    clean = torch.randn(2 * BATCH, 3, 32, 32)
+    clean = torch.randn((1 + FURTHER) * BATCH, 3, 32, 32)
     pairs = timing.pairs_of(clean, BATCH)
     noisy = torch.cat([pair.chunk(2)[1] for pair in pairs])
 
@@ -105,23 +107,26 @@ def speed(score: Score, ours: dict[str, Score], width: int, rounds: int) -> dict
     def work(scoring: Score, images: int) -> None:
         scoring(copy.deepcopy(encoder), clean[:images], noisy[:images], 1e-3)
 
-    one, two = ([partial(work, s, n) for s in (score, *ours.values())] for n in (BATCH, 2 * BATCH))
+    def calls(batches: int) -> list[Callable[[], None]]:
+        return [partial(work, scoring, batches * BATCH) for scoring in (score, *ours.values())]
+
     record: dict[str, Any] = {"plain bytes": peak(plain)}
     begin = time.perf_counter()
-    record["bytes"] = peak(one[0])
+    record["bytes"] = peak(calls(1)[0])
     once = time.perf_counter() - begin
     if once > LONG:
         begin = time.perf_counter()
         plain()
         total = once / (time.perf_counter() - begin)
         return record | {"total": round(total, 4), "wall": None, "rounds": 1}
-    found = timing.seconds((plain, *one, *two), max(2, min(rounds, int(SPENT / once))))
+    more = FURTHER if once < QUICK else 1
+    jobs = (plain, *calls(1), *calls(1 + more))
     # (rounds, scripts) of each clock, in plain passes
     first, further = {}, {}
-    for clock, rows in found.items():
-        unit, calls = np.split(np.array(rows), [1], axis=1)
-        first[clock], both = np.split(calls / unit, 2, axis=1)
-        further[clock] = both - first[clock]
+    for clock, rows in timing.seconds(jobs, max(2, min(rounds, int(SPENT / once)))).items():
+        unit, seconds = np.split(np.array(rows), [1], axis=1)
+        first[clock], both = np.split(seconds / unit, 2, axis=1)
+        further[clock] = (both - first[clock]) / more
     against = further["wall"][:, :1] / further["wall"][:, 1:]
     record["against"] = {
         words: np.quantile(ratios, (0.5, 0.25, 0.75)).round(4).tolist()
@@ -129,7 +134,7 @@ def speed(score: Score, ours: dict[str, Score], width: int, rounds: int) -> dict
     }
     total = float(np.median(first["wall"][:, 0]))
     summary = timing.summary({c: values[:, 0].tolist() for c, values in further.items()}, "wall")
-    return record | {"total": round(total, 4)} | summary
+    return record | {"total": round(total, 4), "further batches": more} | summary
 
 
 def run(
