@@ -95,7 +95,7 @@ PEER = OMP_NUM_THREADS=2 PYTHONPATH=core _build/peers/bin/python -W ignore -m in
 KEEP = @mkdir -p book/results/cpu/peers && cp $@ book/results/cpu/peers/
 
 _build/bench/%-64.json: benchmarks/peers/%.py _build/peers/installed _build/bench/fidelity
-	$(PEER) --rank 64
+	$(PEER) --rank 64 --further 16
 	$(KEEP)
 
 _build/bench/%.json: benchmarks/peers/%.py _build/peers/installed _build/bench/fidelity

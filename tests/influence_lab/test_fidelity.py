@@ -120,7 +120,7 @@ def test_a_peer_is_measured_and_one_that_fails_is_recorded(root, tmp_path, monke
     )
     bad.write_text(f'{head}    raise ValueError("no convolutions\\nhere")\n')
     ours = {"itself": runpy.run_path(str(good))["score"]}
-    found = peers.run(good, ours, "tiny", width=4, rounds=4, rank=None)
+    found = peers.run(good, ours, "tiny", width=4, rounds=4)
     exact, loss = (
         Vectors(results.folder_of("tiny", "simclr", 0) / "fidelity.npz")[name]
         for name in ("exact, 0.1", LOSS)
@@ -128,7 +128,7 @@ def test_a_peer_is_measured_and_one_that_fails_is_recorded(root, tmp_path, monke
     assert found["spearman"][0] == pytest.approx(spearmanr(loss, exact).statistic, abs=1e-3)
     assert found["error"] is None
     assert 0.1 < found["speed"]["total"] < 0.9
-    failed = peers.run(bad, ours, "tiny", width=4, rounds=2, rank=None)
+    failed = peers.run(bad, ours, "tiny", width=4, rounds=2)
     assert failed["error"] == "ValueError: no convolutions here"
 
 
@@ -161,6 +161,7 @@ def test_a_further_batch_does_not_pay_for_what_happens_once(monkeypatch):
     quick = peers.speed(score, ours, width=4, rounds=4)
     assert quick == found | {"bytes": quick["bytes"], "plain bytes": quick["plain bytes"],
                              "further batches": 3}  # fmt: skip
+    assert peers.speed(score, ours, width=4, rounds=4, further=5)["further batches"] == 5
     monkeypatch.setattr(peers, "LONG", 60.0)
     found = peers.speed(score, ours, width=4, rounds=4)
     assert (found["wall"], found["total"], found["rounds"]) == (None, 6.2, 1)

@@ -85,18 +85,20 @@ def fidelity(score: Score, profile: str, root: Path | None = None) -> list[float
     return list(spearman(np.asarray(found, dtype=np.float64), exact))
 
 
-def speed(score: Score, ours: dict[str, Score], width: int, rounds: int) -> dict[str, Any]:
+def speed(
+    score: Score, ours: dict[str, Score], width: int, rounds: int, further: int | None = None
+) -> dict[str, Any]:
     """Peak memory in bytes, and costs over a plain pass over one batch.
 
     ``total`` is a call's on one batch. What a call on more of them costs more is what each further
-    batch costs (``cpu``, ``wall``), of a quick call by :data:`FURTHER` further ones, of another by
-    one. ``against`` has how many times that is the same of ``ours``, in the same rounds: median and
-    quartiles. Of a call longer than :data:`LONG` seconds there is only ``total``: what a further
+    batch costs (``cpu``, ``wall``): on ``further`` more, by default on :data:`FURTHER` of a quick
+    call and on one of another. ``against`` has how many times that is the same of ``ours``, in the
+    same rounds: median and quartiles. Of a call longer than :data:`LONG` seconds there is only ``total``: what a further
     batch costs is lost in what the call costs once.
     """
     torch.manual_seed(0)
     encoder = cifar_resnet18(width).eval()
-    clean = torch.randn((1 + FURTHER) * BATCH, 3, 32, 32)
+    clean = torch.randn((1 + (further or FURTHER)) * BATCH, 3, 32, 32)
     pairs = timing.pairs_of(clean, BATCH)
     noisy = torch.cat([pair.chunk(2)[1] for pair in pairs])
 
@@ -119,26 +121,32 @@ def speed(score: Score, ours: dict[str, Score], width: int, rounds: int) -> dict
         plain()
         total = once / (time.perf_counter() - begin)
         return record | {"total": round(total, 4), "wall": None, "rounds": 1}
-    more = FURTHER if once < QUICK else 1
+    more = further or (FURTHER if once < QUICK else 1)
     jobs = (plain, *calls(1), *calls(1 + more))
     # (rounds, scripts) of each clock, in plain passes
-    first, further = {}, {}
+    first, added = {}, {}
     for clock, rows in timing.seconds(jobs, max(2, min(rounds, int(SPENT / once)))).items():
         unit, seconds = np.split(np.array(rows), [1], axis=1)
         first[clock], both = np.split(seconds / unit, 2, axis=1)
-        further[clock] = (both - first[clock]) / more
-    against = further["wall"][:, :1] / further["wall"][:, 1:]
+        added[clock] = (both - first[clock]) / more
+    against = added["wall"][:, :1] / added["wall"][:, 1:]
     record["against"] = {
         words: np.quantile(ratios, (0.5, 0.25, 0.75)).round(4).tolist()
         for words, ratios in zip(ours, against.T, strict=True)
     }
     total = float(np.median(first["wall"][:, 0]))
-    summary = timing.summary({c: values[:, 0].tolist() for c, values in further.items()}, "wall")
+    summary = timing.summary({c: values[:, 0].tolist() for c, values in added.items()}, "wall")
     return record | {"total": round(total, 4), "further batches": more} | summary
 
 
 def run(
-    path: Path, ours: dict[str, Score], profile: str, width: int, rounds: int, rank: int | None
+    path: Path,
+    ours: dict[str, Score],
+    profile: str,
+    width: int,
+    rounds: int,
+    rank: int | None = None,
+    further: int | None = None,
 ) -> dict[str, Any]:
     """The record of one peer."""
     script = runpy.run_path(str(path))
@@ -154,7 +162,7 @@ def run(
     }
     try:
         record["spearman"] = rounded({"": fidelity(score, profile)})[""]
-        record["speed"] = speed(score, ours, width, rounds)
+        record["speed"] = speed(score, ours, width, rounds, further)
     except Exception as error:  # whatever a foreign library raises is the finding
         text = " ".join(str(error).split())
         record["error"] = f"{type(error).__name__}: {text[:200]}"
@@ -170,6 +178,9 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--rank", type=int)
+    parser.add_argument(
+        "--further", type=int, help="batches, where the first one is most of a call"
+    )
     options = parser.parse_args()
     begin = time.perf_counter()
     ours: dict[str, Score] = {}
@@ -177,7 +188,8 @@ def main() -> None:
         beside = {words: options.script.with_name(name) for words, name in OURS.items()}
         ours = {words: runpy.run_path(str(path))["score"] for words, path in beside.items()}
     record = run(
-        options.script, ours, options.profile, options.width, options.rounds, options.rank
+        options.script, ours, options.profile, options.width, options.rounds, options.rank,
+        options.further,
     )  # fmt: skip
     record["provenance"] = results.provenance(
         f"make bench ({options.out.stem})", options.profile, 0, "see fidelity", "",

@@ -29,7 +29,7 @@ from . import Task
 
 SHARED_BY = 50_000
 CHUNK = 1024
-WARM_UP, REPEATS = 1, 3
+WARM_UP = 1
 PARTS = ("capture", "curvature", "solve")
 
 
@@ -96,7 +96,7 @@ def measure(encoder: nn.Module, images: Tensor, rounds: int) -> dict[str, Any]:
 
     The passes of all settings and the plain one, in eval mode and float32 with ready-made pairs,
     are timed in turn; a capture's ratio is that within its round. Curvature and solve are timed
-    :data:`REPEATS` times, on :data:`CHUNK` pairs.
+    once, on :data:`CHUNK` pairs.
     """
     pairs = pairs_of(images, len(images))
     passes: dict[str, list[Times]] = {name: [] for name in ("plain", "train", *SETTINGS)}
@@ -154,20 +154,11 @@ def _algebra(curvature: LoGra, chunk: Tensor, layers: list[Layer]) -> tuple[Time
     shorter, longer = (
         cast(Gradients, _Repeated(chunk, times, layers, chunk.device)) for times in (1, 2)
     )
-    fitted = curvature.fit(shorter)
-    works = partial(curvature.fit, shorter), partial(curvature.fit, longer), partial(fitted, chunk)
-    per_pair, once = ({clock: list[float]() for clock in CLOCKS} for _ in range(2))
-    for _ in range(REPEATS):
-        one, two, forms = (_times(work) for work in works)
-        for clock in CLOCKS:
-            covariance = max(0.0, two[clock] - one[clock])
-            per_pair[clock].append((covariance + forms[clock]) / len(chunk))
-            once[clock].append(max(0.0, one[clock] - covariance))
-    first, second = (
-        {clock: statistics.median(values) for clock, values in part.items()}
-        for part in (per_pair, once)
-    )
-    return first, second
+    one, two = (_times(partial(curvature.fit, gradients)) for gradients in (shorter, longer))
+    forms = _times(partial(curvature.fit(shorter), chunk))
+    covariance = {clock: max(0.0, two[clock] - one[clock]) for clock in CLOCKS}
+    per_pair = {clock: (covariance[clock] + forms[clock]) / len(chunk) for clock in CLOCKS}
+    return per_pair, {clock: max(0.0, one[clock] - covariance[clock]) for clock in CLOCKS}
 
 
 def _times(work: Callable[[], object]) -> Times:
