@@ -93,8 +93,8 @@ def speed(
     ``total`` is a call's on one batch. What a call on more of them costs more is what each further
     batch costs (``cpu``, ``wall``): on ``further`` more, by default on :data:`FURTHER` of a quick
     call and on one of another. ``against`` has how many times that is the same of ``ours``, in the
-    same rounds: median and quartiles. Of a call longer than :data:`LONG` seconds there is only ``total``: what a further
-    batch costs is lost in what the call costs once.
+    same rounds: median and quartiles. Of a call longer than :data:`LONG` seconds there is only
+    ``total``: what a further batch costs is lost in what the call costs once.
     """
     torch.manual_seed(0)
     encoder = cifar_resnet18(width).eval()
