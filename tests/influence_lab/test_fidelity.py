@@ -67,6 +67,14 @@ def test_the_record_is_made_again_and_goes_on_where_it_stopped(root, monkeypatch
     for part in ("spearman", "given the loss", "shipped", "projections", "reliability"):
         assert flat(made[part]) == pytest.approx(flat(tracked[part]), abs=0.005)
     assert (tmp_path / "f.svg").read_text().lstrip().startswith("<?xml")
+    # Stopped after the last cost, there is nothing left to time and nothing to lose.
+    path = root / "tiny" / "fidelity.json"
+    whole = json.loads(path.read_text())
+    path.write_text(json.dumps({"timing" if k == "cost" else k: v for k, v in whole.items()}))
+    assert main(["reproduce", "fidelity", *where]) == 0
+    again = results.load_record("tiny", "fidelity", root)
+    assert again["cost"] == made["cost"] and "timing" not in again
+    assert len(timed) == 2 + len(CANDIDATES)
 
 
 def flat(value):

@@ -334,7 +334,7 @@ def reproduce(task: Task) -> str:
     before = results.load_record(task.profile, "fidelity", task.root) or {}
     known = before.get("timing", {}) if "cost" not in before else {}
     one, begin = Fidelity(task), time.perf_counter()
-    record: dict[str, Any] = {"method": METHOD, "images": len(one.images)}
+    record: dict[str, Any] = {"method": METHOD, "images": len(one.images), "timing": known}
 
     def keep(part: str, value: Any) -> None:
         record[part] = value
