@@ -27,6 +27,7 @@ def test_cuda_agrees_with_the_cpu(dtype, joint, draws):
     expected = score(net, x, **settings)
     found = score(net, x, device="cuda", dtype=dtype, **settings)
     assert next(net.parameters()).device.type == "cpu"
+    # On a CPU, too, this small network agrees with itself to no more than 0.97 in bfloat16.
     least = {torch.float64: 0.9999, torch.float32: 0.999, torch.bfloat16: 0.95}[dtype]
     assert ranks_agree(expected, found) >= least
     if dtype == torch.float64:

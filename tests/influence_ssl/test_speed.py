@@ -58,6 +58,7 @@ def test_products_in_bfloat16_lose_less_than_the_pass_in_bfloat16_does(rank):
     ):  # fmt: skip
         scorer = InfluenceScorer(net, curvature=curvature, dtype=dtype, progress=False)
         with scorer._gradients(x, None, "test") as gradients:
+            assert gradients.capture.products in (torch.bfloat16, torch.float64)
             gradients.capture.products = products
             found.append(gradients.capture.flat((x,), torch.arange(len(x)), 0))
     fast, slow, exact = found
