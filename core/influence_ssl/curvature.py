@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate
+from numbers import Integral
 from typing import Any, Protocol
 
 import torch
@@ -77,7 +78,7 @@ class Fitted:
         return torch.stack([form(gradients[:, columns]) for columns, form in self.blocks]).sum(0)
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True)
 class LoGra:
     r"""Empirical Fisher of low-rank projected gradients, block by block.
 
@@ -98,9 +99,9 @@ class LoGra:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.rank is not None and (not isinstance(self.rank, int) or self.rank < 1):
+        if self.rank is not None and (not isinstance(self.rank, Integral) or self.rank < 1):
             raise InfluenceValueError(f"LoGra: rank={self.rank!r} must be None or an integer ≥ 1.")
-        self.damping = _checked(self.damping, "LoGra")
+        _check(self.damping, "LoGra")
 
     def project(self, layers: list[Layer]) -> None:
         for number, layer in enumerate(layers if self.rank else []):
@@ -140,7 +141,7 @@ class _FullSpace:
         """Keeps the full space."""
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True)
 class EmpiricalFisher(_FullSpace):
     r"""Exact empirical Fisher over all of θ, from all per-example gradients; for small models.
 
@@ -154,7 +155,7 @@ class EmpiricalFisher(_FullSpace):
     damping: Damping = Relative(0.1)
 
     def __post_init__(self) -> None:
-        self.damping = _checked(self.damping, "EmpiricalFisher")
+        _check(self.damping, "EmpiricalFisher")
 
     def fit(self, gradients: Gradients) -> Fitted:
         size = sum(layer.size for layer in gradients.layers)
@@ -169,7 +170,7 @@ class EmpiricalFisher(_FullSpace):
         return _fit_empirical_fisher(gradients, [size], self.damping)
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True)
 class ExactHessian(_FullSpace):
     r"""Exact mean Hessian of the same loss, :math:`H = \frac1n\sum_j\nabla^2 L_j`; small models.
 
@@ -186,7 +187,7 @@ class ExactHessian(_FullSpace):
                 "ExactHessian: damping must be a float, as the trace of an indefinite Hessian is "
                 "no scale."
             )
-        self.damping = _checked(self.damping, "ExactHessian")
+        _check(self.damping, "ExactHessian")
 
     def fit(self, gradients: Gradients) -> Fitted:
         size = sum(layer.size for layer in gradients.layers)
@@ -199,18 +200,18 @@ class ExactHessian(_FullSpace):
         hessian = gradients.hessian()
         precision = torch.finfo(hessian.dtype).eps
         e, v = torch.linalg.eigh(hessian.double())
-        assert isinstance(self.damping, float)
+        assert not isinstance(self.damping, Relative)
         if self.damping == 0:
             kept = e.abs() > e.abs().max() * size * precision
             e, v = e[kept], v[:, kept]
         scale = 1 / (e + self.damping)
         return Fitted(
             [(slice(0, size), lambda g: ((g.double() @ v).square() * scale).sum(1))],
-            {"damping": [self.damping], "negative eigenvalues": int((e < 0).sum())},
+            {"damping": [float(self.damping)], "negative eigenvalues": int((e < 0).sum())},
         )
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True)
 class Identity(_FullSpace):
     r"""No curvature: the squared gradient norm :math:`|g_i|^2` over all of θ."""
 
@@ -231,14 +232,13 @@ def free_memory(device: torch.device) -> float:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2
 
 
-def _checked(damping: Damping, owner: str) -> Damping:
+def _check(damping: Damping, owner: str) -> None:
     if isinstance(damping, Relative):
-        return damping
+        return
     if isinstance(damping, bool) or not isinstance(damping, int | float):
         raise InfluenceTypeError(f"{owner}: damping={damping!r} must be a number or Relative(c).")
     if not (math.isfinite(damping) and damping >= 0):
         raise InfluenceValueError(f"{owner}: damping={damping} must be finite and at least 0.")
-    return float(damping)
 
 
 def _orthonormal(
@@ -276,7 +276,8 @@ def _fit_empirical_fisher(gradients: Gradients, sizes: list[int], damping: Dampi
         h, found = covariances.pop(0), rows.pop(0)
         g = gather(torch.cat([batch[:0, block], *found]))
         h = total(h).div_(n) if k <= n else _gram(g) / n
-        λ = damping.c * float(h.trace()) / min(n, k) if isinstance(damping, Relative) else damping
+        mean = float(h.trace()) / min(n, k)
+        λ = damping.c * mean if isinstance(damping, Relative) else float(damping)
         solve = partial(_primal, h, batch.dtype) if k <= n else partial(_dual, g, h)
         form, dimension = solve(λ, torch.finfo(batch.dtype).eps * max(n, k))
         fitted.blocks.append((block, form))

@@ -24,7 +24,7 @@ Batch = tuple[Tensor, ...]  # images, and labels where there are any
 Index = Int64[Tensor, " b"]
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True)
 class Invariance:
     r"""Label-free loss: the distance between the representations of x and of its perturbed copy.
 
@@ -35,7 +35,7 @@ class Invariance:
     A callable maps (z, ẑ), both (B, D), to (B,). The gradient flows through both f(x) and f(x̂).
     """
 
-    perturbation: Callable[..., Tensor] = GaussianNoise()  # noqa: RUF009 (it has no state)
+    perturbation: Callable[..., Tensor] = GaussianNoise()  # noqa: RUF009 (frozen, so all may share it)
     distance: str | Callable[[Tensor, Tensor], Tensor] = "cosine"
 
     def __post_init__(self) -> None:
@@ -84,7 +84,7 @@ class Invariance:
         return 0.5 * (units[0] - units[1]).square().sum(1)
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True)
 class Supervised:
     r"""Supervised loss :math:`L_i = \ell(f(x_i), y_i)` of items ``(x, y)``, for comparison.
 
@@ -110,9 +110,12 @@ class Supervised:
             )
         output = encode(batch[0])
         _refuse(~output.isfinite().all(1), index, "clean", "not finite")
+        labels = batch[1].to(output.device)
         if callable(self.loss):
-            return self.loss(output, batch[1].to(output.device))
-        return F.cross_entropy(output, batch[1].to(output.device), reduction="none")
+            return self.loss(output, labels)
+        # Labels come as bytes and as columns (B, 1), too; class probabilities stay as they are.
+        labels = labels if labels.is_floating_point() else labels.long().flatten()
+        return F.cross_entropy(output, labels, reduction="none")
 
 
 def _refuse(bad: Tensor, index: Index, which: str, what: str) -> None:

@@ -28,7 +28,7 @@ def example_generator(seed: int, index: int, draw: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state[0]))
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True)
 class GaussianNoise:
     r"""Additive noise :math:`\hat x = x + \mu + \sigma\eta,\ \eta \sim \mathcal N(0, I)`.
 

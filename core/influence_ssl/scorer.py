@@ -3,19 +3,21 @@ r"""The method: :math:`I_i = -g_i^\top (H + \lambda I)^{-1} g_i`, Equation 6 of 
 from __future__ import annotations
 
 import copy
-import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, jacrev
-from tqdm import tqdm
 
-from influence_ssl.curvature import Curvature, LoGra, free_memory
+from influence_ssl._examples import Dataset, Examples, Indices
+from influence_ssl._passes import Gradients
+from influence_ssl._store import Probe, Store, origin
+from influence_ssl.curvature import Curvature, LoGra
 from influence_ssl.errors import InfluenceTypeError, InfluenceValueError
 from influence_ssl.gradients import (
     Capture,
@@ -27,24 +29,25 @@ from influence_ssl.gradients import (
     untouched,
 )
 from influence_ssl.objectives import Invariance
-from influence_ssl.processes import gather, place, total
+from influence_ssl.processes import gather, place
 from influence_ssl.scores import Scores
 from influence_ssl.version import __version__
 
-# The curvature sees so many gradients at a time, and no more bytes: to add a small product to a
-# large matrix costs more than the product.
-_CHUNK, _CHUNK_BYTES = 1024, 2**29
 _BATCH, _LEAST = 256, 8  # images of 3 x 64 x 64, and at least so many of any size
 
-Indices = Sequence[int] | np.ndarray | Tensor
+Projections = dict[str, tuple[Tensor | None, Tensor | None]]
 
 
-class Dataset(Protocol):
-    """A map-style data set: its items are a tensor, or a tuple that begins with one."""
+@dataclass(frozen=True)
+class Fit:
+    """A fitted curvature, and what it was fitted for: what is scored later must be the same."""
 
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, i: int, /) -> Any: ...
+    form: Callable[[Tensor], Tensor]
+    n: int
+    settings: dict[str, Any]
+    origin: dict[str, str]
+    projections: Projections
+    probe: Probe
 
 
 class InfluenceScorer:
@@ -70,7 +73,7 @@ class InfluenceScorer:
     - device, dtype: where and in what the encoder runs, on a copy where they differ from its own.
     - layers: names of the modules whose weights make θ; ``None`` for all that are called.
     - store: a folder that keeps the projected gradients, so that a stopped run goes on where it
-      stopped; one folder for each combination of encoder and settings.
+      stopped. It belongs to one encoder and one set of settings, and refuses any other.
     """
 
     def __init__(
@@ -92,7 +95,7 @@ class InfluenceScorer:
         at_once = 1 if batch_size is None else batch_size
         counts = ("draws", draws, 1), ("batch_size", at_once, 1), ("seed", seed, 0)
         for name, number, least in counts:
-            if not isinstance(number, int) or number < least:
+            if not isinstance(number, Integral) or number < least:
                 raise InfluenceValueError(f"{name}={number!r} must be an integer ≥ {least}.")
         if dtype and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise InfluenceValueError(f"dtype={dtype!r} must be a floating-point torch.dtype.")
@@ -103,9 +106,9 @@ class InfluenceScorer:
         for name, method, example in parts:
             if isinstance(part := getattr(self, name), type) or not hasattr(part, method):
                 raise InfluenceTypeError(f"{name}={part!r} must be an instance as {example} is.")
-        self.draws = draws
-        self.seed = seed
-        self.batch_size = batch_size
+        self.draws = int(draws)
+        self.seed = int(seed)
+        self.batch_size = None if batch_size is None else int(batch_size)
         self.device = device
         self.dtype = dtype
         self.layers = layers
@@ -119,12 +122,18 @@ class InfluenceScorer:
     def fit(self, images: Tensor | Dataset, index: Indices | None = None) -> InfluenceScorer:
         """Fit the curvature on ``images``; later calls of :meth:`score` use it.
 
-        ``index`` (N,) gives the examples' indices where they are not 0 … N − 1.
+        ``index`` (N,) gives the examples' indices where they are not 0 … N − 1. An encoder or a
+        setting that changes afterwards is refused until the next fit.
         """
         with self._gradients(images, index, "fit") as gradients:
-            self.fitted_ = self.curvature.fit(gradients)
-            self.n_fitted_ = gradients.n
-            self.layers_ = [(layer.name, layer.shape) for layer in gradients.layers]
+            self.fit_ = Fit(
+                form=self.curvature.fit(gradients),
+                n=gradients.n,
+                settings=self._settings(),
+                origin=origin(self.encoder, gradients.capture),
+                projections=projections(gradients.exact.layers),
+                probe=Probe.take(gradients.exact, *gradients.examples.first()),
+            )
         return self
 
     def score(
@@ -134,19 +143,18 @@ class InfluenceScorer:
         names: Sequence[str] | None = None,
     ) -> Scores:
         """Scores of ``images``; without an earlier :meth:`fit`, fitted on them for this call."""
-        with self._gradients(images, index, "score") as gradients:
+        fit = getattr(self, "fit_", None)
+        with self._gradients(images, index, "score", fit) as gradients:
             if names is not None and len(names) != gradients.examples.n:
                 raise InfluenceValueError(f"names holds {len(names)}, not one for each image.")
-            if hasattr(self, "fitted_"):
-                fitted, n_fitted = self.fitted_, self.n_fitted_
-                if self.layers_ != [(layer.name, layer.shape) for layer in gradients.layers]:
-                    raise InfluenceValueError("the encoder's layers changed since fit; fit again.")
-            else:
+            if fit is None:
                 gradients.keep()
-                fitted, n_fitted = self.curvature.fit(gradients), gradients.n
-            values = torch.cat([-fitted(g) for g in gradients]).reshape(self.draws, -1)
+                form, n_fitted = self.curvature.fit(gradients), gradients.n
+            else:
+                form, n_fitted = fit.form, fit.n
+            values = torch.cat([-form(g) for g in gradients]).reshape(self.draws, -1)
             per_draw = gather(values.T).T.cpu().numpy()
-            provenance = self._provenance(gradients, fitted, n_fitted)
+            provenance = self._provenance(gradients, form, n_fitted)
             found = gradients.index.numpy()
         error = np.full(per_draw.shape[1], np.nan)
         if self.draws > 1:
@@ -155,9 +163,11 @@ class InfluenceScorer:
 
     @contextmanager
     def _gradients(
-        self, images: Tensor | Dataset, index: Indices | None, stage: str
-    ) -> Iterator[_Gradients]:
-        examples = _Examples(images, index)
+        self, images: Tensor | Dataset, index: Indices | None, stage: str, fit: Fit | None = None
+    ) -> Iterator[Gradients]:
+        if fit is not None:
+            self._refuse(name for name, x in self._settings().items() if x != fit.settings[name])
+        examples = Examples(images, index)
         encoder = self.encoder
         own = Capture(encoder, [], self.objective, self.seed)
         try:
@@ -166,21 +176,47 @@ class InfluenceScorer:
             reason = f"device={str(self.device)!r} cannot be used: {str(error).splitlines()[0]}"
             raise InfluenceValueError(reason) from None
         dtype = self.dtype or own.dtype
-        with untouched(self.encoder):
-            first = range(min(2, examples.n))
-            sample = examples.batch(first), examples.index[list(first)]
+        with untouched(self.encoder), _without_autocast({"cpu", own.device.type, device.type}):
+            known, sample = None if fit is None else fit.projections, examples.first()
             try:
                 # In double precision, where only what is wrong differs, and not rounding.
-                exact = encoder if own.dtype == torch.float64 else copy.deepcopy(encoder).double()
-                check_encoder(self._capture(exact, examples), *sample)
+                double = encoder if own.dtype == torch.float64 else copy.deepcopy(encoder).double()
+                exact = self._capture(double, examples, known)
+                check_encoder(exact, *sample)
             except (RuntimeError, TypeError):  # an encoder or a device that knows no doubles
-                check_encoder(self._capture(encoder, examples), *sample)
+                exact = self._capture(encoder, examples, known)
+                check_encoder(exact, *sample)
             if (device, dtype) != (own.device, own.dtype):
                 encoder = copy.deepcopy(encoder).to(device, dtype)
-            capture = fold_batch_norm(self._capture(encoder, examples), sample[0][0])
-            yield _Gradients(self, capture, examples, stage)
+            capture = self._capture(encoder, examples, projections(exact.layers))
+            capture = fold_batch_norm(capture, sample[0][0][:1])
+            store = None
+            if fit is not None or self.store is not None:
+                parts = origin(self.encoder, capture)
+            if fit is not None:
+                self._refuse(name for name, part in parts.items() if part != fit.origin[name])
+                if not fit.probe.agrees(exact):
+                    self._refuse(["the objective or the encoder's forward pass"])
+            if self.store is not None:
+                store = Store(self.store, parts, exact, *sample)
+            step = self.images_at_once(examples.values)
+            shown = stage if self.progress and place()[0] == 0 else None
+            yield Gradients(capture, exact, examples, self.draws, step, store, shown)
 
-    def _capture(self, encoder: nn.Module, examples: _Examples) -> Capture:
+    def _settings(self) -> dict[str, Any]:
+        """What must not change between a fit and its use, as it is now."""
+        names = "objective", "curvature", "draws", "seed", "device", "dtype", "layers"
+        return {name: _state(getattr(self, name)) for name in names}
+
+    def _refuse(self, changed: Iterable[str]) -> None:
+        if names := list(changed):
+            raise InfluenceValueError(
+                f"{', '.join(names)} changed since fit; fit again, or take another scorer."
+            )
+
+    def _capture(
+        self, encoder: nn.Module, examples: Examples, known: Projections | None
+    ) -> Capture:
         """The encoder's layers as one example meets them, with the curvature's projections."""
         capture = Capture(encoder, [], self.objective, self.seed)
         batch, index = examples.batch(range(1)), examples.index[:1]
@@ -190,10 +226,13 @@ class InfluenceScorer:
 
         names = None if self.layers is None else list(self.layers)
         capture.layers = called_layers(encoder, run, names)
-        self.curvature.project(capture.layers)
+        if known is None:
+            self.curvature.project(capture.layers)
+        else:
+            project(capture.layers, known)
         return capture
 
-    def _provenance(self, gradients: _Gradients, fitted: object, n_fitted: int) -> dict[str, Any]:
+    def _provenance(self, gradients: Gradients, fitted: object, n_fitted: int) -> dict[str, Any]:
         capture = gradients.capture
         used = {id(self.encoder.get_submodule(layer.name).weight) for layer in capture.layers}
         parameters = self.encoder.named_parameters(remove_duplicate=False)
@@ -214,161 +253,38 @@ class InfluenceScorer:
         }
 
 
-class _Gradients:
-    """The gradients of one data set, draw by draw and batch by batch: what a curvature sees."""
-
-    def __init__(
-        self, scorer: InfluenceScorer, capture: Capture, examples: _Examples, stage: str
-    ) -> None:
-        self.capture = capture
-        self.examples = examples
-        self.store = scorer.store
-        rank, count = place()
-        self.stage = stage if scorer.progress and rank == 0 else None
-        self.layers: list[Layer] = capture.layers
-        self.device = capture.device
-        self.n = scorer.draws * examples.n
-        self.index = examples.index
-        self._width = sum(layer.size for layer in self.layers) * capture.working.itemsize
-        # Unprojected gradients are large: then fewer examples at a time, which no value notices.
-        n, most = examples.n, int(_CHUNK_BYTES // self._width)
-        if n < count:
-            raise InfluenceValueError(f"{count} processes have {n} images; start at most {n}.")
-        step = max(1, min(scorer.images_at_once(examples.values), most, n // count))
-        rows = [range(start, min(start + step, n)) for start in range(0, n, step)]
-        own = rows[len(rows) * rank // count : len(rows) * (rank + 1) // count]
-        self._batches = [(draw, part) for draw in range(scorer.draws) for part in own]
-        self._chunk = max(1, min(_CHUNK, most) // step)  # batches at a time to the curvature
-        self._kept: list[Tensor] | None = None
-
-    def keep(self) -> None:
-        """Keep the gradients of the next pass for later ones, where the memory holds them."""
-        size = sum(len(rows) for _, rows in self._batches) * self._width
-        if size < free_memory(self.device) / 3:
-            self._kept = []
-        if self.stage:
-            kept = f"{size / 1e9:.1f} GB kept" if self._kept is not None else "two passes"
-            self.stage = f"{self.stage} ({kept})"
-
-    def __iter__(self) -> Iterator[Tensor]:
-        if self._kept:
-            yield from self._kept
-            return
-        images, finite = sum(len(rows) for _, rows in self._batches), []
-        with tqdm(total=images, desc=self.stage, unit="image", disable=not self.stage) as bar:
-            for start in range(0, len(self._batches), self._chunk):
-                found = []
-                for draw, rows in self._batches[start : start + self._chunk]:
-                    found.append(self._batch(draw, rows))
-                    bar.update(len(rows))
-                chunk = torch.cat(found)
-                finite.append(chunk.sum(1).isfinite())
-                if self._kept is not None:
-                    self._kept.append(chunk)
-                yield chunk
-        # Asked once, at the end of a pass: an answer within it would wait for the device.
-        bad = torch.cat(finite).logical_not().nonzero()[:, 0].tolist()
-        if bad:
-            numbers = [i for _, rows in self._batches for i in rows]
-            raise InfluenceValueError(
-                f"the gradient of image {int(self.index[numbers[bad[0]]])} is not finite; check "
-                "this image and the encoder's weights, or give another dtype."
-            )
-
-    def _batch(self, draw: int, rows: range) -> Tensor:
-        batch, index, path = self.examples.batch(rows), self.index[list(rows)], None
-        if self.store:
-            content = b"".join(x.cpu().double().numpy().tobytes() for x in (*batch, index))
-            name = f"{draw}-{rows.start}-{hashlib.sha256(content).hexdigest()[:32]}.npy"
-            path = self.store / name
-        if path and path.exists():
-            with suppress(ValueError, EOFError):  # a damaged file is made again
-                return torch.from_numpy(np.load(path)).to(self.device)
-        found = self.capture.flat(batch, index, draw)
-        if path:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(path.with_suffix(".part"), "wb") as file:
-                np.save(file, found.cpu().numpy())
-            path.with_suffix(".part").replace(path)
-        return found
-
-    def hessian(self) -> Tensor:
-        """Mean Hessian (p, p) of the objective in θ, the layers' weights flattened row by row."""
-        weights = {f"{layer.name}.weight": layer.weight for layer in self.layers}
-        theta = torch.cat([weight.detach().flatten() for weight in weights.values()])
-
-        def loss(theta: Tensor, rows: range, draw: int) -> Tensor:
-            pieces = theta.split([weight.numel() for weight in weights.values()])
-            named = {n: p.view_as(w) for (n, w), p in zip(weights.items(), pieces, strict=True)}
-
-            def encode(x: Tensor) -> Tensor:
-                return functional_call(self.capture.encoder, named, (x.to(self.capture.dtype),))
-
-            batch, index = self.examples.batch(rows), self.index[list(rows)]
-            return self.capture.losses(batch, index, draw, encode).sum()
-
-        hessian = torch.zeros(len(theta), len(theta), dtype=theta.dtype, device=theta.device)
-        for draw, rows in self._batches:
-            hessian += jacrev(grad(loss), chunk_size=256)(theta, rows, draw)
-        hessian = total(hessian)
-        return (hessian + hessian.T) / (2 * self.n)
+def projections(layers: list[Layer]) -> Projections:
+    """Each layer's two projections by its name."""
+    return {layer.name: (layer.left, layer.right) for layer in layers}
 
 
-class _Examples:
-    """Images with their indices, checked at the boundary."""
+def project(layers: list[Layer], known: Projections) -> None:
+    """Set projections that are known, on each layer's device, in float32 at least."""
+    for layer in layers:
+        dtype = torch.promote_types(layer.weight.dtype, torch.float32)
+        left, right = (
+            None if side is None else side.to(layer.weight.device, dtype)
+            for side in known.get(layer.name, (None, None))
+        )
+        layer.left, layer.right = left, right
 
-    def __init__(self, images: Tensor | Dataset, index: Indices | None) -> None:
-        if not hasattr(images, "__len__") or not hasattr(images, "__getitem__"):
-            raise InfluenceTypeError(
-                f"images is a {type(images).__name__}, without a length or without items by "
-                "number; give a tensor (N, ...) or a map-style data set, as DataLoader.dataset is."
-            )
-        self.n = len(images)
-        if self.n == 0:
-            raise InfluenceValueError("images is empty; there is nothing to score.")
-        self.images = images
-        self.index = torch.arange(self.n) if index is None else torch.as_tensor(index).long().cpu()
-        if self.index.shape != (self.n,) or (self.index < 0).any():
-            raise InfluenceValueError(f"index must hold {self.n} numbers ≥ 0, one for each image.")
-        self._shape: torch.Size | None = None
-        self.values = self.batch(range(1))[0].numel()  # of one image
 
-    def batch(self, rows: range) -> tuple[Tensor, ...]:
-        """The items of these rows, stacked; the images first."""
-        if isinstance(self.images, Tensor):
-            self._check(self.images[rows.start : rows.stop], rows)
-            return (self.images[rows.start : rows.stop],)
-        read = getattr(self.images, "__getitems__", None)  # a data set that reads several at once
-        found = read(list(rows)) if read else (self.images[i] for i in rows)
-        items = [self._item(i, item) for i, item in zip(rows, found, strict=True)]
-        return tuple(torch.stack(list(column)) for column in zip(*items, strict=True))
+def _state(value: Any) -> Any:
+    """A setting as it is now: one that is no frozen value may change in place."""
+    if isinstance(value, list):
+        return tuple(value)
+    fields = getattr(value, "__dict__", None)
+    return (type(value), dict(fields)) if fields else value
 
-    def _item(self, i: int, item: Any) -> tuple[Tensor, ...]:
-        item = tuple(item) if isinstance(item, tuple | list) else (item,)
-        if not item or not isinstance(item[0], Tensor):
-            raise InfluenceTypeError(f"item {i} of images begins with no tensor: {item!r:.60}.")
-        if self._shape is None:
-            self._shape = item[0].shape
-        if item[0].shape != self._shape:
-            raise InfluenceValueError(
-                f"image {i} has shape {tuple(item[0].shape)}, the ones before it "
-                f"{tuple(self._shape)}; resize them to one shape."
-            )
-        self._check(item[0][None], range(i, i + 1))
-        # What is no number (a path, say) is of no use to an objective.
-        rest = (torch.as_tensor(x) for x in item[1:] if isinstance(x, Tensor | int | float))
-        return (item[0], *rest)
 
-    def _check(self, images: Tensor, rows: range) -> None:
-        if not images.is_floating_point():
-            raise InfluenceTypeError(
-                f"images are {images.dtype}; convert them to floating point as the encoder "
-                "expects, for instance images.float() / 255."
-            )
-        bad = ~images.isfinite().flatten(1).all(1)
-        if bad.any():
-            i = rows[int(bad.nonzero()[0])]
-            raise InfluenceValueError(f"image {i} has NaN or infinite values; repair or drop it.")
+@contextmanager
+def _without_autocast(kinds: set[str]) -> Iterator[None]:
+    """A score has the precision that its provenance names, whatever surrounds the call."""
+    with ExitStack() as off:
+        for kind in kinds:
+            if torch.amp.is_autocast_available(kind):
+                off.enter_context(torch.autocast(kind, enabled=False))
+        yield
 
 
 def score(encoder: nn.Module, images: Tensor | Dataset, **settings: Any) -> Scores:

@@ -163,7 +163,7 @@ def test_logra_on_leading_eigenvectors(net, images, gradients, factors, joint):
     if joint:
         short = {"all": torch.cat(list(short.values()), 1)}
     blocks = {name: g.T @ g / N for name, g in short.items()}
-    found = magnitude(net, images, PCALoGra(factors, 3, joint, λ))
+    found = magnitude(net, images, PCALoGra(3, joint, λ, factors=factors))
     np.testing.assert_allclose(found, dense(blocks, short), rtol=1e-7)
 
 

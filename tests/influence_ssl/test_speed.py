@@ -91,7 +91,7 @@ def test_the_curvature_does_not_see_how_gradients_are_gathered(monkeypatch, chun
     net, x = build(Residual), images(30)
     settings = {"curvature": LoGra(rank=2), "draws": 2, "batch_size": 3, "progress": False}
     expected = InfluenceScorer(net, **settings).score(x)
-    monkeypatch.setattr("influence_ssl.scorer._CHUNK", chunk)
+    monkeypatch.setattr("influence_ssl._passes._CHUNK", chunk)
     found = InfluenceScorer(net, **settings).score(x)
     np.testing.assert_allclose(found.values, expected.values, rtol=1e-9)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -42,15 +43,14 @@ class ScaledLoGra(LoGra):
                 layer.right *= math.sqrt(layer.in_features / len(layer.right))
 
 
+@dataclass(frozen=True)
 class PCALoGra(LoGra):
     """LoGra on the leading eigenvectors of each layer's second moments, LogIX's ``pca``.
 
     The subspace holds most of each gradient, so its length, and λ, stay as they are.
     """
 
-    def __init__(self, factors: dict[str, Factors], rank: int, joint: bool, damping: float) -> None:
-        super().__init__(rank, joint, damping)
-        self.factors = factors
+    factors: dict[str, Factors] = field(default_factory=dict)
 
     def project(self, layers: list[Layer]) -> None:
         assert self.rank is not None

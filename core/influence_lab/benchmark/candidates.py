@@ -43,7 +43,7 @@ def _logra(rank: int, joint: bool, kind: str) -> Candidate:
     words = "joint" if joint else "per layer"
     make: dict[str, Make] = {
         "random": lambda λ, _: ScaledLoGra(rank, joint, λ),
-        "PCA": lambda λ, factors: PCALoGra(factors, rank, joint, λ),
+        "PCA": lambda λ, factors: PCALoGra(rank, joint, λ, factors=factors),
     }
     return Candidate(
         f"{kind} {rank} {words}", f"LoGra {kind}, {words}", f"{kind} {rank}", make[kind],

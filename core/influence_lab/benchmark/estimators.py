@@ -21,7 +21,7 @@ from influence_ssl import GaussianNoise, Invariance
 from influence_ssl.objectives import Batch, Encode, Index
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True)
 class Antithetic(GaussianNoise):
     """Noise in opposite pairs: draw 2k adds μ + ση, draw 2k + 1 adds μ − ση with the same η."""
 
@@ -32,7 +32,7 @@ class Antithetic(GaussianNoise):
         return 2 * (x + self.mean) - x_hat if draw % 2 else x_hat
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True)
 class MeanLoss:
     """The cosine distance averaged over ``count`` draws, an objective.
 
@@ -40,7 +40,7 @@ class MeanLoss:
     """
 
     count: int
-    perturbation: Callable[..., Tensor] = GaussianNoise()  # noqa: RUF009 (it has no state)
+    perturbation: Callable[..., Tensor] = GaussianNoise()  # noqa: RUF009 (frozen, so all may share it)
 
     def __call__(
         self, encode: Encode, batch: Batch, index: Index, draw: int, seed: int

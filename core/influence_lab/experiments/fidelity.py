@@ -157,15 +157,14 @@ class Fidelity:
         )  # fmt: skip
 
 
-class _Indexed(GaussianNoise):
+class _Indexed:
     """The default noise of images whose position in a set is not their index."""
 
     def __init__(self, index: torch.Tensor) -> None:
-        super().__init__()
         self.index = index
 
     def __call__(self, x: Any, index: Any, draw: int, seed: int) -> Any:
-        return super().__call__(x, self.index[index], draw, seed)
+        return GaussianNoise()(x, self.index[index], draw, seed)
 
 
 def loss_pass(encoder: torch.nn.Module, images: torch.Tensor, index: torch.Tensor) -> Column:

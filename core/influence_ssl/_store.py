@@ -1,0 +1,166 @@
+"""What gradients depend on, and a folder that keeps them.
+
+Weights, settings and code can all change between two runs. :func:`origin` names what can be read
+off: weights, buffers, settings. What cannot, such as a changed closure or a changed ``forward``,
+shows in the gradients of two examples, which a :class:`Probe` keeps and compares.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from influence_ssl.errors import InfluenceOSError, InfluenceValueError
+from influence_ssl.gradients import Capture
+from influence_ssl.objectives import Batch, Index
+from influence_ssl.version import __version__
+
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
+_PROBE = "probe.safetensors"
+
+
+def fingerprint(encoder: nn.Module) -> str:
+    """SHA-256 of an encoder's module types, parameters and buffers, by name."""
+    found = hashlib.sha256()
+    for name, module in encoder.named_modules():
+        found.update(f"{name} {type(module).__module__}.{type(module).__qualname__}\n".encode())
+    for name, tensor in (*encoder.named_parameters(), *encoder.named_buffers()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        # Read as bytes: NumPy knows no bfloat16.
+        content = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+        found.update(content.numpy().tobytes())
+    return found.hexdigest()
+
+
+def origin(encoder: nn.Module, capture: Capture) -> dict[str, str]:
+    """What the gradients of ``capture`` depend on and what can be named, part by part."""
+    objective = capture.objective
+    shapes = [(x.name, x.out_features, x.in_features, *x.shape) for x in capture.layers]
+    return {
+        "the encoder or its weights": fingerprint(encoder),
+        "objective": repr(objective) if _plain(objective) else type(objective).__qualname__,
+        "seed": str(capture.seed),
+        "dtype": str(capture.dtype),
+        "layers or rank": repr(shapes),
+        "the version of influence_ssl": __version__,
+    }
+
+
+def _plain(value: Any) -> bool:
+    """Whether ``repr`` tells all: frozen data classes of numbers, texts and such."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        frozen = value.__dataclass_params__.frozen  # type: ignore[attr-defined]
+        fields = [getattr(value, field.name) for field in dataclasses.fields(value)]
+        return frozen and not set(vars(value)) - set(value.__dataclass_fields__) and _plain(fields)
+    if isinstance(value, list | tuple):
+        return all(map(_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Two examples and their projected gradients (B, k), in float64 where the encoder allows."""
+
+    batch: Batch
+    index: Index
+    gradients: Tensor
+
+    @classmethod
+    def take(cls, capture: Capture, batch: Batch, index: Index) -> Probe:
+        """The probe of these examples."""
+        return cls(tuple(part.cpu() for part in batch), index, _gradients(capture, batch, index))
+
+    def agrees(self, capture: Capture) -> bool:
+        """Whether ``capture`` still gives these gradients, up to rounding."""
+        found = _gradients(capture, self.batch, self.index)
+        if found.shape != self.gradients.shape:
+            return False
+        tolerance = _TOLERANCE.get(capture.dtype, 5e-2)
+        return bool((found - self.gradients).norm() <= tolerance * self.gradients.norm() + 1e-30)
+
+
+def _gradients(capture: Capture, batch: Batch, index: Index) -> Tensor:
+    return capture.flat(batch, index, 0).detach().cpu()
+
+
+class Store:
+    """A folder of projected gradients of one encoder with one set of settings.
+
+    Opening it raises :class:`InfluenceValueError` where it holds gradients of anything else.
+    """
+
+    def __init__(
+        self, folder: Path, parts: dict[str, str], capture: Capture, batch: Batch, index: Index
+    ) -> None:
+        self.folder = folder
+        path = folder / _PROBE
+        if not path.exists():
+            if folder.is_dir() and any(folder.glob("*.npy")):
+                raise InfluenceValueError(
+                    f"store {str(folder)!r} holds arrays without {_PROBE}, so nobody knows whose "
+                    "gradients they are; give another folder."
+                )
+            self._begin(path, parts, Probe.take(capture, batch, index))
+            return
+        known, probe = _read(path)
+        changed = [name for name, part in parts.items() if known.get(name) != part]
+        if not changed and not probe.agrees(capture):
+            changed = ["objective, perturbation, projection or forward pass"]
+        if changed:
+            raise InfluenceValueError(
+                f"store {str(folder)!r} holds gradients of a run in which "
+                f"{', '.join(changed)} differed; give another folder, or remove this one."
+            )
+
+    def gradients(
+        self, draw: int, start: int, batch: Batch, index: Index, make: Callable[[], Tensor]
+    ) -> Tensor:
+        """The gradients of one batch: those that are kept, or those that ``make`` returns."""
+        content = b"".join(x.cpu().double().numpy().tobytes() for x in (*batch, index))
+        name = f"{draw}-{start}-{hashlib.sha256(content).hexdigest()[:32]}.npy"
+        path = self.folder / name
+        if path.exists():
+            with suppress(ValueError, EOFError):  # a damaged file is made again
+                return torch.from_numpy(np.load(path))
+        found = make()
+        part = path.with_suffix(".part")
+        with open(part, "wb") as file:
+            np.save(file, found.cpu().numpy())
+        part.replace(path)
+        return found
+
+    def _begin(self, path: Path, parts: dict[str, str], probe: Probe) -> None:
+        tensors = {f"batch {number}": part for number, part in enumerate(probe.batch)}
+        tensors |= {"index": probe.index, "gradients": probe.gradients}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(f".{os.getpid()}.part")  # each process of a group writes its own
+        contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        save_file(contiguous, part, {"parts": json.dumps(parts)})
+        part.replace(path)
+
+
+def _read(path: Path) -> tuple[dict[str, str], Probe]:
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            parts = json.loads(file.metadata()["parts"])
+        columns = sorted(name for name in tensors if name.startswith("batch "))
+        batch = tuple(tensors[name] for name in columns)
+        return parts, Probe(batch, tensors["index"], tensors["gradients"])
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise InfluenceOSError(
+            f"{str(path)!r} is damaged; remove the folder and start again."
+        ) from error

@@ -1,0 +1,285 @@
+"""What was fitted or stored is never used for anything else: each change is refused by name."""
+
+import functools
+from dataclasses import FrozenInstanceError
+
+import numpy as np
+import pytest
+import torch
+from nets import Residual, Sequence, build, images, score
+from torch import nn
+
+from influence_ssl import (
+    EmpiricalFisher,
+    ExactHessian,
+    GaussianNoise,
+    Identity,
+    InfluenceScorer,
+    Invariance,
+    LoGra,
+    Supervised,
+)
+from influence_ssl.errors import InfluenceValueError
+
+
+def scorer_of(net, store=None, **settings):
+    return InfluenceScorer(net, store=store, progress=False, batch_size=4, **settings)
+
+
+class Scaled:
+    """An encoder's setting that no weight shows."""
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    def __call__(self, x, index, draw, seed):
+        return x + self.factor * x.square()
+
+
+class Warped(nn.Module):
+    """A forward pass that an attribute changes."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.power = build(Sequence), 1.0
+
+    def forward(self, x):
+        return self.inner(x.abs() ** self.power)
+
+
+def closure(factor):
+    return lambda x, index, draw, seed: x * (1 + factor)
+
+
+def plain():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, 2), nn.GELU(), nn.Flatten(), nn.Linear(54, 5)
+    ).double()  # fmt: skip
+
+
+def other_weights(net):
+    net = build(type(net))
+    with torch.no_grad():
+        next(net.parameters()).mul_(1.01)
+    return net
+
+
+CHANGES = {
+    "seed": {"seed": 1},
+    "noise": {"objective": Invariance(GaussianNoise(0.05, 0.3))},
+    "distance": {"objective": Invariance(distance="squared")},
+    "distance of one's own": {"objective": Invariance(distance=lambda z, w: (z - w).abs().sum(1))},
+    "closure": {"objective": Invariance(closure(0.1))},
+    "object": {"objective": Invariance(Scaled(0.1))},
+    "rank": {"curvature": LoGra(2)},
+    "projections": {"curvature": LoGra(3, seed=1)},
+    "full space": {"curvature": EmpiricalFisher()},
+    "layers": {"layers": ["0"]},
+    "dtype": {"dtype": torch.float32},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_store_serves_one_set_of_settings(tmp_path, change):
+    net, x = plain(), images(12)
+    base = {"curvature": LoGra(3)}
+    scorer_of(net, tmp_path, **base).score(x)
+    with pytest.raises(InfluenceValueError, match=r"holds gradients of a run in which .* differed"):
+        scorer_of(net, tmp_path, **(base | change)).score(x)
+
+
+def test_a_store_serves_one_encoder(tmp_path):
+    net, x = build(Residual), images(12)
+    scorer_of(net, tmp_path).score(x)
+    with pytest.raises(InfluenceValueError, match="the encoder or its weights differed"):
+        scorer_of(other_weights(net), tmp_path).score(x)
+    net.register_buffer("scale", torch.ones(1), persistent=False)
+    with pytest.raises(InfluenceValueError, match="the encoder or its weights differed"):
+        scorer_of(net, tmp_path).score(x)
+
+
+@pytest.mark.parametrize("make", [closure, Scaled, lambda f: functools.partial(noise, factor=f)])
+def test_a_changed_closure_or_object_shows_in_the_probe(tmp_path, make):
+    """Same type, same repr up to an address; other values."""
+    net, x = build(Sequence), images(12)
+    scorer_of(net, tmp_path, objective=Invariance(make(0.1))).score(x)
+    expected = scorer_of(net, objective=Invariance(make(0.1))).score(x).values
+    again = scorer_of(net, tmp_path, objective=Invariance(make(0.1))).score(x).values
+    np.testing.assert_allclose(again, expected, rtol=1e-12)
+    with pytest.raises(InfluenceValueError, match="perturbation"):
+        scorer_of(net, tmp_path, objective=Invariance(make(0.11))).score(x)
+
+
+def noise(x, index, draw, seed, factor):
+    return x + factor * x.square()
+
+
+def test_a_changed_forward_pass_shows_in_the_probe(tmp_path):
+    net, x = Warped(), images(12)
+    fitted = scorer_of(net, tmp_path).fit(x)
+    net.power = 1.1
+    with pytest.raises(InfluenceValueError, match="forward pass"):
+        scorer_of(net, tmp_path).score(x)
+    with pytest.raises(InfluenceValueError, match="forward pass changed since fit"):
+        fitted.score(x)
+
+
+def test_a_store_serves_another_damping_and_other_images(tmp_path):
+    """Gradients know no damping."""
+    net, x, y = build(Sequence), images(12), images(24)[12:]
+    scorer_of(net, tmp_path, curvature=LoGra(3)).fit(x).score(y)
+    kept = scorer_of(net, tmp_path, curvature=LoGra(3, damping=0.5)).fit(x).score(y).values
+    fresh = scorer_of(net, curvature=LoGra(3, damping=0.5)).fit(x).score(y).values
+    np.testing.assert_allclose(kept, fresh, rtol=1e-12)
+
+
+def test_arrays_of_unknown_origin_and_a_damaged_probe_are_refused(tmp_path):
+    net, x = build(Sequence), images(12)
+    scorer_of(net, tmp_path).score(x)
+    probe = tmp_path / "probe.safetensors"
+    content = probe.read_bytes()
+    probe.write_bytes(content[:100])
+    with pytest.raises(OSError, match=r"probe\.safetensors' is damaged"):
+        scorer_of(net, tmp_path).score(x)
+    probe.unlink()
+    with pytest.raises(InfluenceValueError, match="nobody knows whose"):
+        scorer_of(net, tmp_path).score(x)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("curvature", LoGra(2)),
+        ("curvature", LoGra(3, damping=1.0)),
+        ("objective", Invariance(distance="squared")),
+        ("seed", 1),
+        ("draws", 2),
+        ("dtype", torch.float32),
+        ("layers", ["0"]),
+    ],
+)
+def test_a_setting_that_changed_since_fit_is_refused(name, value):
+    net, x = plain(), images(12)
+    scorer = scorer_of(net, curvature=LoGra(3)).fit(x)
+    setattr(scorer, name, value)
+    with pytest.raises(InfluenceValueError, match=f"^{name} changed since fit"):
+        scorer.score(x)
+    expected = scorer_of(net, **{"curvature": LoGra(3), name: value}).fit(x).score(x).values
+    np.testing.assert_array_equal(scorer.fit(x).score(x).values, expected)
+
+
+def test_a_setting_that_changes_in_place_is_refused():
+    net, x, perturbation = plain(), images(12), Scaled(0.1)
+    scorer = scorer_of(net, objective=Invariance(perturbation)).fit(x)
+    perturbation.factor = 0.2
+    with pytest.raises(InfluenceValueError, match="objective"):
+        scorer.score(x)
+    names = ["0"]
+    scorer = scorer_of(net, layers=names).fit(x)
+    names.append("3")
+    with pytest.raises(InfluenceValueError, match="layers changed since fit"):
+        scorer.score(x)
+
+
+def test_an_encoder_that_changed_since_fit_is_refused():
+    net, x = build(Residual), images(12)
+    scorer = scorer_of(net).fit(x)
+    before = scorer.score(x).values
+    weight = next(net.parameters())
+    with torch.no_grad():
+        weight.mul_(1.001)
+    with pytest.raises(InfluenceValueError, match="the encoder or its weights changed since fit"):
+        scorer.score(x)
+    with torch.no_grad():
+        weight.copy_(next(build(Residual).parameters()))
+    np.testing.assert_allclose(scorer.score(x).values, before, rtol=1e-12)
+
+
+def test_a_curvature_s_own_random_projections_are_kept_with_the_fit():
+    """Projections that differ at each call would otherwise meet a curvature of other ones."""
+
+    class Unseeded(LoGra):
+        def project(self, layers):
+            for layer in layers:
+                layer.left = torch.linalg.qr(torch.randn(layer.out_features, 2)).Q.T.double()
+                layer.right = torch.linalg.qr(torch.randn(layer.in_features, 2)).Q.T.double()
+
+    net, x = build(Sequence), images(12)
+    scorer = scorer_of(net, curvature=Unseeded(2)).fit(x)
+    values = scorer.score(x).values
+    np.testing.assert_allclose(scorer.score(x).values, values, rtol=1e-12)
+    # The fitted set's magnitudes sum to n x the effective dimension, in its own projections only.
+    total = 12 * sum(scorer.score(x).provenance["effective dimension"])
+    assert -values.sum() == pytest.approx(total, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        (Invariance(), "distance"),
+        (Supervised(), "loss"),
+        (GaussianNoise(), "std"),
+        (LoGra(), "rank"),
+        (EmpiricalFisher(), "damping"),
+        (ExactHessian(), "damping"),
+        (Identity(), "anything"),
+    ],
+)
+def test_settings_are_frozen(settings, name):
+    with pytest.raises(FrozenInstanceError):
+        setattr(settings, name, 0.5)
+    assert settings == type(settings)()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_around_a_call_changes_nothing(dtype):
+    net, x = build(Residual).float(), images(12).float()
+    expected = score(net, x)
+    with torch.autocast("cpu", dtype):
+        found = score(net, x)
+        assert torch.is_autocast_enabled("cpu")
+    np.testing.assert_array_equal(found.values, expected.values)
+
+
+class Random(torch.utils.data.Dataset):
+    """Items that a chance changes."""
+
+    def __init__(self, x, chance, labels=False):
+        self.x, self.chance, self.labels = x, chance, labels
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, i):
+        hit = bool(torch.rand(()) < self.chance)
+        if self.labels:
+            return self.x[i], int(hit)
+        return self.x[i].flip(-1) if hit else self.x[i]
+
+
+@pytest.mark.parametrize("labels", [False, True])
+def test_a_data_set_of_random_items_is_refused(labels):
+    net, x = build(Sequence), images(20)
+    torch.manual_seed(0)
+    with pytest.raises(InfluenceValueError, match="images is random: item 0 comes out different"):
+        score(net, Random(x, 0.5, labels))
+    np.testing.assert_array_equal(score(net, Random(x, 0.0)).values, score(net, x).values)
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint8, np.int32])
+def test_numpy_integers_are_integers(kind):
+    net, x = build(Sequence), images(12)
+    expected = score(net, x, seed=3, draws=2, batch_size=4, curvature=LoGra(3))
+    found = score(net, x, seed=kind(3), draws=kind(2), batch_size=kind(4), curvature=LoGra(kind(3)))
+    np.testing.assert_array_equal(found.values, expected.values)
+
+
+@pytest.mark.parametrize("label", [int, np.int64, np.uint8, lambda y: np.array([y], np.uint8)])
+def test_labels_of_numpy_are_labels(label):
+    net, x = build(Sequence), images(12)
+    classes = torch.arange(12) % 3
+    plain = [(image, int(y)) for image, y in zip(x, classes, strict=True)]
+    other = [(image, label(int(y))) for image, y in zip(x, classes, strict=True)]
+    expected = score(net, plain, objective=Supervised()).values
+    np.testing.assert_array_equal(score(net, other, objective=Supervised()).values, expected)
