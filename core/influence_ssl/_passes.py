@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -10,10 +11,11 @@ from torch.func import functional_call, grad, jacrev
 from tqdm import tqdm
 
 from influence_ssl._examples import Examples
-from influence_ssl._store import Store
+from influence_ssl._store import Columns, Store
 from influence_ssl.curvature import free_memory
 from influence_ssl.errors import InfluenceValueError
-from influence_ssl.gradients import Capture, Layer
+from influence_ssl.gradients import Capture, Layer, Objective
+from influence_ssl.objectives import Batch, Encode, Index
 from influence_ssl.processes import place, total
 
 # The curvature sees so many gradients at a time, and no more bytes: to add a small product to a
@@ -59,6 +61,8 @@ class Gradients:
         self._batches = [(draw, part) for draw in range(draws) for part in own]
         self._chunk = max(1, min(_CHUNK, most) // step)  # batches at a time to the curvature
         self._kept: list[Tensor] | None = None
+        self._seen: dict[int, Columns] = {}  # by batch: what a pass computes besides gradients
+        self.representations = False  # whether they are among it
 
     def keep(self) -> None:
         """Keep the gradients of the next pass for later ones, where the memory holds them."""
@@ -77,9 +81,11 @@ class Gradients:
         with tqdm(total=images, desc=self.stage, unit="image", disable=not self.stage) as bar:
             for start in range(0, len(self._batches), self._chunk):
                 found = []
-                for draw, rows in self._batches[start : start + self._chunk]:
-                    found.append(self._batch(draw, rows))
-                    bar.update(len(rows))
+                for number in range(start, min(start + self._chunk, len(self._batches))):
+                    columns = self._batch(*self._batches[number])
+                    found.append(columns.pop("gradients").to(self.device))
+                    self._seen[number] = columns
+                    bar.update(len(self._batches[number][1]))
                 chunk = torch.cat(found)
                 finite.append(chunk.sum(1).isfinite())
                 if self._kept is not None:
@@ -94,15 +100,39 @@ class Gradients:
                 "this image and the encoder's weights, or give another dtype."
             )
 
-    def _batch(self, draw: int, rows: range) -> Tensor:
+    def losses(self) -> Tensor:
+        """The objective's losses (draws·N,) in the last pass, in float64."""
+        return self._column("losses").double()
+
+    def encoded(self) -> Tensor:
+        """f(x) (N, D) of the images in the last pass, in float32."""
+        return self._column("representations")
+
+    def _column(self, name: str) -> Tensor:
+        found = [self._seen[i][name] for i in sorted(self._seen) if name in self._seen[i]]
+        return torch.cat([column.to(self.device) for column in found])
+
+    def _batch(self, draw: int, rows: range) -> Columns:
         batch, index = self.examples.batch(rows), self.index[list(rows)]
+        seen = draw == 0 and self.representations
+
+        def make() -> Columns:
+            observed = _Observed(self.capture.objective, seen)
+            gradients = replace(self.capture, objective=observed).flat(batch, index, draw)
+            found = {"gradients": gradients, "losses": observed.losses}
+            return found | ({"representations": self._encoded(batch[0], observed)} if seen else {})
+
         if self.store is None:
-            return self.capture.flat(batch, index, draw)
+            return make()
+        needed = {"gradients", "losses"} | ({"representations"} if seen else set())
+        return self.store.kept(draw, rows.start, batch, index, make, needed)
 
-        def make() -> Tensor:
-            return self.capture.flat(batch, index, draw)
-
-        return self.store.gradients(draw, rows.start, batch, index, make).to(self.device)
+    @torch.no_grad()
+    def _encoded(self, x: Tensor, observed: _Observed) -> Tensor:
+        """f(x) in float32: what the objective computed, or a pass of its own where it had none."""
+        if observed.z is not None:
+            return observed.z.float()
+        return self.capture.encode(x.to(self.device), len(x)).float()
 
     def hessian(self) -> Tensor:
         """Mean Hessian (p, p) of the objective in θ, the layers' weights flattened row by row."""
@@ -124,3 +154,30 @@ class Gradients:
             hessian += jacrev(grad(loss), chunk_size=256)(theta, rows, draw)
         hessian = total(hessian)
         return (hessian + hessian.T) / (2 * self.n)
+
+
+class _Observed:
+    """An objective that keeps its losses (B,), and f(x) (B, D) where it encodes x itself first.
+
+    To find out whether it does is to wait for the device, so ``look`` says whether anyone asks.
+    """
+
+    def __init__(self, inner: Objective, look: bool) -> None:
+        self.inner = inner
+        self.look = look
+        self.z: Tensor | None = None
+
+    def __call__(self, encode: Encode, batch: Batch, index: Index, draw: int, seed: int) -> Tensor:
+        b, first = len(index), self.look
+
+        def observed(x: Tensor) -> Tensor:
+            nonlocal first
+            z = encode(x)
+            if first and torch.equal(x[:b], batch[0]):
+                self.z = z.detach()[:b]
+            first = False
+            return z
+
+        losses = self.inner(observed, batch, index, draw, seed)
+        self.losses = losses.detach()
+        return losses

@@ -17,16 +17,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from influence_ssl.errors import InfluenceOSError, InfluenceValueError
 from influence_ssl.gradients import Capture
 from influence_ssl.objectives import Batch, Index
 from influence_ssl.version import __version__
+
+Columns = dict[str, Tensor]
 
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 _PROBE = "probe.safetensors"
@@ -108,7 +109,7 @@ class Store:
         self.folder = folder
         path = folder / _PROBE
         if not path.exists():
-            if folder.is_dir() and any(folder.glob("*.npy")):
+            if folder.is_dir() and any(folder.glob("*.safetensors")):
                 raise InfluenceValueError(
                     f"store {str(folder)!r} holds arrays without {_PROBE}, so nobody knows whose "
                     "gradients they are; give another folder."
@@ -125,31 +126,36 @@ class Store:
                 f"{', '.join(changed)} differed; give another folder, or remove this one."
             )
 
-    def gradients(
-        self, draw: int, start: int, batch: Batch, index: Index, make: Callable[[], Tensor]
-    ) -> Tensor:
-        """The gradients of one batch: those that are kept, or those that ``make`` returns."""
+    def kept(
+        self, draw: int, start: int, batch: Batch, index: Index, make: Callable[[], Columns],
+        needed: set[str],
+    ) -> Columns:  # fmt: skip
+        """One batch's columns: those in its file where it has all ``needed``, else ``make()``."""
         content = b"".join(x.cpu().double().numpy().tobytes() for x in (*batch, index))
-        name = f"{draw}-{start}-{hashlib.sha256(content).hexdigest()[:32]}.npy"
+        name = f"{draw}-{start}-{hashlib.sha256(content).hexdigest()[:32]}.safetensors"
         path = self.folder / name
         if path.exists():
-            with suppress(ValueError, EOFError):  # a damaged file is made again
-                return torch.from_numpy(np.load(path))
+            with suppress(SafetensorError):  # a damaged file is made again
+                found = load_file(path)
+                if needed <= found.keys():
+                    return found
         found = make()
-        part = path.with_suffix(".part")
-        with open(part, "wb") as file:
-            np.save(file, found.cpu().numpy())
-        part.replace(path)
+        _write(path, found)
         return found
 
     def _begin(self, path: Path, parts: dict[str, str], probe: Probe) -> None:
         tensors = {f"batch {number}": part for number, part in enumerate(probe.batch)}
         tensors |= {"index": probe.index, "gradients": probe.gradients}
         self.folder.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}.part")  # each process of a group writes its own
-        contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        save_file(contiguous, part, {"parts": json.dumps(parts)})
-        part.replace(path)
+        _write(path, tensors, {"parts": json.dumps(parts)})
+
+
+def _write(path: Path, tensors: Columns, metadata: dict[str, str] | None = None) -> None:
+    content = save({name: x.cpu().contiguous() for name, x in tensors.items()}, metadata)
+    part = path.with_suffix(f".{os.getpid()}.part")  # each process of a group writes its own
+    # Not by safetensors, which does not tell a full disk from any other error.
+    part.write_bytes(content)
+    part.replace(path)
 
 
 def _read(path: Path) -> tuple[dict[str, str], Probe]:

@@ -141,25 +141,37 @@ class InfluenceScorer:
         images: Tensor | Dataset,
         index: Indices | None = None,
         names: Sequence[str] | None = None,
+        representations: bool = False,
     ) -> Scores:
-        """Scores of ``images``; without an earlier :meth:`fit`, fitted on them for this call."""
+        """Scores of ``images``; without an earlier :meth:`fit`, fitted on them for this call.
+
+        ``representations``: whether :attr:`Scores.representations` holds f(x_i) as well.
+        """
         fit = getattr(self, "fit_", None)
         with self._gradients(images, index, "score", fit) as gradients:
             if names is not None and len(names) != gradients.examples.n:
                 raise InfluenceValueError(f"names holds {len(names)}, not one for each image.")
+            gradients.representations = representations
             if fit is None:
                 gradients.keep()
                 form, n_fitted = self.curvature.fit(gradients), gradients.n
             else:
                 form, n_fitted = fit.form, fit.n
-            values = torch.cat([-form(g) for g in gradients]).reshape(self.draws, -1)
-            per_draw = gather(values.T).T.cpu().numpy()
+            forms, norms = zip(*((form(g), g.double().norm(dim=1)) for g in gradients), strict=True)
+            columns = torch.stack([-torch.cat(forms), torch.cat(norms), gradients.losses()])
+            # (N, 3, draws): of several processes each has its own rows.
+            columns = gather(columns.reshape(3, self.draws, -1).permute(2, 0, 1)).cpu()
+            per_draw, norm, loss = columns.permute(1, 2, 0).numpy()
+            z = gather(gradients.encoded()).cpu().numpy() if representations else None
             provenance = self._provenance(gradients, form, n_fitted)
             found = gradients.index.numpy()
         error = np.full(per_draw.shape[1], np.nan)
         if self.draws > 1:
             error = per_draw.std(0, ddof=1) / np.sqrt(self.draws)
-        return Scores(per_draw.mean(0), error, found, names, provenance)
+        return Scores(
+            per_draw.mean(0), error, found, names, provenance,
+            loss=loss.mean(0), gradient_norm=norm.mean(0), per_draw=per_draw, representations=z,
+        )  # fmt: skip
 
     @contextmanager
     def _gradients(

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Float32, Float64, Int64
 
 from influence_ssl.errors import InfluenceOSError, InfluenceTypeError, InfluenceValueError
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import pandas
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scores:
     r"""Influence scores :math:`I_i = -g_i^\top(H+\lambda I)^{-1}g_i` of N examples.
 
@@ -27,6 +27,14 @@ class Scores:
     definite; with several draws the mean over draws. ``standard_error`` (N,) over draws, NaN for
     one draw. ``index`` (N,) the examples' indices, ``names`` their paths where there are any,
     ``provenance`` how the scores were made.
+
+    What the pass computed on its way: ``loss`` (N,) and ``gradient_norm`` (N,), the objective's
+    loss and :math:`|g_i|` of the projected gradient, means over draws; ``per_draw`` (draws, N) the
+    signed scores of each draw; ``representations`` (N, D) :math:`f(x_i)` in float32, where the
+    call asked for them. ``.npz`` keeps all of it, ``.csv`` and ``.parquet`` the scores alone.
+
+    ``scores[rows]`` takes rows, by a slice, a mask or positions; ``numpy.asarray(scores)`` is
+    ``values``; two are equal where all their columns and their provenance are.
     """
 
     values: Float64[np.ndarray, " n"]
@@ -34,16 +42,59 @@ class Scores:
     index: Int64[np.ndarray, " n"]
     names: Sequence[str] | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
+    loss: Float64[np.ndarray, " n"] | None = None
+    gradient_norm: Float64[np.ndarray, " n"] | None = None
+    per_draw: Float64[np.ndarray, "draws n"] | None = None
+    representations: Float32[np.ndarray, "n d"] | None = None
 
     def __post_init__(self) -> None:
+        rows = self.loss, self.gradient_norm, self.representations, self.names
         lengths = {len(self.values), len(self.standard_error), len(self.index)}
-        if self.names is not None:
-            lengths.add(len(self.names))
+        lengths |= {len(column) for column in rows if column is not None}
+        lengths |= set() if self.per_draw is None else {self.per_draw.shape[1]}
         if len(lengths) > 1:
             raise InfluenceValueError(f"Scores: the columns have different lengths {lengths}.")
 
     def __len__(self) -> int:
         return len(self.values)
+
+    def __getitem__(self, rows: slice | Sequence[int] | np.ndarray) -> Scores:
+        if isinstance(rows, int | np.integer):
+            raise InfluenceTypeError(
+                f"scores[{rows}]: give a slice, a mask or a list of positions; one value is "
+                f"scores.values[{rows}]."
+            )
+        kept = np.arange(len(self))[rows]
+        found: dict[str, Any] = {name: column[kept] for name, column in self._columns().items()}
+        names = None if self.names is None else [self.names[i] for i in kept]
+        per_draw = None if self.per_draw is None else self.per_draw[:, kept]
+        return replace(self, **found, names=names, per_draw=per_draw)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Scores):
+            return NotImplemented
+        a, b = (
+            scores._columns() | ({} if scores.per_draw is None else {"per_draw": scores.per_draw})
+            for scores in (self, other)
+        )
+        names = [None if x.names is None else list(x.names) for x in (self, other)]
+        return (
+            a.keys() == b.keys()
+            and all(np.array_equal(a[name], b[name], equal_nan=True) for name in a)
+            and names[0] == names[1]
+            and self.provenance == other.provenance
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.values, dtype=dtype, copy=copy)
+
+    def _columns(self) -> dict[str, np.ndarray]:
+        """What has one row for each example, by field."""
+        names = "values", "standard_error", "index", "loss", "gradient_norm", "representations"
+        found = {name: getattr(self, name) for name in names}
+        return {name: column for name, column in found.items() if column is not None}
 
     @property
     def magnitude(self) -> Float64[np.ndarray, " n"]:
@@ -103,19 +154,20 @@ class Scores:
 
 
 def _write_npz(scores: Scores, path: str) -> None:
-    names = None if scores.names is None else np.array(list(scores.names), dtype=str)
-    columns: dict[str, Any] = {} if names is None else {"names": names}
-    np.savez_compressed(
-        path, values=scores.values, standard_error=scores.standard_error, index=scores.index,
-        provenance=np.array(json.dumps(scores.provenance)), **columns,
-    )  # fmt: skip
+    columns: dict[str, Any] = scores._columns()
+    if scores.names is not None:
+        columns["names"] = np.array(list(scores.names), dtype=str)
+    if scores.per_draw is not None:
+        columns["per_draw"] = scores.per_draw
+    np.savez_compressed(path, provenance=np.array(json.dumps(scores.provenance)), **columns)
 
 
 def _read_npz(path: Path) -> Scores:
     with np.load(path, allow_pickle=False) as file:
-        names = [str(name) for name in file["names"]] if "names" in file else None
-        provenance = json.loads(str(file["provenance"]))
-        return Scores(file["values"], file["standard_error"], file["index"], names, provenance)
+        columns = {name: file[name] for name in file.files}
+    names = columns.pop("names", None)
+    provenance = json.loads(str(columns.pop("provenance")))
+    return Scores(names=None if names is None else names.tolist(), provenance=provenance, **columns)
 
 
 def _tables(name: str) -> Callable[..., Any]:

@@ -25,8 +25,8 @@ from influence_ssl import GaussianNoise, Identity, InfluenceScorer, Invariance, 
 from influence_ssl.cli import main
 from influence_ssl.report import rivals, select
 from influence_ssl.report.compare import compare
-from influence_ssl.report.recording import reliability
 from influence_ssl.report.rivals import duplicate_groups
+from influence_ssl.report.statistics import reliability
 from influence_ssl.report.table import read_scores
 
 COLUMNS = [
@@ -160,16 +160,16 @@ def test_a_stopped_run_goes_on_and_ends_the_same(
 def test_no_space_left_is_one_line_and_loses_nothing(
     work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save, written = np.save, []
+    write, written = Path.write_bytes, []
 
-    def full(*arguments: object) -> None:
-        written.append(1)
-        if len(written) == 2:
+    def full(path: Path, content: bytes) -> int:
+        written.append(path)
+        if len(written) == 3:  # after the store's probe and the first batch
             raise OSError(28, "No space left on device")
-        save(*arguments)
+        return write(path, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(np, "save", full)
+        patch.setattr(Path, "write_bytes", full)
         assert run() == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "no space left on the disk" in line

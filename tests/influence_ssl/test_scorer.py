@@ -97,7 +97,7 @@ def test_a_stopped_run_goes_on_from_its_store(tmp_path):
     settings["store"] = tmp_path
     with pytest.raises(KeyboardInterrupt):
         score(net, x, objective=Invariance(Counting(stop=whole.calls - 10 + 1)), **settings)
-    assert len(list(tmp_path.glob("*.npy"))) == 5
+    assert len(list(tmp_path.glob("*-*.safetensors"))) == 5
     rest = Counting()
     found = score(net, x, objective=Invariance(rest), **settings)
     assert rest.calls == whole.calls - 5 + 1
@@ -110,8 +110,10 @@ def test_a_store_knows_its_images_and_mends_a_damaged_file(tmp_path):
     store = tmp_path / "not" / "made" / "yet"
     stored = InfluenceScorer(net, progress=False, batch_size=4, store=store)
     np.testing.assert_allclose(stored.fit(x).score(y).values, expected.values, rtol=1e-9)
-    assert len(list(store.glob("*.npy"))) == 6
-    for path, size in zip(sorted(store.glob("*.npy")), (0, 100, 150, 0, 100, 150), strict=True):
+    assert len(list(store.glob("*-*.safetensors"))) == 6
+    for path, size in zip(
+        sorted(store.glob("*-*.safetensors")), (0, 100, 150, 0, 100, 150), strict=True
+    ):
         path.write_bytes(path.read_bytes()[:size])
     np.testing.assert_allclose(stored.fit(x).score(y).values, expected.values, rtol=1e-9)
     # The same images under other indices have other noise.
@@ -295,3 +297,39 @@ def test_two_scorers_may_run_in_two_threads():
         thread.join()
     for s in (0, 1):
         np.testing.assert_array_equal(found[s], expected[s])
+
+
+@pytest.mark.parametrize("stored", [False, True])
+@pytest.mark.parametrize("batch_size", [5, 32])
+def test_scores_carry_what_the_pass_computed(tmp_path, stored, batch_size):
+    """Against plain forward passes and against the squared norm that is its own curvature."""
+    net, x = build(Sequence), images(12)
+    settings = {"draws": 2, "batch_size": batch_size, "store": tmp_path if stored else None}
+    scorer = InfluenceScorer(net, curvature=LoGra(None), progress=False, **settings)
+    for _ in range(1 + stored):  # the second time from the store
+        found = scorer.score(x, representations=True)
+        with torch.no_grad():
+            z = net.eval()(x)
+            noisy = [net(GaussianNoise()(x, torch.arange(12), draw, 0)) for draw in (0, 1)]
+        losses = [1 - torch.cosine_similarity(z, w) for w in noisy]
+        np.testing.assert_allclose(found.loss, sum(losses) / 2, rtol=1e-9)
+        np.testing.assert_allclose(found.representations, z.float(), rtol=1e-6)
+        norms = np.sqrt(-score(net, x, curvature=Identity(), draws=2).per_draw).mean(0)
+        np.testing.assert_allclose(found.gradient_norm, norms, rtol=1e-9)
+        np.testing.assert_allclose(found.per_draw.mean(0), found.values, rtol=1e-12)
+        np.testing.assert_allclose(
+            found.per_draw.std(0, ddof=1) / np.sqrt(2), found.standard_error, rtol=1e-9
+        )
+    assert scorer.score(x).representations is None
+
+
+def test_representations_are_f_of_x_also_where_the_objective_never_encodes_x():
+    net, x = build(Sequence), images(12)
+
+    def two_views(encode, batch, index, draw, seed):
+        z, w = encode(torch.cat([batch[0] + 0.1, batch[0] - 0.1])).chunk(2)
+        return (z - w).square().sum(1)
+
+    found = InfluenceScorer(net, two_views, progress=False).score(x, representations=True)
+    with torch.no_grad():
+        np.testing.assert_allclose(found.representations, net.eval()(x).float(), rtol=1e-6)

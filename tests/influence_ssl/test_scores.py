@@ -1,6 +1,7 @@
 """Scores: order, files, provenance."""
 
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -84,3 +85,42 @@ def test_unusable_files(tmp_path):
             Scores.load(path)
     with pytest.raises(InfluenceError, match="different lengths"):
         Scores(np.zeros(2), np.zeros(2), np.arange(3))
+
+
+def whole():
+    """With all that a pass computes."""
+    rng = np.random.default_rng(0)
+    return replace(
+        example(), loss=rng.random(4), gradient_norm=rng.random(4), per_draw=rng.random((2, 4)),
+        representations=rng.random((4, 3), np.float32),
+    )  # fmt: skip
+
+
+def test_an_npz_keeps_all_that_the_pass_computed(tmp_path):
+    whole().save(tmp_path / "scores.npz")
+    assert Scores.load(tmp_path / "scores.npz") == whole()
+
+
+@pytest.mark.parametrize("column", ["loss", "gradient_norm", "per_draw", "representations"])
+def test_scores_that_differ_in_one_number_are_not_equal(column):
+    other = whole()
+    getattr(other, column).flat[0] += 1e-9 if column != "representations" else 1e-3
+    assert other != whole()
+    assert replace(whole(), **{column: None}) != whole()
+    assert replace(whole(), provenance={}) != whole()
+    assert replace(whole(), names=["a", "b", "c", "d"]) != whole()
+
+
+@pytest.mark.parametrize(
+    "rows", [slice(1, 3), [3, 0], np.array([False, True, True, False]), np.array([2])]
+)
+def test_rows_keep_their_index_names_and_columns(rows):
+    part, all_rows = whole()[rows], np.arange(4)[rows]
+    assert part.index.tolist() == whole().index[all_rows].tolist()
+    assert part.names == [whole().names[i] for i in all_rows]
+    np.testing.assert_array_equal(np.asarray(part), whole().values[all_rows])
+    np.testing.assert_array_equal(part.per_draw, whole().per_draw[:, all_rows])
+    np.testing.assert_array_equal(part.representations, whole().representations[all_rows])
+    assert part.provenance == whole().provenance
+    with pytest.raises(InfluenceError, match=r"scores\[1\]: give a slice"):
+        whole()[1]

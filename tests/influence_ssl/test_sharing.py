@@ -10,6 +10,8 @@ import pytest
 import torch
 import two_scorers
 
+from influence_ssl import _store
+
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
@@ -51,11 +53,12 @@ def test_one_process_goes_on_where_two_stopped(pair, monkeypatch):
     """20 batches, of which each process kept its own; one of each is lost, and both are made."""
     for rank in (0, 1):
         assert read(pair, rank)[1] == 20, "all batches of all draws, none twice"
-    for name in ("0-0-*.npy", "1-36-*.npy"):
+    for name in ("0-0-*.safetensors", "1-36-*.safetensors"):
         (lost,) = (pair / "store").glob(name)
         lost.unlink()
     made = []
-    monkeypatch.setattr(np, "save", lambda file, _, save=np.save: (made.append(1), save(file, _)))
+    write = _store._write
+    monkeypatch.setattr(_store, "_write", lambda *x: (made.append(1), write(*x)))
     found = two_scorers.scores("joint", pair / "store")
     assert len(made) == 2
     np.testing.assert_allclose(found.values, read(pair, 0)[0]["kept"][0], rtol=1e-8)

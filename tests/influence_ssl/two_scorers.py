@@ -34,7 +34,7 @@ def main(folder):
     """Write what this process returned."""
     found = {name: scores(name) for name in SETTINGS}
     found |= {"fitted": fitted(), "kept": scores("joint", folder / "store")}
-    kept = len(list((folder / "store").glob("*.npy")))
+    kept = len(list((folder / "store").glob("*-*.safetensors")))
     try:
         InfluenceScorer(build(Windows), progress=False).score(images(1))
     except ValueError as error:

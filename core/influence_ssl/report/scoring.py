@@ -14,7 +14,7 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -29,9 +29,9 @@ from influence_ssl.errors import InfluenceError, InfluenceOSError, InfluenceValu
 from influence_ssl.objectives import Invariance
 from influence_ssl.perturbations import GaussianNoise
 from influence_ssl.report.loading import described, import_function, load_encoder, source_code
-from influence_ssl.report.recording import Recorder, reliability
 from influence_ssl.report.rivals import Group, duplicate_groups, nearest
 from influence_ssl.report.sources import refuse_overwriting
+from influence_ssl.report.statistics import reliability
 from influence_ssl.scorer import InfluenceScorer
 from influence_ssl.scores import Scores
 
@@ -47,7 +47,7 @@ _LISTED = 20
 _NOT_THE_ENCODER = (OSError, MemoryError, torch.OutOfMemoryError)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scored(Scores):
     """Scores with all the columns that the command writes."""
 
@@ -81,6 +81,8 @@ def score(options: argparse.Namespace) -> None:
     store = partial_folder(options.out) / _key(options, loaded.module, images, device)
     scorer = InfluenceScorer(
         loaded.module,
+        Invariance(perturbation),
+        curvature,
         draws=options.draws,
         seed=options.seed,
         batch_size=options.batch_size,
@@ -91,11 +93,8 @@ def score(options: argparse.Namespace) -> None:
         store=store,
     )
     _make(store)
-    recorder = Recorder(store, images.index, options.draws)
-    scorer.objective = recorder.objective(Invariance(perturbation))
-    scorer.curvature = recorder.curvature(curvature)
     try:
-        scores = scorer.score(images, index=images.index.tolist(), names=images.names)
+        scores = scorer.score(images, images.index.tolist(), images.names, representations=True)
     except BaseException as error:
         begun = not _remove_if_empty(store, store.parent)
         if isinstance(error, InfluenceError):
@@ -112,9 +111,11 @@ def score(options: argparse.Namespace) -> None:
         raise InfluenceValueError(
             f"the score of {first!r} is not finite; try --dtype float64 or more --damping."
         )
-    z = recorder.representations().to(scores.provenance["device"])
+    assert scores.representations is not None
+    assert scores.per_draw is not None
+    z = torch.from_numpy(scores.representations).to(scores.provenance["device"])
     groups = duplicate_groups(z, images.thumbnails, images.sha256, progress)
-    stable = reliability(recorder.per_draw())
+    stable = reliability(scores.per_draw)
     scores.provenance.update(
         _provenance(options, images),
         untrained=loaded.untrained,
@@ -122,10 +123,9 @@ def score(options: argparse.Namespace) -> None:
         **{"duplicate groups": [group._asdict() for group in groups]},
         **({"weights part": loaded.part} if loaded.part else {}),
     )
-    columns = _columns(scores, images, recorder, z, groups)
-    Scored(
-        scores.values, scores.standard_error, scores.index, scores.names, scores.provenance, columns
-    ).save(options.out)
+    columns = _columns(scores, images, z, groups)
+    # What a file of scores holds are the columns; representations are large, and made again.
+    Scored(**vars(replace(scores, representations=None)), columns=columns).save(options.out)
     shutil.rmtree(store, ignore_errors=True)
     _remove_if_empty(store.parent)
     _summarise(scores, images, options, time.monotonic() - started, groups)
@@ -136,9 +136,7 @@ def partial_folder(out: Path) -> Path:
     return out.with_name(out.name + ".partial")
 
 
-def _columns(
-    scores: Scores, images: Images, recorder: Recorder, z: Tensor, groups: list[Group]
-) -> dict[str, Any]:
+def _columns(scores: Scores, images: Images, z: Tensor, groups: list[Group]) -> dict[str, Any]:
     n = len(scores)
     rank = np.empty(n, np.int64)
     rank[scores.order("highest")] = np.arange(1, n + 1)
@@ -151,8 +149,8 @@ def _columns(
         "sha256": list(images.sha256),
         "rank": rank,
         "percentile": 100 * (n - rank) / (n - 1),
-        "loss": recorder.losses(),
-        "gradient_norm": recorder.gradient_norms(),
+        "loss": scores.loss,
+        "gradient_norm": scores.gradient_norm,
         "nearest": [images.names[i] for i in neighbours.nearest],
         "similarity": neighbours.similarity.astype(np.float64),
     }

@@ -79,6 +79,23 @@ def spearman(x: Float64[np.ndarray, " n"], y: Float64[np.ndarray, " n"]) -> floa
     return float(np.corrcoef(a, b)[0, 1])
 
 
+def reliability(per_draw: Float64[np.ndarray, "draws n"]) -> float | None:
+    r"""Estimated rank correlation of two independent runs of m draws each; ``None`` for one draw,
+    and where a draw's scores are all equal.
+
+    :math:`m r / (1 + (m - 1) r)` (Spearman–Brown), with r the mean Spearman correlation of two
+    draws. Encoder, images and projections are the same in both runs, the noise alone is new.
+    """
+    draws = len(per_draw)
+    if draws < 2:
+        return None
+    pairs = [(a, b) for a in range(draws) for b in range(a)]
+    r = float(np.mean([spearman(per_draw[a], per_draw[b]) for a, b in pairs]))
+    if not np.isfinite(r):
+        return None
+    return draws * r / (1 + (draws - 1) * r) if r > 0 else r
+
+
 def _mid_ranks(x: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
     _, inverse, counts = np.unique(x, return_inverse=True, return_counts=True)
     return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
