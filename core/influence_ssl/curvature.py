@@ -3,9 +3,10 @@ r"""Curvatures: g ↦ gᵀ(H + λI)⁻¹g.
 A curvature has two methods. ``project(layers)`` sets each layer's projections (``left``, ``right``)
 before any gradient is taken. ``fit(gradients)`` sees the fitted data set's gradients and returns a
 function of a batch of gradients (B, k) that gives the quadratic forms (B,) in float64, with a
-dictionary ``provenance``. ``gradients`` has ``n``, ``layers``, iterates over batches (B, k), the
-layers' projected gradients side by side, and can form the exact Hessian. Of several processes each
-iterates over its own part of the n gradients; :func:`~influence_ssl.processes.total` adds up.
+dictionary ``provenance`` and, for what needs more than scores, a method ``embed(gradients)`` that
+gives φ (B, m). ``gradients`` has ``n``, ``layers``, iterates over batches (B, k), the layers'
+projected gradients side by side, and can form the exact Hessian. Of several processes each iterates
+over its own part of the n gradients; :func:`~influence_ssl.processes.total` adds up.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from influence_ssl._embeddings import Dual, Embedding, Same, Spectral, Triangular, stripes
 from influence_ssl.errors import InfluenceTypeError, InfluenceValueError
 from influence_ssl.gradients import Layer
 from influence_ssl.processes import gather, total
@@ -68,14 +70,24 @@ Damping = float | Relative
 
 @dataclass
 class Fitted:
-    """A fitted curvature: the sum of its blocks' quadratic forms."""
+    """A fitted curvature: the embedding of each block of columns."""
 
-    blocks: list[tuple[slice, Callable[[Tensor], Tensor]]]
+    blocks: list[tuple[slice, Embedding]]
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def __call__(self, gradients: Float[Tensor, "b k"]) -> Float64[Tensor, " b"]:
         """gᵀ(H + λI)⁻¹g for each row."""
-        return torch.stack([form(gradients[:, columns]) for columns, form in self.blocks]).sum(0)
+        forms = [block.form(gradients[:, columns]) for columns, block in self.blocks]
+        return torch.stack(forms).sum(0)
+
+    def embed(self, gradients: Float[Tensor, "b k"]) -> Float[Tensor, "b m"]:
+        """φ of each row, the blocks side by side."""
+        return torch.cat([block(gradients[:, columns]) for columns, block in self.blocks], 1)
+
+    @property
+    def signs(self) -> Float64[Tensor, " m"] | None:
+        """The signs of φ's products, of the one block of an indefinite Hessian."""
+        return self.blocks[0][1].signs
 
 
 @dataclass(frozen=True)
@@ -204,9 +216,10 @@ class ExactHessian(_FullSpace):
         if self.damping == 0:
             kept = e.abs() > e.abs().max() * size * precision
             e, v = e[kept], v[:, kept]
-        scale = 1 / (e + self.damping)
+        shifted = e + self.damping
+        signs = shifted.sign() if (shifted < 0).any() else None
         return Fitted(
-            [(slice(0, size), lambda g: ((g.double() @ v).square() * scale).sum(1))],
+            [(slice(0, size), Spectral(v, shifted.abs().rsqrt(), signs))],
             {"damping": [float(self.damping)], "negative eigenvalues": int((e < 0).sum())},
         )
 
@@ -217,7 +230,7 @@ class Identity(_FullSpace):
 
     def fit(self, gradients: Gradients) -> Fitted:
         size = sum(layer.size for layer in gradients.layers)
-        return Fitted([(slice(0, size), lambda g: g.double().square().sum(1))])
+        return Fitted([(slice(0, size), Same())])
 
 
 def free_memory(device: torch.device) -> float:
@@ -267,7 +280,7 @@ def _fit_empirical_fisher(gradients: Gradients, sizes: list[int], damping: Dampi
         for block, k, covariance, found in zip(blocks, sizes, covariances, rows, strict=True):
             g = batch[:, block]
             if k <= n:  # its lower half, all that is read of a symmetric matrix
-                for part in _stripes(k):
+                for part in stripes(k):
                     covariance[part, : part.stop] += g[:, part].T @ g[:, : part.stop]
             else:
                 found.append(g)
@@ -279,42 +292,33 @@ def _fit_empirical_fisher(gradients: Gradients, sizes: list[int], damping: Dampi
         mean = float(h.trace()) / min(n, k)
         λ = damping.c * mean if isinstance(damping, Relative) else float(damping)
         solve = partial(_primal, h, batch.dtype) if k <= n else partial(_dual, g, h)
-        form, dimension = solve(λ, torch.finfo(batch.dtype).eps * max(n, k))
-        fitted.blocks.append((block, form))
+        embedding, dimension = solve(λ, torch.finfo(batch.dtype).eps * max(n, k))
+        fitted.blocks.append((block, embedding))
         fitted.provenance["damping"].append(λ)
         fitted.provenance["effective dimension"].append(dimension)
     return fitted
 
 
-def _stripes(k: int) -> list[slice]:
-    """Where the rows of a triangular matrix are cut, so that half of its products are left out."""
-    return [slice(start, min(start + 512, k)) for start in range(0, k, 512)]
-
-
 def _primal(
     h: Float64[Tensor, "k k"], dtype: torch.dtype, λ: float, precision: float
-) -> tuple[Callable[[Tensor], Tensor], float]:
-    """The form gᵀ(H + λI)⁻¹g from H itself, and tr(H(H + λI)⁻¹)."""
+) -> tuple[Embedding, float]:
+    """The embedding from H itself, and tr(H(H + λI)⁻¹)."""
     if λ > 0:
         h.diagonal().add_(λ)
         factor, failed = torch.linalg.cholesky_ex(h)
         h.diagonal().sub_(λ)
         if not failed:
-            # In the gradients' own precision: rounding the factor does what rounding them did.
             identity = torch.eye(len(h), dtype=h.dtype, device=h.device)
             inverse = torch.linalg.solve_triangular(factor, identity, upper=False)
             dimension = len(h) - λ * float(inverse.norm()) ** 2
-            rows = [inverse[part, : part.stop].T.to(dtype) for part in _stripes(len(h))]
-            return (
-                lambda g: torch.cat([g[:, : len(r)] @ r for r in rows], 1).double().square().sum(1)
-            ), dimension
+            return Triangular(inverse.to(dtype)), dimension
     e, v = torch.linalg.eigh(h)
     kept = e > e.max().clamp(min=0) * precision
     if λ > 0:
         e = e.clamp(min=0)
     else:
         e, v = e[kept], v[:, kept]
-    return lambda g: ((g.double() @ v).square() / (e + λ)).sum(1), float((e / (e + λ)).sum())
+    return Spectral(v, (e + λ).rsqrt()), float((e / (e + λ)).sum())
 
 
 def _gram(g: Float[Tensor, "n k"]) -> Float64[Tensor, "n n"]:
@@ -326,21 +330,9 @@ def _gram(g: Float[Tensor, "n k"]) -> Float64[Tensor, "n n"]:
 
 def _dual(
     g: Float[Tensor, "n k"], gram: Float64[Tensor, "n n"], λ: float, precision: float
-) -> tuple[Callable[[Tensor], Tensor], float]:
-    """The same form where n < k: H = GᵀG/n has the eigenvectors v = Gᵀu / √(n e)."""
-    n = len(g)
+) -> tuple[Embedding, float]:
+    """The same where n < k, from the Gram matrix over n."""
     e, u = torch.linalg.eigh(gram)
     kept = e > e.max().clamp(min=0) * precision
     e, u = e[kept], u[:, kept]
-
-    def form(x: Float[Tensor, "b k"]) -> Float64[Tensor, " b"]:
-        along = (x.to(g.dtype) @ g.T).double() @ u
-        inside = (along.square() / (n * e * (e + λ))).sum(1)
-        if λ == 0:
-            return inside
-        # What lies outside the fitted gradients' span meets λ alone. The residual itself, not a
-        # difference of squares, keeps this term exact where it should vanish.
-        outside = x - (((along / (n * e)) @ u.T).to(g.dtype) @ g).double()
-        return inside + outside.square().sum(1) / λ
-
-    return form, float((e / (e + λ)).sum())
+    return Dual(g, u, e, λ), float((e / (e + λ)).sum())

@@ -227,7 +227,7 @@ class InfluenceScorer:
             )
 
     def _capture(
-        self, encoder: nn.Module, examples: Examples, known: Projections | None
+        self, encoder: nn.Module, examples: Examples, known: Projections | None = None
     ) -> Capture:
         """The encoder's layers as one example meets them, with the curvature's projections."""
         capture = Capture(encoder, [], self.objective, self.seed)

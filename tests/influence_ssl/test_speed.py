@@ -107,6 +107,6 @@ def test_an_image_whose_gradient_is_not_finite_is_named_at_the_end_of_the_pass()
 
 @pytest.mark.parametrize(("free", "said"), [(1e12, "score (0.0 GB kept)"), (0, "two passes")])
 def test_the_progress_bar_says_what_is_kept(monkeypatch, capsys, free, said):
-    monkeypatch.setattr("influence_ssl.scorer.free_memory", lambda device: free)
+    monkeypatch.setattr("influence_ssl._passes.free_memory", lambda device: free)
     InfluenceScorer(build(Residual), batch_size=3).score(images(12))
     assert said in capsys.readouterr().err

@@ -1,0 +1,108 @@
+r"""φ with :math:`\varphi(g)\cdot\varphi(h) = g^\top (H+\lambda I)^{-1} h`, from a solved curvature.
+
+Then the self-score is :math:`-|\varphi(g_i)|^2` and the influence of one example on another
+:math:`-\varphi(g_q)\cdot\varphi(g_i)`. Where H + λI is indefinite the product is
+:math:`\sum_j s_j \varphi_j(g)\varphi_j(h)` with signs s.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+
+class Embedding:
+    """The map g ↦ φ(g) of one block."""
+
+    signs: Tensor | None = None
+
+    def __call__(self, g: Float[Tensor, "b k"]) -> Float[Tensor, "b m"]:
+        """φ of each row."""
+        raise NotImplementedError  # each kind below says how
+
+    def form(self, g: Float[Tensor, "b k"]) -> Float64[Tensor, " b"]:
+        """gᵀ(H + λI)⁻¹g of each row."""
+        squares = self(g).double().square()
+        return (squares if self.signs is None else squares * self.signs).sum(1)
+
+
+@dataclass(frozen=True)
+class Same(Embedding):
+    """φ(g) = g: no curvature."""
+
+    def __call__(self, g: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
+        return g
+
+
+@dataclass(frozen=True)
+class Triangular(Embedding):
+    """φ(g) = L⁻¹g with H + λI = LLᵀ; ``inverse`` is L⁻¹ (k, k), lower triangular.
+
+    In the gradients' own precision: to round the factor does what to round them did.
+    """
+
+    inverse: Float[Tensor, "k k"]
+
+    def __call__(self, g: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
+        parts = [(part, slice(part.stop)) for part in stripes(len(self.inverse))]
+        return torch.cat([g[:, upto] @ self.inverse[part, upto].T for part, upto in parts], 1)
+
+
+@dataclass(frozen=True)
+class Spectral(Embedding):
+    """φ(g) = |E + λ|^(-1/2) Vᵀg with H = VEVᵀ.
+
+    ``vectors`` V (k, m); ``scale`` |E + λ|^(-1/2) and ``signs``, those of E + λ, (m,).
+    """
+
+    vectors: Float64[Tensor, "k m"]
+    scale: Float64[Tensor, " m"]
+    signs: Float64[Tensor, " m"] | None = None
+
+    def __call__(self, g: Float[Tensor, "b k"]) -> Float64[Tensor, "b m"]:
+        return g.double() @ self.vectors * self.scale
+
+
+@dataclass(frozen=True)
+class Dual(Embedding):
+    r"""The same where n < k: H = GᵀG/n has the eigenvectors :math:`v = G^\top u / \sqrt{n e}`.
+
+    ``rows`` G (n, k), ``vectors`` u (n, m) and ``values`` e (m,) of GGᵀ/n. φ(g) is
+    :math:`Vᵀg / \sqrt{e+\lambda}`, followed by :math:`(g - VVᵀg)/\sqrt\lambda` where λ > 0: what
+    lies outside the fitted gradients' span meets λ alone.
+    """
+
+    rows: Float[Tensor, "n k"]
+    vectors: Float64[Tensor, "n m"]
+    values: Float64[Tensor, " m"]
+    damping: float
+
+    def __call__(self, g: Float[Tensor, "b k"]) -> Float64[Tensor, "b m+k"]:
+        inside, outside = self._parts(g)
+        if outside is None:
+            return inside
+        return torch.cat([inside, outside / math.sqrt(self.damping)], 1)
+
+    def form(self, g: Float[Tensor, "b k"]) -> Float64[Tensor, " b"]:
+        inside, outside = self._parts(g)
+        found = inside.square().sum(1)
+        return found if outside is None else found + outside.square().sum(1) / self.damping
+
+    def _parts(self, g: Tensor) -> tuple[Tensor, Tensor | None]:
+        n, e = len(self.rows), self.values
+        along = (g.to(self.rows.dtype) @ self.rows.T).double() @ self.vectors
+        inside = along / (n * e * (e + self.damping)).sqrt()
+        if self.damping == 0:
+            return inside, None
+        # The residual itself, not a difference of squares, keeps this exact where it vanishes.
+        within = ((along / (n * e)) @ self.vectors.T).to(g.dtype) @ self.rows
+        return inside, (g - within).double()
+
+
+def stripes(k: int) -> list[slice]:
+    """Where the rows of a triangular matrix are cut, so that half of its products are left out."""
+    return [slice(start, min(start + 512, k)) for start in range(0, k, 512)]
