@@ -195,7 +195,13 @@ def _score_parser(commands: Any) -> None:
         "returns a module (fed RGB in [0, 1]) or a pair (module, preprocess)",
         required=True,
     )
-    add("--weights", "FILE", ".safetensors, a saved state_dict, or 'pretrained' (may download)")
+    add(
+        "--weights",
+        "FILE",
+        "checkpoint (--weights-part NAME: which part) or 'pretrained' (may download)",
+    )
+    # The help of --weights names it, and so does the error that asks for it.
+    add("--weights-part", "NAME", argparse.SUPPRESS)
     add("--out", "FILE", ".parquet or .csv; .npz holds the scores alone", type=Path, required=True)
     add("--noise-mean", "X", "mean of the Gaussian noise that perturbs (0.05)", type=float)
     add("--noise-std", "X", "its standard deviation (0.2)", type=float)

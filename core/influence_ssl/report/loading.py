@@ -6,8 +6,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,59 +14,62 @@ import torch
 from torch import Tensor, nn
 
 from influence_ssl.errors import InfluenceOSError, InfluenceTypeError, InfluenceValueError
+from influence_ssl.report.checkpoints import kind, read_tensors
+from influence_ssl.report.parts import Part, few, find_part
 from influence_ssl.report.zoo import from_zoo
 
 if TYPE_CHECKING:
     from influence_ssl.images import Preprocess
 
 
-# Under what key a whole training's checkpoint holds its encoder: solo-learn today, and before 2022.
-_PARTS = ("backbone.", "encoder.")
-
-
 class Loaded(NamedTuple):
     """An encoder, its preprocessing (``None``: RGB in [0, 1]), and where its weights are from.
 
-    ``untrained``: an encoder by name was given none; ``part``: the prefix of those keys of a
-    training's checkpoint that are the encoder's, empty where all of them are.
+    ``untrained``: an encoder by name was given none; ``part``: the prefix of those names in a
+    training's checkpoint that are the encoder's, empty where none of them has one; ``left``: heads
+    beside the encoder that were not taken.
     """
 
     module: nn.Module
     preprocess: Preprocess | None
     untrained: bool
     part: str = ""
+    left: tuple[str, ...] = ()
 
 
-def load_encoder(spec: str, weights: str | None = None, seed: int = 0) -> Loaded:
+def load_encoder(
+    spec: str, weights: str | None = None, seed: int = 0, part: str | None = None
+) -> Loaded:
     """The encoder behind ``timm:NAME``, ``torchvision:NAME`` or a function.
 
     A function, ``package.module:function`` or ``file.py:function``, is called without arguments,
     after ``torch.manual_seed(seed)``, and returns an ``nn.Module`` or a pair (module, preprocess),
     where preprocess maps a PIL image in mode RGB to the tensor that the encoder receives.
-    ``weights`` is a ``.safetensors`` file or a ``state_dict`` saved by ``torch.save``, alone or
-    under the key ``state_dict`` or ``model``; its keys must be those of the module, of which timm's
-    and torchvision's classifiers are left out. Of a whole training, such as solo-learn's
-    ``.ckpt``, the keys that begin with ``backbone.`` (or ``encoder.``) are taken, and projection,
-    classifier and momentum network are left. ``"pretrained"`` takes those that timm or
-    torchvision offer, from the network where they are not cached. ``untrained`` says that neither
-    was given for an encoder by name. Raises :class:`InfluenceError`.
+    ``weights`` is a file that :func:`~influence_ssl.report.checkpoints.read_tensors` reads, of
+    which the encoder's part is taken (:func:`~influence_ssl.report.parts.find_part`), if need be
+    the one whose names begin with ``part``. ``"pretrained"`` takes those that timm or torchvision
+    offer, from the network where they are not cached. ``untrained`` says that neither was given for
+    an encoder by name. Raises :class:`InfluenceError`.
     """
     pretrained = weights == "pretrained"
+    if part is not None and (weights is None or pretrained):
+        raise InfluenceValueError("--weights-part belongs to --weights FILE; give a file.")
     named = from_zoo(spec, pretrained, seed)
     if named is None and pretrained:
         raise InfluenceValueError(
             "--weights pretrained belongs to timm:NAME and torchvision:NAME; give a file."
         )
     module, preprocess, dropped = _from_function(spec, seed) if named is None else named
-    part = ""
+    taken = Part("", {})
     if weights is not None and not pretrained:
-        part = _load_weights(module, Path(weights), dropped)
+        taken = _load_weights(module, Path(weights), dropped, part)
     for name, tensor in module.state_dict().items():
         if isinstance(tensor, Tensor) and not tensor.isfinite().all():
             raise InfluenceValueError(
                 f"the encoder's {name!r} has NaN or infinite values; use another checkpoint."
             )
-    return Loaded(module, preprocess, named is not None and weights is None, part)
+    untrained = named is not None and weights is None
+    return Loaded(module, preprocess, untrained, taken.prefix, tuple(taken.left))
 
 
 def _from_function(spec: str, seed: int) -> tuple[nn.Module, Preprocess | None, tuple[str, ...]]:
@@ -80,7 +82,7 @@ def _from_function(spec: str, seed: int) -> tuple[nn.Module, Preprocess | None, 
     module, preprocess = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(module, nn.Module) or not (preprocess is None or callable(preprocess)):
         raise InfluenceTypeError(
-            f"--encoder {spec!r} returns {_kind(made)}; it must return an nn.Module or a pair "
+            f"--encoder {spec!r} returns {kind(made)}; it must return an nn.Module or a pair "
             "(nn.Module, preprocess)."
         )
     return module, preprocess, ()
@@ -125,7 +127,7 @@ def import_function(spec: str, option: str) -> Callable[..., Any]:
             if callable(value) and getattr(value, "__module__", "") == module.__name__
         ]
         raise InfluenceValueError(
-            f"{option} {spec!r}: {place} has no function {name!r}; it has: {_few(own) or 'none'}."
+            f"{option} {spec!r}: {place} has no function {name!r}; it has: {few(own) or 'none'}."
         )
     return function
 
@@ -153,90 +155,16 @@ def _file_of(code: Any) -> str | None:
         return None
 
 
-def _load_weights(module: nn.Module, path: Path, dropped: tuple[str, ...]) -> str:
-    own = module.state_dict()
-    state = _read_state(path)
-    prefix = _part(state, own)
-    state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-    state = {k: v for k, v in state.items() if not k.startswith(dropped)}
-    shapes = [
-        f"{name} is {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
-        for name in state.keys() & own.keys()
-        if state[name].shape != own[name].shape
-    ]
-    problems = [f"other shapes: {_few(sorted(shapes))}"] if shapes else []
-    if not shapes:
-        result = module.load_state_dict(state, strict=False)
-        if result.missing_keys:
-            problems.append(f"missing keys: {_few(result.missing_keys)}")
-        if result.unexpected_keys:
-            problems.append(f"foreign keys: {_few(result.unexpected_keys)}")
-    if problems:
-        raise InfluenceValueError(
-            f"--weights {str(path)!r} does not fit the encoder: {'; '.join(problems)}; save the "
-            "state_dict of this very module, or load it in the encoder's function."
-        )
-    return prefix
-
-
-def _part(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
-    """The prefix of the encoder's keys in ``state``; empty where it holds some as they are."""
-    for prefix in ("", *_PARTS):
-        if any(prefix + name in state for name in own):
-            return prefix
-    return ""
-
-
-def _read_state(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise InfluenceOSError(f"--weights {str(path)!r}: there is no such file.")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state: object = load_file(path)
-        else:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                state = torch.load(path, map_location="cpu", weights_only=True)
-    except ImportError as error:
-        raise InfluenceValueError(
-            f"--weights {str(path)!r} needs safetensors; pip install 'influence-ssl[report]'."
-        ) from error
-    except PermissionError as error:
-        raise InfluenceOSError(f"--weights {str(path)!r}: {error.strerror}.") from error
-    # The readers of foreign bytes raise whatever they stumble over.
-    except Exception as error:
-        what = "is not a checkpoint"
-        if "GLOBAL" in str(error):
-            what = "holds Python objects besides tensors, which could run any code"
-        raise InfluenceValueError(
-            f"--weights {str(path)!r} {what}; give a .safetensors file or what "
-            "torch.save(encoder.state_dict(), FILE) wrote."
-        ) from error
-    for key in ("state_dict", "model"):
-        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
-            state = state[key]
-    if not (isinstance(state, Mapping) and state
-            and all(isinstance(value, Tensor) for value in state.values())):  # fmt: skip
-        raise InfluenceValueError(
-            f"--weights {str(path)!r} holds {_kind(state)}, not a state_dict; give what "
-            "torch.save(encoder.state_dict(), FILE) wrote."
-        )
-    return dict(state)
+def _load_weights(
+    module: nn.Module, path: Path, dropped: tuple[str, ...], wanted: str | None
+) -> Part:
+    tensors = read_tensors(path)
+    part = find_part(module, tensors, str(path), dropped, wanted)
+    # What may be missing are counters of batches, which nothing in eval mode reads.
+    module.load_state_dict({own: tensors[name] for own, name in part.names.items()}, strict=False)
+    return part
 
 
 def described(error: BaseException) -> str:
     """An error's type and message on one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split()).rstrip('.')}"
-
-
-def _few(names: Sequence[str]) -> str:
-    rest = f" and {len(names) - 4} more" if len(names) > 4 else ""
-    return ", ".join(names[:4]) + rest
-
-
-def _kind(value: object) -> str:
-    if isinstance(value, tuple):
-        return f"a tuple ({', '.join(type(part).__name__ for part in value)})"
-    return f"a {type(value).__name__}"

@@ -69,7 +69,7 @@ def score(options: argparse.Namespace) -> None:
     device = _device(options.device)
     refuse_overwriting("--out", options.out, [options.data, Path(options.weights or ".")])
     _check_output(options.out)
-    loaded = load_encoder(options.encoder, options.weights, options.seed)
+    loaded = load_encoder(options.encoder, options.weights, options.seed, options.weights_part)
 
     from influence_ssl.images import Images
 
@@ -122,6 +122,7 @@ def score(options: argparse.Namespace) -> None:
         reliability=stable,
         **{"duplicate groups": [group._asdict() for group in groups]},
         **({"weights part": loaded.part} if loaded.part else {}),
+        **({"weights left": list(loaded.left)} if loaded.left else {}),
     )
     columns = _columns(scores, images, z, groups)
     # What a file of scores holds are the columns; representations are large, and made again.
@@ -347,6 +348,8 @@ def _summarise(
         print(f"untrained: random weights from seed {options.seed}, as --weights was not given")
     if "weights part" in found:
         print(f"weights: those that begin with {found['weights part']!r} in the checkpoint")
+    if "weights left" in found:
+        print(f"heads left in the checkpoint: {', '.join(found['weights left'])}")
     if images.ignored:
         print(f"{images.ignored} files without an image's extension left out")
     if images.skipped:
