@@ -168,7 +168,7 @@ def test_the_closest_part_is_described() -> None:
         del state[name]
     state["b.body.0.weight"] = torch.ones(5, 7)
     state["b.body.1.weight"] = torch.ones(6)
-    for name in ("b.stem.bias", "c.body.0.bias", "c.body.0.weight"):
+    for name in ("b.stem.weight", "b.stem.bias", "c.body.0.bias", "c.body.0.weight"):
         del state[name]
     state["a.norm.weight"] = state["a.norm.bias"] = torch.ones(2)
     state["a.body.0.bias"] = torch.ones(4)

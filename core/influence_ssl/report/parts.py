@@ -226,7 +226,9 @@ def _look_beside(
         path = part.children.get(first, first) + dot + rest
         *modules, _ = _paths(path) if dot else (path, "")
         head = next((module for module in modules if module not in paths), None)
-        if head is None or not (path.startswith(dropped) or _HEAD.match(path.partition(".")[0])):
+        # Where something is missing, a head may be that under another name.
+        known = path.startswith(dropped) or (part.complete and _HEAD.match(path.partition(".")[0]))
+        if head is None or not known:
             part.foreign.append(path)
         elif head not in part.left:
             part.left.append(head)
