@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from influence_ssl.errors import InfluenceTypeError
+
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD = (0.2470, 0.2435, 0.2616)
 
@@ -134,10 +136,25 @@ def cifar_resnet18(width: int = 64, num_classes: int | None = None) -> CifarResN
 def normalise(
     images: Tensor, mean: Sequence[float] = CIFAR10_MEAN, std: Sequence[float] = CIFAR10_STD
 ) -> Tensor:
-    """uint8 images (..., 3, H, W) to float32: (x / 255 − mean) / std, both CIFAR-10's."""
-    centre = torch.tensor(mean, device=images.device).view(3, 1, 1)
-    scale = torch.tensor(std, device=images.device).view(3, 1, 1)
-    return (images.float() / 255 - centre) / scale
+    """uint8 images (..., 3, H, W) to float32: (x / 255 − mean) / std, both CIFAR-10's.
+
+    Raises :class:`InfluenceTypeError` for any other type, whose range is not known.
+    """
+    if images.dtype != torch.uint8:
+        raise InfluenceTypeError(
+            f"normalise: images are {images.dtype}, whose range is not known; give uint8, for "
+            "values in [0, 1] (255 * images).round().byte()."
+        )
+    return standardise(images, mean, std)
+
+
+def standardise(
+    pixels: Tensor, mean: Sequence[float] = CIFAR10_MEAN, std: Sequence[float] = CIFAR10_STD
+) -> Tensor:
+    """:func:`normalise` for pixels of any type that run from 0 to 255, as augmented images do."""
+    centre = torch.tensor(mean, device=pixels.device).view(3, 1, 1)
+    scale = torch.tensor(std, device=pixels.device).view(3, 1, 1)
+    return (pixels.float() / 255 - centre) / scale
 
 
 def cifar_preprocess(image: object) -> Float[Tensor, "3 h w"]:

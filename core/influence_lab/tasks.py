@@ -133,6 +133,9 @@ def score_and_record(
         command, profile, seed, f"{images.name} {split} ({len(images):,} images)", images.digest,
         results.device_name(device), time.perf_counter() - begin,
     )  # fmt: skip
+    # The scorer's seed is the noise's, the run's is the encoder's.
+    scores.provenance["noise seed"] = scores.provenance.pop("seed")
+    extra["encoder seed"] = extra.pop("seed")
     recorded = results.compress(scores, extra)
     place = results.folder_of(profile, method, seed, root)
     results.save_scores(recorded, place / f"scores-{split}.npz")

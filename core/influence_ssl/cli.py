@@ -187,7 +187,13 @@ def _score_parser(commands: Any) -> None:
         "--data photos --encoder mine.py:encoder --out scores.parquet",
     )
     add, switch = command.add, command.switch
-    add("--data", "PATH", "folder, zip, or CSV with a column 'path'", type=Path, required=True)
+    add(
+        "--data",
+        "PATH",
+        "folder, zip, or CSV (comma, semicolon or tab) with a column 'path'",
+        type=Path,
+        required=True,
+    )
     add(
         "--encoder",
         "SPEC",

@@ -13,7 +13,16 @@ from torchvision.models import resnet18
 from torchvision.transforms import functional as TF
 
 from influence_lab import results
-from influence_lab.encoders import CifarResNet18, LargeResNet18, SoloResNet18, representation
+from influence_lab.encoders import (
+    CIFAR10_MEAN,
+    CIFAR10_STD,
+    CifarResNet18,
+    LargeResNet18,
+    SoloResNet18,
+    normalise,
+    representation,
+    standardise,
+)
 from influence_ssl import Identity, InfluenceError, InfluenceScorer
 from influence_ssl.cli import main
 from influence_ssl.report.loading import load_encoder
@@ -214,3 +223,13 @@ def test_a_checkpoint_with_objects_is_refused(tmp_path):
     lightning(Solo(cifar(2)), tmp_path / "x.ckpt", hyper_parameters=Namespace(lr=0.3))
     with pytest.raises(InfluenceError, match="holds Python objects besides tensors"):
         load_encoder(SPEC, str(tmp_path / "x.ckpt"))
+
+
+def test_normalise_is_torchvisions_and_takes_nothing_twice():
+    pixels = torch.randint(0, 256, (4, 3, 5, 5), dtype=torch.uint8)
+    expected = TF.normalize(pixels / 255, CIFAR10_MEAN, CIFAR10_STD)
+    torch.testing.assert_close(normalise(pixels), expected)
+    torch.testing.assert_close(standardise(pixels.double()), expected)
+    for other in (pixels / 255, pixels.float(), pixels.int()):
+        with pytest.raises(InfluenceError, match=r"normalise: images are torch\.\w+, .*uint8"):
+            normalise(other)

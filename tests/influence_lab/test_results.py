@@ -1,6 +1,7 @@
 """Records: exact ranks, honest quantiles, encoders that come back, and the command over them."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -139,7 +140,24 @@ def test_recorded_scores_are_those_of_the_recorded_encoder(places):
     scores = tasks.score_images(encoder, tasks.data_for("tiny", "train"), progress=False)
     np.testing.assert_array_equal(recorded.order("lowest"), scores.order("lowest"))
     assert recorded.provenance["fitted gradients"] == 512
+    assert recorded.provenance["noise seed"] == recorded.provenance["encoder seed"] == 0
     assert recorded.provenance["command"].endswith("--seed 0 --split train")
+
+
+def test_the_encoders_seed_is_not_taken_for_the_noises(places, tmp_path):
+    """An encoder of seed 1 is scored with noise of seed 0, and the record says both."""
+    first = results.folder_of("tiny", "simclr", 0, places[0])
+    second = results.folder_of("tiny", "simclr", 1, tmp_path)
+    shutil.copytree(first, second)
+    tasks.score_and_record("simclr", "tiny", 1, "train", progress=False, root=tmp_path)
+    recorded = results.load_scores("tiny", "simclr", 1, "train", tmp_path)
+    origin = recorded.provenance
+    assert (origin["noise seed"], origin["encoder seed"]) == (0, 1)
+    assert "seed" not in origin
+    encoder = results.load_encoder("tiny", "simclr", 1, tmp_path)
+    images = tasks.data_for("tiny", "train")
+    again = tasks.score_images(encoder, images, progress=False, seed=origin["noise seed"])
+    np.testing.assert_array_equal(recorded.order("lowest"), again.order("lowest"))
 
 
 def test_scores_that_cannot_be_right_are_not_recorded(places, monkeypatch, capsys):
@@ -235,6 +253,8 @@ def test_every_tracked_record_is_whole():
                 assert sorted(scores.rank) == list(range(n))
                 assert (np.diff(scores.quantiles) >= 0).all()
                 assert scores.quantiles[0] >= 0
+                origin = scores.provenance
+                assert (origin["noise seed"], origin["encoder seed"]) == (0, int(seed))
 
 
 def test_the_mean_recorded_score_is_the_recorded_effective_dimension(places):

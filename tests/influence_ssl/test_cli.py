@@ -154,13 +154,48 @@ def test_unreadable_images_are_skipped_counted_and_listed(
     assert "23 images (3 x 10 x 10) scored on cpu" in output
     assert "1 skipped" in output
     assert f"{lost}: not an image of a known format" in output
-    assert "1 files without an image's extension" in output
+    assert "left out by their names: 1 .txt" in output
     assert found.provenance["data"]["skipped"] == [[lost, "not an image of a known format"]]
     # The others keep their indices, and with them their noise.
     assert found.index.tolist() == [k for k in expected.index.tolist() if k != 3]
     assert run("--strict") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert repr(lost) in line
+
+
+def test_the_summary_tells_what_was_not_read_and_what_was_converted(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.heic", "b.heic", "c.HEIC", "d.dng"):
+        Path("images", name).touch()
+    rng = np.random.default_rng(0)
+    for k in range(2):
+        Image.fromarray(rng.integers(0, 4096, (10, 10), np.uint16)).save(f"images/grey{k}.png")
+    clear = np.zeros((10, 10, 1), np.uint8)
+    colours = rng.integers(0, 256, (10, 10, 3), np.uint8)
+    Image.fromarray(np.concatenate([colours, clear + 9], 2)).save("images/cut.png")
+    data = scored().provenance["data"]
+    output = capsys.readouterr().out
+    assert "left out by their names: 3 .heic, 1 .dng\n" in output
+    assert (
+        "converted to RGB of 8 bits: 2 grey, 2 of 16 bits (12 in use), "
+        "1 with transparency (laid on mid-grey)\n"
+    ) in output
+    assert data["other files"] == {".heic": 3, ".dng": 1}
+    assert data["converted"] == {
+        "grey": 2,
+        "of 16 bits (12 in use)": 2,
+        "with transparency (laid on mid-grey)": 1,
+    }
+
+
+def test_images_behind_a_link_are_scored(work: Path) -> None:
+    expected = scored()
+    Path("images/cat").rename("cats")
+    Path("images/cat").symlink_to(Path("cats").resolve())
+    found = scored()
+    assert found.names == expected.names
+    np.testing.assert_array_equal(found.values, expected.values)
 
 
 def test_provenance_tells_how_the_scores_were_made(work: Path) -> None:

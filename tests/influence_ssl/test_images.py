@@ -4,14 +4,17 @@ import csv
 import hashlib
 import os
 import pickle
+import time
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+import timm.data
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
+from torchvision import models, transforms
 from torchvision.transforms import functional as TF
 
 from influence_ssl.errors import (
@@ -67,7 +70,7 @@ def test_folder_is_recursive_sorted_and_counts_other_files(folder: Path) -> None
     picture().save(folder / ".cache" / "thumb.png")
     images = Images(folder)
     assert images.names == ("a.png", "b.png", "deep/d.PNG", "deep/er/c.png", "ünï/é.png")
-    assert images.ignored == 2
+    assert images.ignored == {".txt": 1, "hidden": 1}
     assert images.index.tolist() == [0, 1, 2, 3, 4]
 
 
@@ -93,6 +96,117 @@ def test_csv_finds_its_column_and_reads_absolute_paths(folder: Path, tmp_path: P
     images = Images(table)
     assert images.names == ("pictures/a.png", str(folder / "b.png"))
     assert torch.equal(images[1][0], Images(folder)[1][0])
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("column", ["image_path", "File_Name", "filepath", None])
+def test_csvs_of_other_programs(folder: Path, separator: str, column: str | None) -> None:
+    """Semicolons and tabs, other names of the column or none, and the slashes of Windows."""
+    rows = [["deep\\d.PNG", "3"], ["deep\\er\\c.png", "4"], ["b.png", "5,5"]]
+    header = [] if column is None else [["age", column]]
+    body = rows if column is None else [row[::-1] for row in rows]
+    table = folder / "list.csv"
+    with table.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, delimiter=separator).writerows(header + body)
+    images, whole = Images(table).readable(strict=True), Images(folder)
+    assert images.names == tuple(row[0] for row in rows)
+    for k, name in enumerate(("deep/d.PNG", "deep/er/c.png", "b.png")):
+        assert torch.equal(images[k][0], whole[whole.names.index(name)][0])
+
+
+def test_a_backslash_that_belongs_to_a_name_stays(folder: Path) -> None:
+    picture().save(folder / "x\\y.png")
+    (folder / "list.csv").write_text("path\nx\\y.png\n")
+    Images(folder / "list.csv").readable(strict=True)
+
+
+def test_links_to_folders_are_followed_once(folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "elsewhere"
+    (other / "sub").mkdir(parents=True)
+    for name in ("x.png", "sub/y.png", "z.heic"):
+        picture().save(other / name, "PNG")
+    (folder / "linked").symlink_to(other)
+    (other / "sub" / "round").symlink_to(other)  # circles: to where the link leads,
+    (folder / "deep" / "self").symlink_to(folder)  # to the folder itself,
+    (other / "up").symlink_to(tmp_path)  # and to what holds both, where nothing is new
+    (folder / "aa").symlink_to(folder / "deep")
+    (folder / ".hidden").symlink_to(tmp_path)
+    (folder / "gone").symlink_to(tmp_path / "nowhere")
+    images = Images(folder)
+    own = ("a.png", "b.png", "deep/d.PNG", "deep/er/c.png")
+    assert images.names == (*own, "linked/sub/y.png", "linked/x.png", "ünï/é.png")
+    assert images.ignored == {
+        ".heic": 1,
+        "without an extension": 1,
+        "link(s) to folders that are read anyway": 3,
+    }
+
+
+def test_other_members_of_a_zip_are_counted_by_extension(folder: Path) -> None:
+    for name in ("a.heic", "deep/b.HEIC", "c.dng", "readme", "._a.png"):
+        (folder / name).touch()
+    source = zipped(folder)
+    with zipfile.ZipFile(source, "a") as archive:
+        archive.writestr("__MACOSX\\._b.png", b"")
+    assert Images(source).ignored == {
+        ".heic": 2, ".dng": 1, "without an extension": 1, "hidden": 2
+    }  # fmt: skip
+
+
+class Buffered:
+    """A preprocess that writes to one buffer, slowly, and gives the buffer or a copy of it."""
+
+    def __init__(self, copied: bool, cleared: bool = True) -> None:
+        self.buffer = np.zeros((3, 8, 8), np.float32)
+        self.copied, self.cleared = copied, cleared
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        if self.cleared:
+            self.buffer[:] = 0
+        for row in range(image.height):
+            self.buffer[:, row, : image.width] = np.asarray(image)[row].T / 255
+            time.sleep(1e-4)
+        return torch.from_numpy(self.buffer.copy() if self.copied else self.buffer)
+
+
+@pytest.mark.parametrize("copied", [True, False])
+def test_a_preprocess_with_a_buffer_gives_what_it_gives_alone(tmp_path: Path, copied: bool) -> None:
+    for k in range(40):
+        picture().save(tmp_path / f"{k:02}.png")
+    expected = torch.stack(
+        [Buffered(True)(Image.open(path)) for path in sorted(tmp_path.iterdir())]
+    )
+    images = Images(tmp_path, Buffered(copied)).readable()
+    batch = images.__getitems__(list(range(40)))
+    assert torch.equal(torch.stack([item for (item,) in batch]), expected)
+    assert torch.equal(torch.stack([images[k][0] for k in range(40)]), expected)
+
+
+def test_a_preprocess_that_remembers_other_images_is_refused(tmp_path: Path) -> None:
+    for k, width in enumerate((8, 4, 8, 4)):
+        picture(width).save(tmp_path / f"{k}.png")
+    Images(tmp_path, Buffered(True)).readable()
+    with pytest.raises(InfluenceValueError, match=r"depends on the images before: '\d\.png'"):
+        Images(tmp_path, Buffered(True, cleared=False)).readable()
+
+
+@pytest.mark.parametrize(
+    ("preprocess", "together"),
+    [
+        (None, True),
+        (TF.to_tensor, True),
+        (transforms.Compose([transforms.Resize(8), transforms.ToTensor()]), True),
+        (models.ResNet18_Weights.DEFAULT.transforms(), True),
+        (timm.data.create_transform((3, 8, 8)), True),
+        (transforms.Compose([transforms.Lambda(TF.to_tensor)]), False),
+        (transforms.Compose([transforms.Resize(8), Buffered(True)]), False),
+        (lambda image: TF.to_tensor(image), False),
+    ],
+)
+def test_only_transforms_that_keep_nothing_run_side_by_side(
+    folder: Path, preprocess: object, together: bool
+) -> None:
+    assert Images(folder, preprocess)._apart is not together
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
@@ -122,28 +236,6 @@ def test_every_mode_becomes_the_rgb_of_pillow(tmp_path: Path, mode: str) -> None
     image = Images(tmp_path).image(0)
     assert image.mode == "RGB"
     np.testing.assert_array_equal(np.asarray(image), expected)
-
-
-def test_transparent_palettes_lose_their_alpha_channel(tmp_path: Path) -> None:
-    palette = picture().convert("P")
-    palette.save(tmp_path / "a.png", transparency=bytes(range(256)))
-    expected = np.asarray(palette.convert("RGB"))
-    np.testing.assert_array_equal(np.asarray(Images(tmp_path).image(0)), expected)
-
-
-@pytest.mark.parametrize("byte_order", ["<u2", ">u2"])
-def test_16_bit_grey_keeps_its_upper_byte(tmp_path: Path, byte_order: str) -> None:
-    values = np.array([[0, 255, 256, 40000, 65535]], dtype=byte_order)
-    Image.fromarray(values).save(tmp_path / "a.tif")
-    grey = np.asarray(Images(tmp_path).image(0))
-    np.testing.assert_array_equal(grey, np.repeat(values[..., None] // 256, 3, axis=2))
-
-
-def test_16_bit_portable_maps_keep_their_upper_byte(tmp_path: Path) -> None:
-    values = np.array([[0, 255, 256, 40000, 65535]], ">u2")
-    (tmp_path / "a.pgm").write_bytes(b"P5 5 1 65535\n" + values.tobytes())
-    grey = np.asarray(Images(tmp_path).image(0))
-    np.testing.assert_array_equal(grey, np.repeat(values[..., None] // 256, 3, axis=2))
 
 
 def test_unreadable_images_are_listed_and_the_others_keep_their_index(folder: Path) -> None:
@@ -239,25 +331,40 @@ def test_mixed_sizes_name_two_images_and_their_sizes(folder: Path) -> None:
         Images(folder, lambda image: to_tensor(image)).readable()
 
 
-def test_decompression_bombs_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("width", [30, 15])  # Pillow itself refuses 300 pixels and warns of 150
+def test_an_image_above_pillows_limit_is_listed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    picture(width, 10).save(folder / "c.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    # Pillow itself refuses 300 pixels and only warns of 150.
-    for width in (30, 15):
-        picture(width, 10).save(folder / "c.png")
-        with pytest.raises(InfluenceValueError, match=r"'c\.png'.*bomb"):
-            Images(folder).readable()
+    for source in (folder, zipped(folder)):
+        images = Images(source).readable()
+        assert len(images) == 5
+        ((name, reason),) = images.skipped
+        assert name == "c.png"
+        assert "bomb" in reason
+        assert "100 pixels (PIL.Image.MAX_IMAGE_PIXELS)" in reason
+        with pytest.raises(InfluenceOSError, match=r"'c\.png'.*bomb"):
+            Images(source).readable(strict=True)
 
 
-def test_members_that_unpack_to_too_many_bytes_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_members_that_unpack_to_too_many_bytes_are_not_unpacked(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    source = tmp_path / "a.zip"
-    with zipfile.ZipFile(source, "w", zipfile.ZIP_DEFLATED) as archive:
+    source = zipped(folder)
+    with zipfile.ZipFile(source, "a", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("zeros.png", bytes(100_000))
-    assert source.stat().st_size < 1000
-    with pytest.raises(InfluenceValueError, match=r"'zeros\.png'.*bomb"):
-        Images(source).readable()
+    read = zipfile.ZipFile.read
+
+    def reading(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+        assert member.filename != "zeros.png"
+        return read(archive, member)
+
+    monkeypatch.setattr(zipfile.ZipFile, "read", reading)
+    ((name, reason),) = Images(source).readable().skipped
+    assert name == "zeros.png"
+    assert "bomb" in reason
 
 
 @pytest.mark.parametrize("name", ["../a.png", "/a.png", "x/../../a.png", "..\\a.png", "C:\\a.png"])
@@ -294,6 +401,9 @@ def test_an_encrypted_member_is_listed(folder: Path) -> None:
         ("a.csv", b"age,path\n3\n", "row 2 has no path"),
         ("a.csv", b"path\n\xff\xfe\n", "not a CSV in UTF-8"),
         ("a.csv", b"path\nx.png\ny.png\n./x.png\n", "names './x.png' twice"),
+        ("a.csv", b"path\nd\\x.png\nd/x.png\n", "names 'd/x.png' twice"),
+        ("a.csv", b"age;race\n3;x\n", "no column of paths.*found: age;race"),
+        ("a.tsv", b"age\tpath\n3\n", "row 2 has no path"),
     ],
 )
 def test_unusable_sources_are_named(
@@ -306,6 +416,13 @@ def test_unusable_sources_are_named(
         Images(source)
     assert str(source) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_folder_of_other_files_says_what_it_holds(tmp_path: Path) -> None:
+    for name in ("a.heic", "b.HEIC", "c.dng"):
+        (tmp_path / name).touch()
+    with pytest.raises(InfluenceValueError, match=r"no images .*\(it holds 2 \.heic, 1 \.dng\)\.$"):
+        Images(tmp_path)
 
 
 def test_an_empty_folder_and_one_without_a_readable_image(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ REFUSED = {
         not_square, (), {},
         r"fails at the first images \(3 x 8 x 12\): RuntimeError: .*\(module, preprocess\)",
     ),
-    "decompression bomb": (bomb, (), {}, "'cat/big.png' is too large, maybe a decompression bomb"),
+    "decompression bomb": (bomb, ("--strict",), {}, "'cat/big.png' in 'images': too large"),
     "mixed sizes": (
         mixed_sizes, (), {}, "'cat/01.png' is 10 x 10.*'small.png' is 5 x 6 pixels.*resize"
     ),

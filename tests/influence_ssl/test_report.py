@@ -203,6 +203,17 @@ def test_a_column_of_paths_comes_before_one_of_names(tmp_path: Path) -> None:
     assert found["left_out"] == [{"column": "count", "reason": "0 for most images"}]
 
 
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_tables_of_other_programs_are_joined(tmp_path: Path, separator: str) -> None:
+    """Semicolons or tabs, another name of the column, and the slashes of Windows."""
+    scores = save(scored(100), tmp_path / "s.parquet")
+    rows = [f"{'cdog'[i % 3]}{separator}{'ab'[i % 2]}\\{i:05}.png" for i in range(100)]
+    (tmp_path / "t.csv").write_text(f"kind{separator}image_path\n" + "\n".join(rows))
+    write(scores, tmp_path / "r.html", None, tmp_path / "t.csv", tmp_path / "r.json")
+    found = json.loads((tmp_path / "r.json").read_text())["breakdown"]
+    assert [column["column"] for column in found["columns"]] == ["kind"]
+
+
 @pytest.mark.parametrize(
     ("case", "words"),
     [

@@ -11,17 +11,17 @@ from influence_ssl import InfluenceError, Scores
 
 def example(names=True):
     return Scores(
-        np.array([-2.0, -0.1, -2.0, -1 / 3]),
-        np.array([np.nan, 0.1, 1e-17, 2 / 3]),
-        np.array([7, 3, 1, 0]),
-        ["a/ü,1.png", 'b"2".png', "NA", "1"] if names else None,
+        np.array([-2.0, -0.1, -2.0, -1 / 3, 0.0]),
+        np.array([np.nan, 0.1, 1e-17, 2 / 3, 0.0]),
+        np.array([7, 3, 1, 0, 9]),
+        ["a/ü,1.png", 'b"2".png', "NA", "1", ""] if names else None,
         {"seed": 3, "layers": {"a": [1, 2]}},
     )
 
 
 def test_order_is_by_magnitude_and_ties_by_index():
-    assert example().order("highest").tolist() == [2, 0, 3, 1]
-    assert example().order("lowest").tolist() == [1, 3, 2, 0]
+    assert example().order("highest").tolist() == [2, 0, 3, 1, 4]
+    assert example().order("lowest").tolist() == [4, 1, 3, 2, 0]
     with pytest.raises(InfluenceError, match="which='most'"):
         example().order("most")
     np.testing.assert_array_equal(example().magnitude, -example().values)
@@ -42,7 +42,7 @@ def test_files_give_back_what_was_saved(tmp_path, suffix, names):
 
 @pytest.mark.parametrize("suffix", [".npz", ".csv", ".parquet"])
 def test_names_may_hold_line_breaks(tmp_path, suffix):
-    names = ["a\rb", "c\nd", "e\r\nf", "plain, with a comma"]
+    names = ["a\rb", "c\nd", "e\r\nf", "plain, with a comma", "g"]
     found = example()
     Scores(found.values, found.standard_error, found.index, names).save(tmp_path / f"s{suffix}")
     loaded = Scores.load(tmp_path / f"s{suffix}")

@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
+from influence_ssl.decoding import decode, reason
 from influence_ssl.errors import InfluenceError, InfluenceOSError
-from influence_ssl.images import decode, reason
 
 from ..files import replacing
 from .base import cache_root
@@ -33,11 +33,11 @@ def square(image: Image.Image, size: int) -> Image.Image:
 def try_rgb(path: Path, size: int | None = None) -> Pixels | str:
     """The image file as RGB, or why it cannot be read.
 
-    Grey values are repeated, an alpha channel is dropped; ``size`` makes it a :func:`square` of
-    that width.
+    As :mod:`influence_ssl.decoding` says, with all of 16 bits in use; ``size`` makes it a
+    :func:`square` of that width.
     """
     try:
-        image = decode(path.read_bytes())
+        image, _ = decode(path.read_bytes()).rgb()
     # A decoder that meets foreign bytes may raise anything.
     except Exception as error:
         return reason(error)

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from influence_ssl.errors import InfluenceValueError
 
 from ..datasets.base import Images, cache_root
-from ..encoders import normalise
+from ..encoders import standardise
 from ..probes import extract, knn_accuracy
 from . import checkpoint, cost
 from .augment import augment
@@ -178,7 +178,7 @@ def _epoch(
         index = order[i * settings.batch : (i + 1) * settings.batch]
         pixels = images[index].float() / 255
         views = [
-            part(normalise(augment(pixels, settings.augmentation, generator) * 255)).contiguous(
+            part(standardise(augment(pixels, settings.augmentation, generator) * 255)).contiguous(
                 memory_format=memory_format(settings)
             )
             for _ in range(method.views)

@@ -30,7 +30,7 @@ from influence_ssl.objectives import Invariance
 from influence_ssl.perturbations import GaussianNoise
 from influence_ssl.report.loading import described, import_function, load_encoder, source_code
 from influence_ssl.report.rivals import Group, duplicate_groups, nearest
-from influence_ssl.report.sources import refuse_overwriting
+from influence_ssl.report.sources import counted, refuse_overwriting
 from influence_ssl.report.statistics import reliability
 from influence_ssl.scorer import InfluenceScorer
 from influence_ssl.scores import Scores
@@ -325,6 +325,7 @@ def _provenance(options: argparse.Namespace, images: Images) -> dict[str, Any]:
             "sha256": _digest(images),
             "skipped": [list(skipped) for skipped in images.skipped],
             "other files": images.ignored,
+            "converted": images.converted,
         },
         "packages": _versions(),
     }
@@ -350,8 +351,10 @@ def _summarise(
         print(f"weights: those that begin with {found['weights part']!r} in the checkpoint")
     if "weights left" in found:
         print(f"heads left in the checkpoint: {', '.join(found['weights left'])}")
+    if images.converted:
+        print(f"converted to RGB of 8 bits: {counted(images.converted)}")
     if images.ignored:
-        print(f"{images.ignored} files without an image's extension left out")
+        print(f"left out by their names: {counted(images.ignored)}")
     if images.skipped:
         print(f"{len(images.skipped)} skipped, as they cannot be read:")
         for name, reason in images.skipped[:_LISTED]:

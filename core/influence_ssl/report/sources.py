@@ -8,7 +8,8 @@ import os
 import re
 import stat
 import zipfile
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from influence_ssl.errors import InfluenceOSError, InfluenceValueError
@@ -17,7 +18,10 @@ EXTENSIONS = frozenset(
     {".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"}
     | {".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 )
-PATH_COLUMNS = ("path", "file", "filename", "image")
+PATH_COLUMNS = ("path", "image_path", "filepath", "file", "file_name", "filename", "image")
+_TABLES = (".csv", ".tsv")
+_SEPARATORS = ",;\t"
+_LISTED = 8
 _HIDDEN = re.compile(r"\.[^/]|__MACOSX$")
 
 
@@ -67,8 +71,12 @@ def refuse_overwriting(option: str, out: Path, inputs: Iterable[Path | None]) ->
         raise InfluenceValueError(f"{option} {str(out)!r} has the suffix of images; take another.")
 
 
-def open_source(source: Path) -> tuple[Files | Zip, list[str], int]:
-    """(files, names, number of files that are no images)."""
+Ignored = dict[str, int]
+Found = tuple[Files | Zip, list[str], Ignored]
+
+
+def open_source(source: Path) -> Found:
+    """(files, names, how many files are not read, by extension)."""
     if not source.exists():
         raise InfluenceOSError(f"no such folder, zip or CSV: {str(source)!r}.")
     try:
@@ -76,7 +84,7 @@ def open_source(source: Path) -> tuple[Files | Zip, list[str], int]:
             return _list_folder(source)
         if zipfile.is_zipfile(source):
             return _once(source, _list_zip(source))
-        if source.suffix.lower() == ".csv":
+        if source.suffix.lower() in _TABLES:
             return _once(source, _list_csv(source))
     except OSError as error:
         raise InfluenceOSError(
@@ -85,42 +93,78 @@ def open_source(source: Path) -> tuple[Files | Zip, list[str], int]:
     except zipfile.BadZipFile as error:
         raise InfluenceOSError(f"{str(source)!r} is a damaged zip: {one_line(error)}.") from error
     raise InfluenceValueError(
-        f"{str(source)!r} is neither a folder, nor a zip, nor a .csv of paths; "
+        f"{str(source)!r} is neither a folder, nor a zip, nor a .csv or .tsv of paths; "
         "for a few images give the folder that holds them."
     )
 
 
-def _once(
-    source: Path, found: tuple[Files | Zip, list[str], int]
-) -> tuple[Files | Zip, list[str], int]:
+def counted(ignored: Ignored) -> str:
+    """Files that were not read, such as "3 .heic, 1 .dng"."""
+    kinds = sorted(ignored, key=lambda kind: (-ignored[kind], kind))
+    shown = [f"{ignored[kind]} {kind}" for kind in kinds[:_LISTED]]
+    if len(kinds) > _LISTED:
+        rest = sum(ignored[kind] for kind in kinds[_LISTED:])
+        shown.append(f"{rest} of {len(kinds) - _LISTED} more kinds")
+    return ", ".join(shown)
+
+
+def _once(source: Path, found: Found) -> Found:
     seen: set[str] = set()
     for name in found[1]:
-        plain = os.path.normpath(name)
+        plain = os.path.normpath(name.replace("\\", "/"))
         if plain in seen:
             raise InfluenceValueError(f"{str(source)!r} names {name!r} twice; list it once.")
         seen.add(plain)
     return found
 
 
-def _list_folder(root: Path) -> tuple[Files, list[str], int]:
+def _list_folder(root: Path) -> tuple[Files, list[str], Ignored]:
+    found: list[tuple[str, Path]] = []
+    ignored: Counter[str] = Counter()
+    for path in _walk(root, ignored):
+        if _is_image(path.name):
+            found.append((path.relative_to(root).as_posix(), path))
+        else:
+            ignored[_kind(path.name)] += 1
+    found.sort()
+    names = [_printable(name) for name, _ in found]
+    return Files([path for _, path in found]), names, dict(ignored)
+
+
+def _walk(root: Path, ignored: Counter[str]) -> Iterator[Path]:
+    """All files below a folder but those in hidden ones.
+
+    Links to folders come last, and only those to folders that were not walked before, so that no
+    circle is walked for ever and no image is read twice; the others are counted in ``ignored``.
+    """
+
     def stop(error: OSError) -> None:
         raise error
 
-    found: list[tuple[str, Path]] = []
-    ignored = 0
-    for folder, subfolders, files in os.walk(root, onerror=stop):
-        subfolders[:] = [name for name in subfolders if not _HIDDEN.match(name)]
-        for file in files:
-            path = Path(folder, file)
-            if _is_image(file):
-                found.append((path.relative_to(root).as_posix(), path))
-            else:
-                ignored += 1
-    found.sort()
-    return Files([path for _, path in found]), [_printable(name) for name, _ in found], ignored
+    seen: set[tuple[int, int]] = set()
+    tops, linked = [root], False
+    while tops:
+        links: list[Path] = []
+        for top in tops:
+            if linked and _identity(top) in seen:
+                ignored["link(s) to folders that are read anyway"] += 1
+                continue
+            for folder, subfolders, files in os.walk(top, onerror=stop):
+                seen.add(_identity(folder))
+                inside = [Path(folder, name) for name in subfolders if not _HIDDEN.match(name)]
+                links += [path for path in inside if path.is_symlink()]
+                # From a link, the way may lead back to where the links are.
+                subfolders[:] = [p.name for p in inside if not (linked and _identity(p) in seen)]
+                yield from (Path(folder, name) for name in files)
+        tops, linked = sorted(links), True
 
 
-def _list_zip(source: Path) -> tuple[Zip, list[str], int]:
+def _identity(path: str | Path) -> tuple[int, int]:
+    found = os.stat(path)
+    return found.st_dev, found.st_ino
+
+
+def _list_zip(source: Path) -> tuple[Zip, list[str], Ignored]:
     with zipfile.ZipFile(source) as archive:
         members = [member for member in archive.infolist() if not member.is_dir()]
     for member in members:
@@ -133,22 +177,42 @@ def _list_zip(source: Path) -> tuple[Zip, list[str], int]:
     images = [member for member in members if _is_image(member.filename)]
     images.sort(key=lambda member: member.filename)
     names = [_printable(member.filename) for member in images]
-    return Zip(source, images), names, len(members) - len(images)
+    others = (_kind(m.filename) for m in members if not _is_image(m.filename))
+    return Zip(source, images), names, dict(Counter(others))
 
 
-def _list_csv(source: Path) -> tuple[Files, list[str], int]:
+def separator(source: Path, columns: Sequence[str]) -> str | None:
+    """The comma, semicolon or tab that gives a table one of ``columns``; None where none does."""
+    for found in _SEPARATORS:
+        header = next(_rows(source, found), [])
+        if any(cell.strip().lower() in columns for cell in header):
+            return found
+    return None
+
+
+def _rows(source: Path, separator: str) -> Iterator[list[str]]:
+    with source.open(newline="", encoding="utf-8-sig") as file:
+        rows = csv.reader(file, delimiter=separator)
+        yield from (row for row in rows if any(cell.strip() for cell in row))
+
+
+def _list_csv(source: Path) -> tuple[Files, list[str], Ignored]:
     try:
-        with source.open(newline="", encoding="utf-8-sig") as file:
-            rows = [row for row in csv.reader(file) if any(cell.strip() for cell in row)]
+        found = separator(source, PATH_COLUMNS)
+        if found is None:
+            # Without a header, the first cell is a path.
+            firsts = ((s, next(_rows(source, s), [""])[0]) for s in _SEPARATORS)
+            found = next((s for s, first in firsts if _has_extension(first.strip())), ",")
+        rows = list(_rows(source, found))
     except (UnicodeDecodeError, csv.Error) as error:
         raise InfluenceValueError(
             f"{str(source)!r} is not a CSV in UTF-8: {one_line(error)}."
         ) from error
     if not rows:
-        return Files([]), [], 0
+        return Files([]), [], {}
     header = [cell.strip().lower() for cell in rows[0]]
     column = next((header.index(name) for name in PATH_COLUMNS if name in header), None)
-    if column is None and Path(rows[0][0]).suffix.lower() not in EXTENSIONS:
+    if column is None and not _has_extension(rows[0][0].strip()):
         raise InfluenceValueError(
             f"{str(source)!r} has no column of paths; call it {' or '.join(PATH_COLUMNS)} "
             f"(found: {', '.join(rows[0])[:100]})."
@@ -160,12 +224,33 @@ def _list_csv(source: Path) -> tuple[Files, list[str], int]:
         if len(row) <= column or not row[column].strip():
             raise InfluenceValueError(f"{str(source)!r}: row {line} has no path.")
         names.append(row[column].strip())
-    return Files([source.parent / name for name in names]), names, 0
+    return Files([_place(source.parent, name) for name in names]), names, {}
+
+
+def _place(folder: Path, name: str) -> Path:
+    """Where a path of a CSV leads, which may have been written on Windows."""
+    place = folder / name
+    if "\\" in name and not os.path.exists(place):
+        return folder / name.replace("\\", "/")
+    return place
 
 
 def _is_image(name: str) -> bool:
-    hidden = any(_HIDDEN.match(part) for part in name.split("/"))
-    return not hidden and os.path.splitext(name)[1].lower() in EXTENSIONS
+    return not _is_hidden(name) and _has_extension(name)
+
+
+def _is_hidden(name: str) -> bool:
+    return any(_HIDDEN.match(part) for part in name.replace("\\", "/").split("/"))
+
+
+def _has_extension(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in EXTENSIONS
+
+
+def _kind(name: str) -> str:
+    if _is_hidden(name):
+        return "hidden"
+    return _printable(os.path.splitext(name)[1].lower()) or "without an extension"
 
 
 def _printable(name: str) -> str:

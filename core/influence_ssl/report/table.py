@@ -13,7 +13,7 @@ import pandas
 from jaxtyping import Float64, Int64
 
 from influence_ssl.errors import InfluenceOSError, InfluenceValueError
-from influence_ssl.report.sources import PATH_COLUMNS
+from influence_ssl.report.sources import PATH_COLUMNS, separator
 from influence_ssl.scores import Scores
 
 KEYS = (*PATH_COLUMNS, "name")
@@ -123,12 +123,18 @@ def read_scores(path: Path) -> Table:
 def read_labels(path: Path, names: Iterable[str]) -> pandas.DataFrame:
     """The CSV's columns for the images ``names``, in their order; text, empty where it has no row.
 
-    The images' paths stand in a column ``path``, ``file``, ``filename``, ``image`` or ``name``, as
-    in the score file (``./`` in front does not matter). ``attrs["matched"]`` counts the images
-    found. Raises :class:`InfluenceError`.
+    The images' paths stand in the first there is of the columns :data:`KEYS`, as in the score file
+    (``./`` in front and the slash's direction do not matter). Commas, semicolons or tabs separate
+    the columns. ``attrs["matched"]`` counts the images found. Raises :class:`InfluenceError`.
     """
     try:
-        frame = pandas.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        frame = pandas.read_csv(
+            path,
+            sep=separator(path, KEYS) or ",",
+            dtype=str,
+            keep_default_na=False,
+            encoding="utf-8-sig",
+        )
     except OSError as error:
         raise InfluenceOSError(
             f"--table {str(path)!r} cannot be read: {error.strerror or error}."
@@ -177,4 +183,4 @@ def _frame(path: Path) -> pandas.DataFrame:
 
 
 def _plain(name: str) -> str:
-    return posixpath.normpath(name.strip())
+    return posixpath.normpath(name.strip().replace("\\", "/"))

@@ -62,7 +62,8 @@ def read_parquet(path: Path) -> Scores:
 def _from_table(table: pandas.DataFrame, provenance: dict[str, Any]) -> Scores:
     return Scores(
         np.array([float(value) for value in table["score"]]),
-        np.array([float(value or "nan") for value in table["standard_error"]]),
+        # An empty cell of a CSV is no number; a zero is one.
+        np.array([float("nan" if value == "" else value) for value in table["standard_error"]]),
         table["index"].to_numpy().astype(np.int64),
         table["name"].tolist() if "name" in table else None,
         provenance,
