@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from influence_ssl import Scores
+from influence_ssl._machine import machine
 from influence_ssl.errors import InfluenceOSError, InfluenceValueError
 
 from .encoders import STEMS, CifarResNet18, LargeResNet18
@@ -92,7 +93,7 @@ def provenance(
         "versions": {name: version(name) for name in PACKAGES}
         | {"python": platform.python_version()},
         "device": device,
-        "threads": torch.get_num_threads(),
+        **machine(),
         "wall_seconds": None if seconds is None else round(seconds, 1),
     }
 

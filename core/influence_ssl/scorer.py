@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from influence_ssl._examples import Dataset, Examples, Indices
+from influence_ssl._machine import machine
 from influence_ssl._passes import Gradients
 from influence_ssl._store import Probe, Store, origin
 from influence_ssl.curvature import Curvature, LoGra
@@ -261,6 +262,7 @@ class InfluenceScorer:
             "dtype": str(capture.dtype).removeprefix("torch."),
             "device": str(capture.device),
             "versions": {"influence_ssl": __version__, "torch": torch.__version__},
+            **machine(),
             **getattr(fitted, "provenance", {}),
         }
 

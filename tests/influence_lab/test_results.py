@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ from influence_lab import results, tasks
 from influence_lab.cli import main
 from influence_lab.encoders import cifar_resnet18
 from influence_lab.experiments import cost, distributions
+from influence_lab.pretrain import settings_for
 from influence_lab.pretrain.checkpoint import read_checkpoint
 from influence_ssl import InfluenceError, Scores
+from influence_ssl._machine import machine
 
 
 def made(n, seed=0, ties=False):
@@ -109,6 +112,7 @@ def test_the_command_records_a_run_with_its_provenance(places):
     assert origin["data_sha256"] == tasks.data_for("tiny", "train").digest
     assert set(origin["versions"]) == {"influence-ssl", "torch", "torchvision", "numpy", "python"}
     assert origin["wall_seconds"] > 0
+    assert origin.items() >= machine().items()
     assert len(record["epochs"]) == 2
     assert record["settings"]["method"] == "simclr"
     assert 0.15 < record["accuracy"]["knn"] <= 1
@@ -242,6 +246,9 @@ def test_every_tracked_record_is_whole():
         settings = record["settings"]
         assert (settings["profile"], settings["method"]) == (profile, method)
         assert len(record["epochs"]) == settings["epochs"]
+        # Where a setting has come or gone since, the others are still those of the code.
+        now = asdict(settings_for(method, profile))
+        assert {k: v for k, v in settings.items() if k in now}.items() <= now.items()
         encoder = results.load_encoder(profile, method, int(seed))
         # The weights of a second seed are tracked at profile tiny alone, for their size.
         if encoder is not None or seed == "0" or profile == "tiny":

@@ -1,0 +1,47 @@
+"""What the last digits of a result depend on: processor, vector extensions, threads, build."""
+
+from __future__ import annotations
+
+import platform
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_CPUINFO = Path("/proc/cpuinfo")
+
+
+@cache
+def processor() -> str:
+    """The processor's model name as the system gives it, never empty.
+
+    Linux names it in ``/proc/cpuinfo``, under a key that not every processor has. Elsewhere
+    :func:`platform.processor` knows the model or its family.
+    """
+    try:
+        text = _CPUINFO.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    named = re.search(r"^model name[ \t]*:[ \t]*(\S.*)$", text, re.MULTILINE)
+    if named:
+        return named[1].strip()
+    return platform.processor() or platform.machine() or "unknown"
+
+
+def machine() -> dict[str, Any]:
+    """The part of a provenance that explains why two machines differ in the last digits.
+
+    Returns:
+        ``processor`` (model name), ``vector extensions`` (those that PyTorch's kernels use, after
+        its environment variables), ``threads``, and ``torch build`` (version with its local tag,
+        and the BLAS library that it was built with).
+    """
+    blas = re.search(r"BLAS_INFO=(\w+)", torch.__config__.show())
+    return {
+        "processor": processor(),
+        "vector extensions": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "torch build": f"{torch.__version__}, BLAS {blas[1] if blas else 'unknown'}",
+    }
