@@ -1,24 +1,19 @@
-"""How nbval compares: text, formulas and glued values, numbers to six significant digits."""
+"""nbval runs the chapters; what their outputs are compared by stands in :mod:`comparison`."""
 
 from __future__ import annotations
 
-import re
+from typing import Any
 
-import pytest
+from nbval import plugin
 
-# What cells print is compared; pictures, tables and the names of objects are not.
-_PICTURES = ("text/plain", "image/svg+xml", "text/html", "text/markdown", "application/javascript")
-_NUMBER = r"(?<![\w.])[-+]?\d+(?:\.\d+(?:[eE][-+]?\d+)?|[eE][-+]?\d+)(?![\w.]*\d)"
+from comparison import difference
 
 
-def _round(match: re.Match[str]) -> str:
-    # Values glued into prose are recorded in full; their last digits differ between processors.
-    return f"{float(match.group()):.6g}"
+def _compare(cell: plugin.IPyNbCell, found: Any, reference: Any, skip_compare: Any = None) -> bool:
+    where = difference(reference, found)
+    cell.comparison_traceback = [where] if where else []
+    return where is None
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        notebook = item.parent
-        if hasattr(notebook, "skip_compare") and hasattr(notebook, "sanitize_patterns"):
-            notebook.skip_compare = (*notebook.skip_compare, *_PICTURES)
-            notebook.sanitize_patterns[_NUMBER] = _round
+def pytest_configure() -> None:
+    plugin.IPyNbCell.compare_outputs = _compare

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
@@ -23,6 +25,8 @@ objective = Invariance(lambda x, index, draw, seed: x + 0.1 * step[index], dista
 scorer = InfluenceScorer(encoder, objective, ExactHessian(0.1), progress=False)
 values = scorer.score(torch.ones(3, 3, dtype=torch.float64)).values
 print(values.round(6))"""
+SENTENCE = """\
+print(f"The {len(values)} scores add up to {values.sum():.4g}, and order {values.argsort()}.")"""
 FORMULA = """\
 import sympy
 x = sympy.symbols("x")
@@ -30,8 +34,9 @@ sympy.diff(x**3, x)"""
 GLUED = """\
 from myst_nb import glue
 glue("total", float(values.sum()), display=False)"""
+CELLS = (CODE, SENTENCE, FORMULA, GLUED)
 
-FLAGS = ("-q", "-p", "no:cacheprovider", "--nbval", "--nbval-current-env")
+FLAGS = ("-q", "-rf", "-p", "no:cacheprovider", "--nbval", "--nbval-current-env")
 
 
 @pytest.fixture(scope="module")
@@ -39,19 +44,23 @@ def accepted() -> nbformat.NotebookNode:
     """A small chapter, run here and slimmed as the references are."""
     from nbclient import NotebookClient
 
-    cells = [nbformat.v4.new_code_cell(source) for source in (CODE, FORMULA, GLUED)]
+    cells = [nbformat.v4.new_code_cell(source) for source in CELLS]
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     notebook = nbformat.v4.new_notebook(cells=cells, metadata=kernel)
     return slim(NotebookClient(notebook, timeout=120).execute())
 
 
-def outcome(folder: Path, notebook: nbformat.NotebookNode, core: Path = ROOT / "core") -> int:
-    """The exit status of nbval on the notebook: 0 agrees, 1 differs."""
+def differing(
+    folder: Path, notebooks: dict[str, nbformat.NotebookNode], core: Path = ROOT / "core"
+) -> dict[str, list[int]]:
+    """The cells of each notebook in which nbval finds another output, in one run."""
     shutil.copy(FOLDER / "conftest.py", folder)
-    nbformat.write(notebook, folder / "chapter.ipynb")
+    shutil.copy(FOLDER / "comparison.py", folder)
+    for name, notebook in notebooks.items():
+        nbformat.write(notebook, folder / f"{name}.ipynb")
     (folder / "pytest.ini").write_text("[pytest]\n")
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", *FLAGS, "chapter.ipynb"],
+        [sys.executable, "-m", "pytest", *FLAGS],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(core), "PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
@@ -59,35 +68,79 @@ def outcome(folder: Path, notebook: nbformat.NotebookNode, core: Path = ROOT / "
         check=False,
     )
     assert run.returncode in (0, 1), run.stdout + run.stderr
-    return run.returncode
+    failed = re.findall(r"^FAILED (.+)\.ipynb::Cell (\d+)", run.stdout, re.MULTILINE)
+    assert run.stdout.count("Cell outputs differ") == len(failed), run.stdout
+    return {name: [int(cell) for of, cell in failed if of == name] for name in notebooks}
 
 
-def edited(notebook: nbformat.NotebookNode, old: str, new: str) -> nbformat.NotebookNode:
-    """The notebook as if its chapter had been edited and its outputs kept."""
-    copy = nbformat.from_dict(notebook)
-    places = [cell for cell in copy.cells if old in cell.source]
-    assert len(places) == 1
-    places[0].source = places[0].source.replace(old, new)
-    return copy
+def edited(cell: int, old: str, new: str) -> Callable[[nbformat.NotebookNode], None]:
+    """As if the chapter had been edited and its outputs kept."""
+
+    def edit(notebook: nbformat.NotebookNode) -> None:
+        assert notebook.cells[cell].source.count(old) == 1
+        notebook.cells[cell].source = notebook.cells[cell].source.replace(old, new)
+
+    return edit
 
 
-def test_an_unchanged_chapter_agrees(accepted: nbformat.NotebookNode, tmp_path: Path) -> None:
-    assert all(cell.outputs for cell in accepted.cells)
-    assert outcome(tmp_path, accepted) == 0
+def recorded(cell: int, pattern: str, new: Callable[[str], str]) -> Callable[..., None]:
+    """As if the accepted output had had something else in the place of the first match."""
+
+    def edit(notebook: nbformat.NotebookNode) -> None:
+        (output,) = notebook.cells[cell].outputs
+        part, key = (output, "text") if "text" in output else (output.data, next(iter(output.data)))
+        assert len(re.findall(pattern, part[key])) >= 1, part[key]
+        part[key] = re.sub(pattern, lambda match: new(match.group()), part[key], count=1)
+
+    return edit
 
 
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        pytest.param("0.1 * step", "0.11 * step", id="number"),
-        pytest.param("x**3", "x**4", id="formula"),
-        pytest.param("float(values.sum())", "float(values.max())", id="number in prose"),
-    ],
-)
-def test_a_change_in_the_chapter_is_seen(
-    accepted: nbformat.NotebookNode, tmp_path: Path, old: str, new: str
+def times(factor: float, digits: str) -> Callable[[str], str]:
+    return lambda number: f"{factor * float(number):{digits}}"
+
+
+FLOAT = r"-\d+\.\d+"
+EDITS = {
+    "a setting": (0, edited(0, "0.1 * step", "0.11 * step")),
+    "a formula": (2, edited(2, "x**3", "x**4")),
+    "a glued quantity": (3, edited(3, "values.sum()", "values.max()")),
+    "a printed number by 1 per cent": (0, recorded(0, FLOAT, times(1.01, ".6f"))),
+    "a number in a sentence by 1 per cent": (1, recorded(1, FLOAT, times(1.01, ".4g"))),
+    "a glued number by 1 per cent": (3, recorded(3, FLOAT, times(1.01, ""))),
+    "a whole number": (1, recorded(1, r"The 3", lambda _: "The 4")),
+    "an order": (1, recorded(1, r"\[\d \d", lambda found: f"[{found[3]} {found[1]}")),
+    "a word": (1, recorded(1, "scores", lambda _: "values")),
+    "an output that is missing": (0, edited(0, "print(values.round(6))", "values.round(6);")),
+    "an output that was not there": (2, edited(2, "sympy.diff", "print(1); sympy.diff")),
+}
+NO_EDITS = {
+    "nothing": lambda notebook: None,
+    "the last digits of a printed number": recorded(0, FLOAT, times(1.0005, ".6f")),
+    "the last digits of a glued number": recorded(3, FLOAT, times(1.0005, "")),
+    "spaces": recorded(0, r"\[", lambda _: "[ "),
+}
+
+
+@pytest.fixture(scope="module")
+def found(accepted: nbformat.NotebookNode, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """What nbval says of each variant of the chapter."""
+    edits = {name: edit for name, (_, edit) in EDITS.items()} | NO_EDITS
+    notebooks = {name: nbformat.from_dict(accepted) for name in edits}
+    for name, edit in edits.items():
+        edit(notebooks[name])
+    return differing(tmp_path_factory.mktemp("variants"), notebooks)
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_a_change_is_seen_where_it_is(found: dict[str, list[int]], name: str) -> None:
+    assert found[name] == [EDITS[name][0]]
+
+
+@pytest.mark.parametrize("name", NO_EDITS)
+def test_what_another_processor_computes_is_no_change(
+    found: dict[str, list[int]], name: str
 ) -> None:
-    assert outcome(tmp_path, edited(accepted, old, new)) == 1
+    assert found[name] == []
 
 
 def test_an_error_in_the_core_is_seen(accepted: nbformat.NotebookNode, tmp_path: Path) -> None:
@@ -96,10 +149,11 @@ def test_an_error_in_the_core_is_seen(accepted: nbformat.NotebookNode, tmp_path:
     with (broken / "influence_ssl" / "scorer.py").open("a") as module:
         module.write(
             "\n_score = InfluenceScorer.score\n"
-            "def _doubled(self, *args, **kwargs):\n"
+            "def _larger(self, *args, **kwargs):\n"
             "    scores = _score(self, *args, **kwargs)\n"
-            "    scores.values[:] = 2 * scores.values\n"
+            "    scores.values[:] = 1.01 * scores.values\n"
             "    return scores\n"
-            "InfluenceScorer.score = _doubled\n"
+            "InfluenceScorer.score = _larger\n"
         )
-    assert outcome(tmp_path, accepted, core=broken) == 1
+    seen = differing(tmp_path, {"chapter": accepted}, core=broken)
+    assert seen == {"chapter": [0, 1, 3]}
