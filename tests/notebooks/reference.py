@@ -15,10 +15,10 @@ import yaml
 from jupyter_cache import get_cache
 from nbformat import NotebookNode
 
+from comparison import KINDS
+
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = Path(__file__).resolve().parent
-KEPT = ("text/plain", "text/latex", "application/papermill.record/text/plain")
-"""Outputs that are compared: text, formulas, and the values glued into prose."""
 
 
 def chapters() -> list[Path]:
@@ -89,5 +89,5 @@ def _joined(outputs: list[NotebookNode]) -> list[NotebookNode]:
 def _slim(output: NotebookNode) -> NotebookNode | None:
     if "data" not in output:
         return output
-    kept = {kind: text for kind, text in output.data.items() if kind in KEPT}
+    kept = {kind: text for kind, text in output.data.items() if kind in KINDS}
     return NotebookNode({**output, "data": kept, "metadata": {}}) if kept else None

@@ -8,7 +8,8 @@ import jupytext
 import nbformat
 import pytest
 
-from reference import FOLDER, KEPT, ROOT, chapters, reference_path
+from comparison import KINDS
+from reference import FOLDER, ROOT, chapters, reference_path
 
 CHAPTERS = {str(path.relative_to(ROOT / "book")): path for path in chapters()}
 
@@ -35,6 +36,6 @@ def test_reference_was_run_and_is_small(name: str) -> None:
     for cell in nbformat.read(path, as_version=4).cells:
         assert cell.execution_count, f"never run: {cell.source[:60]!r}"
         for output in cell.outputs:
-            assert set(output.get("data", {})) <= set(KEPT)
+            assert set(output.get("data", {})) <= set(KINDS)
             assert output.get("name") != "stderr"
     assert path.stat().st_size < 60_000
