@@ -3,13 +3,15 @@
 import json
 import runpy
 import shutil
+from importlib.metadata import version
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import spearmanr
 
 from influence_lab import results, scale
-from influence_lab.benchmark import peers
+from influence_lab.benchmark import peers, timing
 from influence_lab.benchmark.candidates import CANDIDATES, LOSS
 from influence_lab.cli import main
 from influence_lab.experiments import fidelity
@@ -49,7 +51,7 @@ def test_the_record_is_made_again_and_goes_on_where_it_stopped(root, monkeypatch
     ratio = {"wall": 2.0, "cpu": 2.0, "quartiles": [2.0, 2.0], "rounds": 3}
     timed = []
 
-    def stop(work, unit, rounds):
+    def stop(work, units, rounds, slow_rounds):
         timed.append(rounds)
         if len(timed) == 2:
             raise KeyboardInterrupt
@@ -141,39 +143,101 @@ def test_a_peer_is_measured_and_one_that_fails_is_recorded(root, tmp_path, monke
     assert failed["error"] == "ValueError: no convolutions here"
 
 
-def test_a_further_batch_does_not_pay_for_what_happens_once(monkeypatch):
-    """By clocks of our own: a plain pass takes 10 s, a call 30 s and half a second an image; of
-    ours, 1 s and a quarter."""
-    now = [0.0]
+class Clock:
+    """A clock of our own, which shows twice the wall's time as the processor's."""
 
-    def spend(amount):
-        now[0] += amount
+    def __init__(self, monkeypatch):
+        self.now = 0.0
+        clocks = {"wall": lambda: self.now, "cpu": lambda: 2 * self.now}
+        monkeypatch.setattr(timing, "CLOCKS", clocks)
+        monkeypatch.setattr(timing, "plain_pass", self.plain)
+        self.plain_seconds = {"contiguous": 10.0, "channels-last": 8.0}
+
+    def spend(self, amount):
+        self.now += amount
+
+    def plain(self, encoder, pairs):
+        self.spend(self.plain_seconds[layout_of(encoder, pairs[0])])
+
+
+def layout_of(encoder, images):
+    """Of the weights and of the images, which must be in the same one."""
+    last = [
+        x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+        for x in (images, encoder.layer1[0].conv1.weight)
+    ]
+    assert last[0] == last[1]
+    return "channels-last" if last[0] else "contiguous"
+
+
+@pytest.mark.parametrize("faster", ["contiguous", "channels-last"])
+def test_a_peer_is_measured_in_its_faster_layout_over_the_faster_plain_pass(monkeypatch, faster):
+    """A plain pass takes 10 s in one layout and 8 s in the other, a call 3 s and an eighth of a
+    second an image, and a fifth more in the layout that is not the faster one."""
+    clock = Clock(monkeypatch)
 
     def score(encoder, clean, noisy, damping):
-        spend(30 + len(clean) / 2)
+        assert layout_of(encoder, clean) == layout_of(encoder, noisy)
+        slower = layout_of(encoder, clean) != faster
+        clock.spend((3 + len(clean) / 8) * (1.2 if slower else 1))
 
     def our_score(encoder, clean, noisy, damping):
-        spend(1 + len(clean) / 4)
+        clock.spend(1 + len(clean) / 16)
 
-    clocks = {"wall": lambda: now[0], "cpu": lambda: 2 * now[0]}
-    monkeypatch.setattr(peers.timing, "CLOCKS", clocks)
-    monkeypatch.setattr(peers.time, "perf_counter", clocks["wall"])
-    monkeypatch.setattr(peers, "plain_pass", lambda encoder, pairs: spend(10 * len(pairs)))
-    monkeypatch.setattr(peers, "SPENT", 200.0)
-    ours = {"float32": our_score, "bfloat16": score}
-    found = peers.speed(score, ours, width=4, rounds=4)
-    assert (found["cpu"], found["wall"], found["total"]) == (3.2, 3.2, 6.2)
-    assert found["against"] == {"float32": [2, 2, 2], "bfloat16": [1, 1, 1]}
-    assert found["rounds"] == 3  # of 62 s each, not more than 200 s
-    assert found["further batches"] == 1
-    monkeypatch.setattr(peers, "QUICK", 70.0)
-    quick = peers.speed(score, ours, width=4, rounds=4)
-    assert quick == found | {"bytes": quick["bytes"], "plain bytes": quick["plain bytes"],
-                             "further batches": 3}  # fmt: skip
-    assert peers.speed(score, ours, width=4, rounds=4, further=5)["further batches"] == 5
-    monkeypatch.setattr(peers, "LONG", 60.0)
-    found = peers.speed(score, ours, width=4, rounds=4)
-    assert (found["wall"], found["total"], found["rounds"]) == (None, 6.2, 1)
+    found = peers.speed(score, {"float32": our_score}, width=16, rounds=4)
+    assert found["layout"] == faster
+    assert (found["wall"], found["cpu"]) == (1.0, 1.0)  # 64 / 8 over 8 s
+    assert found["total"] == 1.375
+    assert found["against"] == {"float32": [2, 2, 2]}
+    assert found["rounds"] == 4
+    assert (found["further batches"], found["batch"], found["refused"]) == (1, 64, {})
+
+
+def test_a_layout_that_a_peer_refuses_is_recorded(monkeypatch):
+    clock = Clock(monkeypatch)
+
+    def score(encoder, clean, noisy, damping):
+        if layout_of(encoder, clean) == "channels-last":
+            raise RuntimeError("view size is not\ncompatible")
+        clock.spend(8)
+
+    found = peers.speed(score, {}, width=16, rounds=2)
+    assert found["layout"] == "contiguous"
+    assert found["refused"] == {"channels-last": "RuntimeError: view size is not compatible"}
+
+
+def test_a_slow_peer_has_fewer_rounds_and_a_very_slow_one_has_none(monkeypatch):
+    clock = Clock(monkeypatch)
+    seconds = {"once": 0.0, "image": 0.5}
+
+    def score(encoder, clean, noisy, damping):
+        clock.spend(seconds["once"] + seconds["image"] * len(clean))
+
+    def measured(**settings):
+        return peers.speed(score, {}, width=16, rounds=10, **settings)
+
+    assert measured()["rounds"] == peers.LEAST
+    assert measured(batch=16)["rounds"] == 10
+    seconds["once"] = 100.0
+    found = measured()
+    assert (found["wall"], found["total"], found["rounds"]) == (None, 132 / 8, 1)
+    found = measured(further=5)
+    assert (found["wall"], found["further batches"], found["rounds"]) == (4.0, 5, 1)
+
+
+def test_a_kept_rank_correlation_is_that_of_the_same_version_and_method(tmp_path, monkeypatch):
+    path = tmp_path / "peer.py"
+    path.write_text(
+        'PACKAGE, METHOD = "torch", "the loss"\n\n\n'
+        "def score(encoder, clean, noisy, damping):\n    return encoder(clean)[:, 0]\n"
+    )
+    monkeypatch.setattr(peers, "fidelity", None)  # nothing is measured again
+    known = {"package": "torch", "version": version("torch"), "method": "the loss",
+             "error": None, "spearman": [0.5, 0.4, 0.6]}  # fmt: skip
+    found = peers.run(path, {}, "tiny", 4, 2, batch=2, known=known)
+    assert (found["error"], found["spearman"]) == (None, [0.5, 0.4, 0.6])
+    with pytest.raises(InfluenceError, match=r"recorded version is '1'.*--speed"):
+        peers.run(path, {}, "tiny", 4, 2, known=known | {"version": "1"})
 
 
 def test_a_peer_can_be_measured_at_another_rank(root, tmp_path, monkeypatch):

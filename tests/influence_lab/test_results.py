@@ -12,7 +12,7 @@ import torch
 from influence_lab import results, tasks
 from influence_lab.cli import main
 from influence_lab.encoders import cifar_resnet18
-from influence_lab.experiments import cost, distributions
+from influence_lab.experiments import distributions
 from influence_lab.pretrain import settings_for
 from influence_lab.pretrain.checkpoint import read_checkpoint
 from influence_ssl import InfluenceError, Scores
@@ -273,30 +273,6 @@ def test_the_largest_recorded_profile(places, tmp_path):
     assert distributions.largest_profile("train", 0, places[0]) == "tiny"
     with pytest.raises(InfluenceError, match="influence-lab reproduce fig-9"):
         distributions.largest_profile("train", 0, tmp_path)
-
-
-def test_costs_are_shares_of_the_plain_pass_of_their_round(places, monkeypatch):
-    """A clock that gives each call its own duration, in the order in which they are made."""
-    encoder = results.load_encoder("tiny", "simclr", 0, places[0])
-    monkeypatch.setattr(cost, "SETTINGS", {"rank 16": cost.SETTINGS["rank 16"]})
-    plain, train, capture, one, two, forms = 4.0, 6.0, 3.0, 500.0, 700.0, 56.0
-    first, later = [plain, train, capture, one, two, forms], [2 * plain, train, capture]
-    durations = iter([*first, *later, *later])
-
-    def timed(work):
-        work()
-        return dict.fromkeys(("wall", "cpu"), next(durations))
-
-    monkeypatch.setattr(cost, "_times", timed)
-    found = cost.measure(encoder, torch.randn(8, 3, 8, 8), rounds=2)
-    a_pair = 2 * plain / 8
-    parts = found["settings"]["rank 16"]["cpu"]
-    assert parts["capture"] == pytest.approx(capture / (2 * plain))
-    assert parts["curvature"] == pytest.approx((two - one + forms) / 1024 / a_pair, abs=1e-4)
-    assert parts["solve"] == pytest.approx((2 * one - two) / 50_000 / a_pair, abs=1e-4)
-    assert parts["total"] == pytest.approx(sum(parts[name] for name in cost.PARTS), abs=2e-4)
-    assert found["plain, train mode"]["wall"] == pytest.approx(train / (2 * plain))
-    assert all(p.grad is None for p in encoder.parameters())
 
 
 def test_baselines_are_recorded(places, capsys):

@@ -1,22 +1,35 @@
-"""Costs in the unit of the book: one forward and backward pass with weight gradients.
+"""Costs in the unit of the book: one plain forward and backward pass, in the faster layout.
 
-The pass itself is :func:`influence_lab.experiments.cost.plain_pass`.
+The unit is :func:`plain_pass` over the same pairs: the same batch size, data type and device. It is
+timed in both memory layouts that a user of torch can choose, beside the work that is counted in it.
+The faster of the two, by the median of the rounds, is the unit; each ratio is one of a round.
 """
 
 from __future__ import annotations
 
+import copy
+import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from jaxtyping import Float64
+from torch import Tensor, nn
 
 from influence_ssl import GaussianNoise
 
 WARM_UP = 1
+SLOW = 2.5
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
+WIDEST_REGISTER = 16  # numbers in float32
+
+Job = Callable[[], object]
 
 
 def pairs_of(images: Tensor, batch_size: int) -> list[Tensor]:
@@ -28,38 +41,125 @@ def pairs_of(images: Tensor, batch_size: int) -> list[Tensor]:
     ]
 
 
-def seconds(jobs: Sequence[Callable[[], object]], rounds: int) -> dict[str, list[list[float]]]:
-    """Seconds of each job, a list a round, on the wall clock and in processor time.
+def plain_pass(encoder: nn.Module, pairs: Sequence[Tensor]) -> None:
+    """Forward and backward with all weight gradients over ready-made pairs, batch by batch.
 
-    The jobs are timed in turn, in one order and then in the other. On a machine that others use as
-    well, processor time is the one to read.
+    In eval mode, as scores are: a pass in train mode takes longer.
     """
-    found: dict[str, list[list[float]]] = {clock: [] for clock in CLOCKS}
-    for number in range(rounds):
-        order = range(len(jobs)) if number % 2 else reversed(range(len(jobs)))
-        for clock in CLOCKS:
-            found[clock].append([0.0] * len(jobs))
-        for place in order:
-            begin = {clock: read() for clock, read in CLOCKS.items()}
-            jobs[place]()
-            for clock, read in CLOCKS.items():
-                found[clock][-1][place] = read() - begin[clock]
+    encoder.eval()
+    for pair in pairs:
+        encoder.zero_grad(set_to_none=True)
+        z, z_hat = encoder(pair).chunk(2)
+        (1 - torch.cosine_similarity(z, z_hat)).sum().backward()
+    encoder.zero_grad(set_to_none=True)
+
+
+def layouts_of(encoder: nn.Module) -> list[str]:
+    """The layouts in which the encoder's weight gradients are safe to compute.
+
+    In channels-last the gradient of a strided 1 x 1 convolution with fewer input channels than a
+    vector register holds overwrites foreign memory (oneDNN issue 6035).
+    """
+    unsafe = any(
+        isinstance(module, nn.Conv2d)
+        and module.in_channels < WIDEST_REGISTER
+        and math.prod(module.kernel_size) == 1 < math.prod(module.stride)
+        for module in encoder.modules()
+    )
+    return ["contiguous"] if unsafe else list(LAYOUTS)
+
+
+def in_layout(
+    name: str, encoder: nn.Module, images: Sequence[Tensor]
+) -> tuple[nn.Module, list[Tensor]]:
+    """A copy of the encoder and the images, both in one of the :data:`LAYOUTS`."""
+    layout = LAYOUTS[name]
+    return (
+        copy.deepcopy(encoder).to(memory_format=layout),
+        [batch.contiguous(memory_format=layout) for batch in images],
+    )
+
+
+def plain_passes(encoder: nn.Module, pairs: Sequence[Tensor]) -> dict[str, Job]:
+    """The plain pass in each layout of the weights and of the pairs."""
+    found: dict[str, Job] = {}
+    for name in layouts_of(encoder):
+        own, ordered = in_layout(name, encoder, pairs)
+        found[name] = partial(plain_pass, own.requires_grad_(), ordered)
     return found
 
 
+@dataclass(frozen=True)
+class Timed:
+    """Seconds of the plain passes and of the jobs, by each clock, and what follows from them."""
+
+    layouts: tuple[str, ...]
+    plain: dict[str, Float64[np.ndarray, "rounds layouts"]]
+    jobs: dict[str, Float64[np.ndarray, "rounds jobs"]]
+
+    def layout(self, clock: str) -> str:
+        """The faster layout by this clock."""
+        return self.layouts[int(np.median(self.plain[clock], 0).argmin())]
+
+    def unit(self, clock: str) -> Float64[np.ndarray, " rounds"]:
+        """Seconds of the plain pass in the faster layout."""
+        return self.plain[clock][:, self.layouts.index(self.layout(clock))]
+
+    def ratios(self, clock: str) -> Float64[np.ndarray, "rounds jobs"]:
+        """Each job over the unit of its round."""
+        return self.jobs[clock] / self.unit(clock)[:, None]
+
+
+def timed(units: Mapping[str, Job], jobs: Sequence[Job], rounds: int, warm_up: int = 0) -> Timed:
+    """Time ``jobs`` beside the plain passes ``units``, after ``warm_up`` rounds that do not count.
+
+    All of them are timed in turn, in one order and then in the other. On a machine that others use
+    as well, processor time is the one to read.
+    """
+    work = (*units.values(), *jobs)
+    found = {clock: np.zeros((warm_up + rounds, len(work))) for clock in CLOCKS}
+    for number in range(warm_up + rounds):
+        order = range(len(work)) if number % 2 else reversed(range(len(work)))
+        for place in order:
+            for clock, seconds in seconds_of(work[place]).items():
+                found[clock][number, place] = seconds
+    counted = {clock: rows[warm_up:] for clock, rows in found.items()}
+    return Timed(
+        tuple(units),
+        {clock: rows[:, : len(units)] for clock, rows in counted.items()},
+        {clock: rows[:, len(units) :] for clock, rows in counted.items()},
+    )
+
+
+def seconds_of(work: Job) -> dict[str, float]:
+    """Seconds that ``work`` takes, by each clock."""
+    begin = {clock: read() for clock, read in CLOCKS.items()}
+    work()
+    return {clock: read() - begin[clock] for clock, read in CLOCKS.items()}
+
+
 def ratios(
-    work: Callable[[], object], unit: Callable[[], object], rounds: int
+    work: Job, units: Mapping[str, Job], rounds: int, slow_rounds: int
 ) -> dict[str, list[float]]:
-    """Ratios of ``work`` to ``unit``, one a round, after one that does not count."""
-    found = seconds((work, unit), WARM_UP + rounds)
-    return {clock: [a / b for a, b in rows[WARM_UP:]] for clock, rows in found.items()}
+    """Ratios of ``work`` to the unit, one for each round, after one that does not count.
+
+    Where in that one ``work`` takes longer than :data:`SLOW` units, there are ``slow_rounds``.
+    """
+    first = timed(units, [work], WARM_UP)
+    slow = max(float(first.ratios(clock).min()) for clock in CLOCKS) > SLOW
+    found = timed(units, [work], slow_rounds if slow else rounds)
+    return {clock: found.ratios(clock)[:, 0].tolist() for clock in CLOCKS}
 
 
-def summary(found: dict[str, list[float]], clock: str = "cpu") -> dict[str, Any]:
+def summary(found: Mapping[str, Sequence[float]], clock: str = "cpu") -> dict[str, Any]:
     """Medians, the quartiles by one of the clocks, and the number of rounds."""
-    low, _, high = statistics.quantiles(found[clock], n=4)
     return {
         **{clock: round(statistics.median(values), 4) for clock, values in found.items()},
-        "quartiles": [round(low, 4), round(high, 4)],
+        "quartiles": quartiles(found[clock]),
         "rounds": len(found[clock]),
     }
+
+
+def quartiles(values: Sequence[float]) -> list[float]:
+    """The lower and the upper one."""
+    return np.quantile(values, (0.25, 0.75)).round(4).tolist()

@@ -34,7 +34,6 @@ from ..benchmark.exact import Gram
 from ..benchmark.factors import Factors, kronecker_factors
 from ..vectors import Vectors
 from . import Task
-from .cost import plain_pass
 from .scored import Scored
 
 METHOD = "simclr"
@@ -52,16 +51,20 @@ Column = Float64[np.ndarray, " n"]
 
 
 class Sizes(NamedTuple):
-    """Images scored; images and rounds that a cost is measured with, and their batch."""
+    """Images scored; images and rounds that a cost is measured with, and their batch.
+
+    ``slow_rounds`` are for a call that takes longer than :data:`.timing.SLOW` plain passes.
+    """
 
     images: int
     timed: int
     rounds: int
+    slow_rounds: int
     batch: int
 
 
-SIZES = {"tiny": Sizes(128, 32, 3, 32)}
-LARGE = Sizes(800, 128, 10, 64)
+SIZES = {"tiny": Sizes(128, 32, 3, 2, 32)}
+LARGE = Sizes(800, 128, 10, 3, 64)
 
 
 class Fidelity:
@@ -282,7 +285,8 @@ def draws_needed(reliability: dict[str, list[float]]) -> int | None:
 def costs(one: Fidelity, known: dict[str, Any], keep: Callable[[Any], None]) -> dict[str, Any]:
     """Each candidate's cost; ``keep`` is called with all that is known after each of them."""
     images = one.images[: one.sizes.timed]
-    pairs, index = timing.pairs_of(images, one.sizes.batch), one.index[: len(images)]
+    index = one.index[: len(images)]
+    plain = timing.plain_passes(one.encoder, timing.pairs_of(images, one.sizes.batch))
     found = dict(known)
 
     def scoring(name: str) -> None:
@@ -300,12 +304,9 @@ def costs(one: Fidelity, known: dict[str, Any], keep: Callable[[Any], None]) -> 
 
     for name in (LOSS, *CANDIDATES):
         if name not in found:
-            work = timing.ratios(
-                partial(scoring, name), partial(plain_pass, one.encoder, pairs), one.sizes.rounds
-            )
-            found[name] = timing.summary(work)
+            rounds = one.sizes.rounds, one.sizes.slow_rounds
+            found[name] = timing.summary(timing.ratios(partial(scoring, name), plain, *rounds))
             keep(dict(found))
-    one.encoder.zero_grad(set_to_none=True)
     return found
 
 
