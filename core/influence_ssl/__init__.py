@@ -7,14 +7,15 @@ Start with :func:`score`, or with :class:`InfluenceScorer` for every setting.
 
 from influence_ssl.curvature import EmpiricalFisher, ExactHessian, Identity, LoGra, Relative
 from influence_ssl.errors import InfluenceError
-from influence_ssl.objectives import Invariance, Supervised
+from influence_ssl.influence import Influence
+from influence_ssl.objectives import Alignment, Invariance, Supervised
 from influence_ssl.perturbations import GaussianNoise
 from influence_ssl.scorer import InfluenceScorer, score
 from influence_ssl.scores import Scores
 from influence_ssl.version import __version__
 
 __all__ = [
-    "EmpiricalFisher", "ExactHessian", "GaussianNoise", "Identity", "InfluenceError",
-    "InfluenceScorer", "Invariance", "LoGra", "Relative", "Scores", "Supervised", "__version__",
-    "score",
+    "Alignment", "EmpiricalFisher", "ExactHessian", "GaussianNoise", "Identity", "Influence",
+    "InfluenceError", "InfluenceScorer", "Invariance", "LoGra", "Relative", "Scores", "Supervised",
+    "__version__", "score",
 ]  # fmt: skip

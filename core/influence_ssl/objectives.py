@@ -17,7 +17,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from influence_ssl.errors import InfluenceTypeError, InfluenceValueError
-from influence_ssl.perturbations import GaussianNoise
+from influence_ssl.perturbations import GaussianNoise, example_seed
 
 Encode = Callable[[Tensor], Tensor]
 Batch = tuple[Tensor, ...]  # images, and labels where there are any
@@ -44,11 +44,7 @@ class Invariance:
                 f"Invariance: perturbation is a {type(self.perturbation).__name__}; give a "
                 "callable p(x, index, draw, seed) such as GaussianNoise(0.05, 0.2)."
             )
-        if not callable(self.distance) and self.distance not in ("cosine", "squared"):
-            raise InfluenceValueError(
-                f"Invariance: distance={self.distance!r} is unknown; give 'cosine', 'squared' or "
-                "a callable (z, z_hat) -> (B,)."
-            )
+        _check_distance(self.distance, "Invariance")
 
     def __call__(
         self, encode: Encode, batch: Batch, index: Index, draw: int, seed: int
@@ -60,28 +56,92 @@ class Invariance:
                 f"perturbation {self.perturbation!r} maps shape {tuple(x.shape)} to "
                 f"{tuple(x_hat.shape)}; it must keep the shape."
             )
-        z, z_hat = encode(torch.cat([x, x_hat])).chunk(2)
-        for representation, which in ((z, "clean"), (z_hat, "perturbed")):
-            _refuse(~representation.isfinite().all(1), index, which, "not finite")
-        if self.distance == "squared":
-            return (z - z_hat).square().sum(1)
-        if callable(self.distance):
-            return self.distance(z, z_hat)
-        return self._cosine(z, z_hat, index)
+        return _distances(encode, x, x_hat, self.distance, index, ("clean", "perturbed"))
 
-    @staticmethod
-    def _cosine(
-        z: Float[Tensor, "b d"], z_hat: Float[Tensor, "b d"], index: Index
+
+@dataclass(frozen=True)
+class Alignment:
+    r"""The loss that self-supervised training lowers: the distance between two augmented views.
+
+    .. math:: L_i = d\big(f(a_1(x_i)), f(a_2(x_i))\big)
+
+    with two random augmentations a₁, a₂ of example i. ``augment`` maps one image (...) to a view of
+    one shape for all images, drawing its randomness from PyTorch's global generator, as the
+    transforms of ``torchvision.transforms.v2`` do; give the augmentation that the encoder was
+    trained with. Each view's randomness depends on (seed, i, draw, view) alone. ``distance`` as in
+    :class:`Invariance`. Source: Wang and Isola 2020, arXiv:2005.10242.
+    """
+
+    augment: Callable[[Tensor], Tensor]
+    distance: str | Callable[[Tensor, Tensor], Tensor] = "cosine"
+
+    def __post_init__(self) -> None:
+        if not callable(self.augment):
+            raise InfluenceTypeError(
+                f"Alignment: augment is a {type(self.augment).__name__}; give a callable that maps "
+                "one image to a random view of it, such as a torchvision.transforms.v2.Compose."
+            )
+        _check_distance(self.distance, "Alignment")
+
+    def __call__(
+        self, encode: Encode, batch: Batch, index: Index, draw: int, seed: int
     ) -> Float[Tensor, " b"]:
-        units = []
-        for representation, which in ((z, "clean"), (z_hat, "perturbed")):
-            # The largest entry goes first: |z|² must not under- or overflow.
-            largest = representation.detach().abs().amax(1, keepdim=True)
-            _refuse(largest[:, 0] == 0, index, which, "zero, where the cosine is undefined")
-            scaled = representation / largest
-            units.append(scaled / scaled.norm(dim=1, keepdim=True))
-        # Equal to 1 - cos for unit vectors, without its cancellation where the views nearly agree.
-        return 0.5 * (units[0] - units[1]).square().sum(1)
+        # On the CPU, whose random numbers do not depend on the device; the caller's own stay as
+        # they are.
+        images, device = batch[0].cpu(), batch[0].device
+        with torch.random.fork_rng(devices=[]):
+            first, second = (self._views(images, index, draw, seed, view) for view in (0, 1))
+        words = "first augmented", "second augmented"
+        return _distances(
+            encode, first.to(device), second.to(device), self.distance, index, words
+        )  # fmt: skip
+
+    def _views(self, images: Tensor, index: Index, draw: int, seed: int, view: int) -> Tensor:
+        found = []
+        for x, i in zip(images, index.tolist(), strict=True):
+            torch.random.default_generator.manual_seed(example_seed(seed, i, draw, view))
+            found.append(self.augment(x.clone()))
+        if len({part.shape for part in found}) > 1:
+            raise InfluenceValueError(
+                "Alignment: augment returns views of several shapes, such as "
+                f"{tuple(found[0].shape)}; it must return one shape."
+            )
+        return torch.stack(found)
+
+
+def _check_distance(distance: object, owner: str) -> None:
+    if not callable(distance) and distance not in ("cosine", "squared"):
+        raise InfluenceValueError(
+            f"{owner}: distance={distance!r} is unknown; give 'cosine', 'squared' or a callable "
+            "(z, z_hat) -> (B,)."
+        )
+
+
+def _distances(
+    encode: Encode,
+    x: Tensor,
+    x_hat: Tensor,
+    distance: str | Callable[[Tensor, Tensor], Tensor],
+    index: Index,
+    words: tuple[str, str],
+) -> Float[Tensor, " b"]:
+    """d(f(x), f(x̂)) of each example; ``words`` name the two in errors."""
+    z, z_hat = encode(torch.cat([x, x_hat])).chunk(2)
+    for representation, which in zip((z, z_hat), words, strict=True):
+        _refuse(~representation.isfinite().all(1), index, which, "not finite")
+    if distance == "squared":
+        return (z - z_hat).square().sum(1)
+    if callable(distance):
+        return distance(z, z_hat)
+    units = []
+    for representation, which in zip((z, z_hat), words, strict=True):
+        # The largest entry goes first: |z|² must not under- or overflow.
+        largest = representation.detach().abs().amax(1, keepdim=True)
+        _refuse(largest[:, 0] == 0, index, which, "zero, where the cosine is undefined")
+        scaled = representation / largest
+        units.append(scaled / scaled.norm(dim=1, keepdim=True))
+    # Equal to 1 - cos for unit vectors, without its cancellation where the views nearly agree.
+    return 0.5 * (units[0] - units[1]).square().sum(1)
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,12 @@ def example_generator(seed: int, index: int, draw: int) -> torch.Generator:
     NumPy's ``SeedSequence`` hashes the three, so that neighbours get independent streams. PyTorch
     takes 32 bits of the hash: of 100,000 examples about one pair shares its noise.
     """
-    state = np.random.SeedSequence([seed, index, draw]).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(state[0]))
+    return torch.Generator().manual_seed(example_seed(seed, index, draw))
+
+
+def example_seed(*numbers: int) -> int:
+    """64 bits that depend on all of these numbers, by NumPy's ``SeedSequence``."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
 @dataclass(frozen=True)

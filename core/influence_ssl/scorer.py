@@ -3,15 +3,16 @@ r"""The method: :math:`I_i = -g_i^\top (H + \lambda I)^{-1} g_i`, Equation 6 of 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from influence_ssl._examples import Dataset, Examples, Indices
@@ -29,6 +30,7 @@ from influence_ssl.gradients import (
     fold_batch_norm,
     untouched,
 )
+from influence_ssl.influence import Embedded, Influence, products, refuse_too_large
 from influence_ssl.objectives import Invariance
 from influence_ssl.processes import gather, place
 from influence_ssl.scores import Scores
@@ -49,6 +51,7 @@ class Fit:
     origin: dict[str, str]
     projections: Projections
     probe: Probe
+    kept: Embedded | None
 
 
 class InfluenceScorer:
@@ -120,20 +123,33 @@ class InfluenceScorer:
         """The batch size for images of so many values."""
         return self.batch_size or max(_LEAST, min(_BATCH, _BATCH * 3 * 64**2 // values))
 
-    def fit(self, images: Tensor | Dataset, index: Indices | None = None) -> InfluenceScorer:
+    def fit(
+        self,
+        images: Tensor | Dataset,
+        index: Indices | None = None,
+        names: Sequence[str] | None = None,
+        keep: bool = False,
+    ) -> InfluenceScorer:
         """Fit the curvature on ``images``; later calls of :meth:`score` use it.
 
-        ``index`` (N,) gives the examples' indices where they are not 0 … N − 1. An encoder or a
-        setting that changes afterwards is refused until the next fit.
+        ``index`` (N,) gives the examples' indices where they are not 0 … N − 1. ``keep``: whether
+        the images' embeddings φ (N, draws·m) stay in memory with their ``names``, as
+        :meth:`influence` needs. An encoder or a setting that changes afterwards is refused until
+        the next fit.
         """
         with self._gradients(images, index, "fit") as gradients:
+            self._check_names(names, gradients)
+            if keep:
+                gradients.keep()
+            form = self.curvature.fit(gradients)
             self.fit_ = Fit(
-                form=self.curvature.fit(gradients),
+                form=form,
                 n=gradients.n,
                 settings=self._settings(),
                 origin=origin(self.encoder, gradients.capture),
                 projections=projections(gradients.exact.layers),
                 probe=Probe.take(gradients.exact, *gradients.examples.first()),
+                kept=self._embedded(gradients, form, names) if keep else None,
             )
         return self
 
@@ -150,8 +166,7 @@ class InfluenceScorer:
         """
         fit = getattr(self, "fit_", None)
         with self._gradients(images, index, "score", fit) as gradients:
-            if names is not None and len(names) != gradients.examples.n:
-                raise InfluenceValueError(f"names holds {len(names)}, not one for each image.")
+            self._check_names(names, gradients)
             gradients.representations = representations
             if fit is None:
                 gradients.keep()
@@ -174,15 +189,110 @@ class InfluenceScorer:
             loss=loss.mean(0), gradient_norm=norm.mean(0), per_draw=per_draw, representations=z,
         )  # fmt: skip
 
+    def embed(
+        self, images: Tensor | Dataset, index: Indices | None = None
+    ) -> Float[Tensor, "n dm"]:
+        r"""φ of each image, (N, draws·m), with which scores and influences are products.
+
+        :math:`-|\varphi_i|^2` is the self-score of image i and :math:`-\varphi_q\cdot\varphi_i` the
+        influence of image i on image q. The draws stand side by side, each divided by √draws: a
+        product pairs draw d of one image with draw d of the other and is their mean over draws.
+        The mean over all pairs of draws is another estimator. Without an earlier :meth:`fit`, the
+        curvature is fitted on ``images`` for this call. Raises :class:`InfluenceTypeError` for a
+        curvature without φ: one of one's own that gives forms alone, or an indefinite Hessian.
+        """
+        fit = getattr(self, "fit_", None)
+        with self._gradients(images, index, "embed", fit) as gradients:
+            if fit is None:
+                gradients.keep()
+            form = self.curvature.fit(gradients) if fit is None else fit.form
+            found = self._embedded(gradients, form)
+        if found.signs is not None:
+            raise InfluenceTypeError(
+                "H + λI is indefinite, so no embedding has its products; give more damping, or ask "
+                "for scorer.influence, which needs none."
+            )
+        return found.phi
+
+    def influence(
+        self,
+        queries: Tensor | Dataset,
+        index: Indices | None = None,
+        names: Sequence[str] | None = None,
+        top: int | None = None,
+        group: Sequence[Hashable] | np.ndarray | None = None,
+        objective: Objective | None = None,
+    ) -> Influence:
+        r"""Influence :math:`-g_q^\top(H+\lambda I)^{-1}g_i` of the fitted images on ``queries``.
+
+        It is the derivative of the query's loss when the weight of training image i goes up: a
+        negative value helps the query. Needs ``fit(images, keep=True)``.
+
+        - index: the queries' indices, on which their noise depends; ``None``: numbers that no
+          training image has. With a training image's own index the influence on itself is its
+          self-score.
+        - names: what the queries are called.
+        - top: only the ``top`` images that help each query most and the ``top`` that hurt it most.
+        - group: (N,) a label for each training image; influences are summed over each label's.
+        - objective: the loss of the queries, where it is not the scorer's.
+        """
+        fit = getattr(self, "fit_", None)
+        if fit is None or fit.kept is None:
+            raise InfluenceValueError(
+                "no training images are kept; call fit(images, keep=True) before influence."
+            )
+        if index is None:
+            index = torch.arange(len(queries)) + int(fit.kept.index.max()) + 1
+        with self._gradients(queries, index, "influence", fit, objective) as gradients:
+            self._check_names(names, gradients)
+            asked = self._embedded(gradients, fit.form, names)
+            provenance = self._provenance(gradients, fit.form, fit.n)
+        return products(asked, fit.kept, top, group, self.draws, provenance)
+
+    def _embedded(
+        self,
+        gradients: Gradients,
+        form: Callable[[Tensor], Tensor],
+        names: Sequence[str] | None = None,
+    ) -> Embedded:
+        """φ of all images, from a pass over their gradients."""
+        embed = getattr(form, "embed", None)
+        if embed is None:
+            raise InfluenceTypeError(
+                f"curvature={self.curvature!r} gives scores alone; what its fit returns needs a "
+                "method embed(gradients) -> (B, m) for embeddings and influence."
+            )
+        parts: list[Tensor] = []
+        for g in gradients:
+            parts.append(embed(g))
+            if len(parts) == 1:
+                width = self.draws * parts[0].shape[1]
+                refuse_too_large(gradients.examples.n, width, parts[0])
+        phi = torch.cat(parts)
+        phi = phi.reshape(self.draws, -1, phi.shape[1]).transpose(0, 1).flatten(1)
+        phi = gather(phi.div_(self.draws**0.5))
+        return Embedded(phi, gradients.index.numpy(), names, getattr(form, "signs", None))
+
+    @staticmethod
+    def _check_names(names: Sequence[str] | None, gradients: Gradients) -> None:
+        if names is not None and len(names) != gradients.examples.n:
+            raise InfluenceValueError(f"names holds {len(names)}, not one for each image.")
+
     @contextmanager
     def _gradients(
-        self, images: Tensor | Dataset, index: Indices | None, stage: str, fit: Fit | None = None
+        self,
+        images: Tensor | Dataset,
+        index: Indices | None,
+        stage: str,
+        fit: Fit | None = None,
+        objective: Objective | None = None,
     ) -> Iterator[Gradients]:
         if fit is not None:
             self._refuse(name for name, x in self._settings().items() if x != fit.settings[name])
         examples = Examples(images, index)
         encoder = self.encoder
-        own = Capture(encoder, [], self.objective, self.seed)
+        asked = self.objective if objective is None else objective
+        own = Capture(encoder, [], asked, self.seed)
         try:
             device = torch.empty(0, device=self.device or own.device).device
         except (RuntimeError, AssertionError) as error:
@@ -207,8 +317,9 @@ class InfluenceScorer:
             if fit is not None or self.store is not None:
                 parts = origin(self.encoder, capture)
             if fit is not None:
-                self._refuse(name for name, part in parts.items() if part != fit.origin[name])
-                if not fit.probe.agrees(exact):
+                free = set() if objective is None else {"objective"}
+                self._refuse(n for n, x in parts.items() if x != fit.origin[n] and n not in free)
+                if not fit.probe.agrees(replace(exact, objective=self.objective)):
                     self._refuse(["the objective or the encoder's forward pass"])
             if self.store is not None:
                 store = Store(self.store, parts, exact, *sample)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
@@ -122,19 +122,7 @@ class Scores:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write to ``.npz``, ``.csv`` or ``.parquet``; the file appears whole or not at all."""
-        path = Path(path)
-        write = _WRITERS.get(path.suffix)
-        if write is None:
-            raise InfluenceValueError(f"{path}: the suffix must be one of {', '.join(_WRITERS)}.")
-        part = path.with_name(f".{os.getpid()}-{path.name}")
-        try:
-            try:
-                write(self, str(part))
-                part.replace(path)
-            finally:
-                part.unlink(missing_ok=True)
-        except OSError as error:
-            raise InfluenceOSError(f"{path}: cannot be written: {error.strerror}.") from error
+        save(self, path, _WRITERS)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Scores:
@@ -151,6 +139,25 @@ class Scores:
             raise InfluenceOSError(f"{path}: cannot be read: {error.strerror or error}.") from error
         except Exception as error:
             raise InfluenceValueError(f"{path}: is not a file of scores ({error}).") from error
+
+
+def save(
+    found: Any, path: str | os.PathLike[str], writers: Mapping[str, Callable[[Any, str], None]]
+) -> None:
+    """Write ``found`` by the suffix of ``path``; the file appears whole or not at all."""
+    path = Path(path)
+    write = writers.get(path.suffix)
+    if write is None:
+        raise InfluenceValueError(f"{path}: the suffix must be one of {', '.join(writers)}.")
+    part = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        try:
+            write(found, str(part))
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        raise InfluenceOSError(f"{path}: cannot be written: {error.strerror}.") from error
 
 
 def _write_npz(scores: Scores, path: str) -> None:
@@ -175,7 +182,10 @@ def _tables(name: str) -> Callable[..., Any]:
     return lambda *x: getattr(import_module("influence_ssl.report.tables"), name)(*x)
 
 
-_WRITERS: dict[str, Callable[..., None]] = {".npz": _write_npz, ".csv": _tables("write_csv")}
-_WRITERS[".parquet"] = _tables("write_parquet")
+TABLES: dict[str, Callable[..., None]] = {
+    ".csv": _tables("write_csv"),
+    ".parquet": _tables("write_parquet"),
+}
+_WRITERS: dict[str, Callable[..., None]] = {".npz": _write_npz, **TABLES}
 _READERS: dict[str, Callable[..., Scores]] = {".npz": _read_npz, ".csv": _tables("read_csv")}
 _READERS[".parquet"] = _tables("read_parquet")

@@ -1,4 +1,4 @@
-"""Scores as tables, CSV and Parquet: the files of :meth:`Scores.save` that need pandas."""
+"""Tables with a provenance, as CSV and Parquet: scores and influences, which need pandas."""
 
 from __future__ import annotations
 
@@ -14,16 +14,19 @@ from influence_ssl.scores import Scores
 if TYPE_CHECKING:
     import pandas
 
+    from influence_ssl.influence import Influence
+
 _COMMENT = "# provenance: "
 
 
-def write_csv(scores: Scores, path: str) -> None:
+def write_csv(scores: Scores | Influence, path: str) -> None:
     """Write the columns as text, after a line with the provenance."""
     table = scores.to_pandas()
     with open(path, "w", encoding="utf-8", newline="") as file:
         file.write(_COMMENT + json.dumps(scores.provenance) + "\n")
         # Unquoted, a carriage return would be read as the end of a line.
-        odd = "name" in table and table["name"].str.contains("\r", regex=False).any()
+        texts = (table[name].astype(str) for name in ("name", "query") if name in table)
+        odd = any(column.str.contains("\r", regex=False).any() for column in texts)
         how = csv.QUOTE_ALL if odd else csv.QUOTE_MINIMAL
         table.to_csv(file, index=False, float_format="%.17g", quoting=how)
 
@@ -41,7 +44,7 @@ def read_csv(path: Path) -> Scores:
     return _from_table(table, json.loads(first.removeprefix(_COMMENT)))
 
 
-def write_parquet(scores: Scores, path: str) -> None:
+def write_parquet(scores: Scores | Influence, path: str) -> None:
     """Write the columns, with the provenance in the metadata of the schema."""
     import pyarrow
     import pyarrow.parquet
