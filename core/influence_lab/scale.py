@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from influence_ssl import GaussianNoise, InfluenceScorer, LoGra, Scores
 from influence_ssl.errors import InfluenceTypeError
+from influence_ssl.gradients import Seen
 
 from .pretrain.cost import Device
 
@@ -79,12 +80,12 @@ def memory(
     )  # fmt: skip
     with quiet._gradients(sample, None, "count") as gradients:
         capture = gradients.capture
-        calls: list[tuple[str, Tensor]] = []
+        seen = Seen()
         with saved_tensors_hooks(pack, lambda x: x):
-            capture.gradients((sample,), gradients.index, 0, calls)
+            capture.gradients((sample,), gradients.index, 0, seen)
         parameters = {p.untyped_storage().data_ptr() for p in capture.encoder.parameters()}
         activations = [size for pointer, size in saved.items() if pointer not in parameters]
-        projected = sum(2 * x.numel() * x.element_size() for _, x in calls)
+        projected = sum(x.numel() * x.element_size() for _, x, _ in seen.calls)
         # In the backward pass three maps of the largest kind are in use besides what was saved.
         batch = (sum(activations) + 3 * max(activations) + projected) / len(sample)
         sizes = [layer.size for layer in gradients.layers]

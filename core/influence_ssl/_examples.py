@@ -39,7 +39,11 @@ class Examples:
         if self.n == 0:
             raise InfluenceValueError("images is empty; there is nothing to score.")
         self.images = images
-        self.index = torch.arange(self.n) if index is None else torch.as_tensor(index).long().cpu()
+        self.index = (
+            torch.arange(self.n, device="cpu")
+            if index is None
+            else torch.as_tensor(index, device="cpu").long()
+        )
         if self.index.shape != (self.n,) or (self.index < 0).any():
             raise InfluenceValueError(f"index must hold {self.n} numbers ≥ 0, one for each image.")
         self._shape: torch.Size | None = None

@@ -258,7 +258,7 @@ def _orthonormal(
     rank: int, width: int, generator: torch.Generator, like: Tensor
 ) -> Float[Tensor, "r w"]:
     """Rows of a random subspace, uniform over all subspaces; float32 at least, on like's device."""
-    gaussian = torch.randn(width, rank, generator=generator, dtype=torch.float64)
+    gaussian = torch.randn(width, rank, generator=generator, dtype=torch.float64, device="cpu")
     rows = torch.linalg.qr(gaussian).Q.T.contiguous()
     return rows.to(like.device, torch.promote_types(like.dtype, torch.float32))
 

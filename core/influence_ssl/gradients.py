@@ -15,19 +15,18 @@ so a is projected in the forward pass, δ in the backward pass, and no weight gr
 
 from __future__ import annotations
 
-import copy
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from influence_ssl._layers import Layer
 from influence_ssl.errors import InfluenceTypeError, InfluenceValueError
 from influence_ssl.objectives import Batch, Encode, Index
 
@@ -35,136 +34,35 @@ Objective = Callable[[Encode, Batch, Tensor, int, int], Tensor]
 
 
 @dataclass
-class Layer:
-    """One weight of θ: the modules that use it, its shape as (O, I), its two projections.
+class Seen:
+    """What a pass over B examples sees, for the checks; v views of them in each call of encode.
 
-    ``left`` is P (r, O), ``right`` is Q (r, I); ``None`` stands for the identity. ``scale`` s (O,)
-    is there where the modules hold s ⊙ W, see :func:`fold_batch_norm`.
+    ``given`` and ``outputs``: the encoder's inputs and outputs (v·B, ...); ``calls``: a layer's
+    number, its projected inputs as they come, and v·B; ``losses``: (B,) once; ``odd``: errors of
+    layers that receive rows of which examples have no equal share.
     """
 
-    name: str
-    modules: list[nn.Conv2d | nn.Linear]
-    out_features: int
-    in_features: int
-    left: Tensor | None = None
-    right: Tensor | None = None
-    scale: Tensor | None = None
-
-    @property
-    def weight(self) -> Tensor:
-        """The weight itself."""
-        return self.modules[0].weight
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Shape of the projected gradient."""
-        rows = self.out_features if self.left is None else self.left.shape[0]
-        columns = self.in_features if self.right is None else self.right.shape[0]
-        return rows, columns
-
-    @property
-    def size(self) -> int:
-        """Number of entries of the projected gradient."""
-        return self.shape[0] * self.shape[1]
-
-    def project(self, gradient: Float[Tensor, "o *i"]) -> Float[Tensor, "r c"]:
-        """P G Qᵀ of a weight gradient that autograd formed, for the check."""
-        gradient = gradient.flatten(1).to(torch.promote_types(gradient.dtype, torch.float32))
-        gradient = gradient if self.left is None else self.left @ gradient
-        return gradient if self.right is None else gradient @ self.right.T
-
-    def inputs(self, module: nn.Module, a: Tensor) -> Float[Tensor, "n g t i"]:
-        """Q a at each position: (rows, groups, positions, r or I)."""
-        if isinstance(module, nn.Linear):
-            a = a.reshape(a.shape[0], 1, -1, a.shape[-1])
-            return a if self.right is None else a @ self.right.to(a.dtype).T
-        assert isinstance(module, nn.Conv2d)
-        n, g, padding = a.shape[0], module.groups, module.padding
-        if module.padding_mode != "zeros" or isinstance(padding, str):
-            mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-            a = F.pad(a, module._reversed_padding_repeated_twice, mode=mode)
-            padding = (0, 0)
-        if g > 1:
-            a = a.reshape(n * g, a.shape[1] // g, *a.shape[2:])
-        kernel, stride, dilation = module.kernel_size, module.stride, module.dilation
-        if self.right is None:
-            columns = F.unfold(a, kernel, dilation, padding, stride)
-        else:
-            filters = self.right.to(a.dtype).reshape(-1, a.shape[1], *kernel)
-            columns = F.conv2d(a, filters, None, stride, padding, dilation).flatten(2)
-        return columns.transpose(1, 2).unflatten(0, (n, g))
-
-    def contract(
-        self, module: nn.Module, columns: Float[Tensor, "n g t i"], delta: Tensor
-    ) -> Float[Tensor, "n r c"]:
-        """Σ_t (P δ_t)(Q a_t)ᵀ for each row."""
-        n, g, positions, _ = columns.shape
-        if not isinstance(module, nn.Linear):
-            delta = delta.flatten(2).transpose(1, 2)
-        # P mixes the groups, which have their own inputs: last there, else where it is cheaper.
-        delta = delta.reshape(n, positions, g, -1).transpose(1, 2)
-        left = self.left if self.left is None or self.scale is None else self.left * self.scale
-        if left is not None and g == 1 and positions < self.out_features:
-            delta, left = delta @ left.to(delta.dtype).T, None
-        gradient = (delta.transpose(2, 3) @ columns).flatten(1, 2)
-        return gradient if left is None else left.to(gradient.dtype) @ gradient
-
-
-def called_layers(
-    encoder: nn.Module, run: Callable[[], object], names: list[str] | None
-) -> list[Layer]:
-    """The Conv2d and Linear weights that a forward pass uses, in the order of the first call.
-
-    ``names`` restricts them; each must then be a Conv2d or Linear that the pass calls. Modules
-    that share one weight make one layer.
-    """
-    modules = dict(encoder.named_modules())
-    for name in names or []:
-        if not isinstance(modules.get(name), (nn.Conv2d, nn.Linear)):
-            known = [n for n, m in modules.items() if isinstance(m, (nn.Conv2d, nn.Linear))]
-            raise InfluenceValueError(
-                f"layers: {name!r} is not a Conv2d or Linear of the encoder; "
-                f"these are: {', '.join(known[:20])}{' …' if len(known) > 20 else ''}."
-            )
-    layers: dict[int, Layer] = {}
-    called: set[str] = set()
-
-    def record(name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        assert isinstance(module, (nn.Conv2d, nn.Linear))
-        called.add(name)
-        # A parametrised module makes a new weight tensor on each access: then it is its own key.
-        weight = module._parameters.get("weight")
-        key = id(module if weight is None else weight)
-        if key not in layers:
-            layers[key] = Layer(name, [], module.weight.shape[0], module.weight[0].numel())
-        if module not in layers[key].modules:
-            layers[key].modules.append(module)
-
-    with ExitStack() as hooks:
-        for name, module in modules.items():
-            if isinstance(module, (nn.Conv2d, nn.Linear)) and (names is None or name in names):
-                hooks.enter_context(module.register_forward_pre_hook(partial(record, name)))
-        run()
-    if silent := sorted(set(names or []) - called):
-        raise InfluenceValueError(
-            f"layers: {silent[0]!r} is never called in the encoder's forward pass; leave it out."
-        )
-    if not layers:
-        raise InfluenceTypeError(
-            "the encoder calls no Conv2d or Linear module, so θ is empty; "
-            "influence is defined over the weights of such modules."
-        )
-    return list(layers.values())
+    given: list[Tensor] = field(default_factory=list)
+    outputs: list[Tensor] = field(default_factory=list)
+    calls: list[tuple[int, Tensor, int]] = field(default_factory=list)
+    losses: list[Tensor] = field(default_factory=list)
+    odd: dict[int, str] = field(default_factory=dict)
 
 
 @dataclass
 class Capture:
-    """Runs an objective and collects the projected per-example gradients of its layers."""
+    """Runs an objective and collects the projected per-example gradients of its layers.
+
+    ``silent``: modules that count as layers where they are called, which an image did not. ``rows``
+    are those per example of each call of each layer in the pass that was checked.
+    """
 
     encoder: nn.Module
     layers: list[Layer]
     objective: Objective
     seed: int
+    silent: dict[str, nn.Module] = field(default_factory=dict)
+    rows: list[list[int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         parameter = next((p for p in self.encoder.parameters() if p.is_floating_point()), None)
@@ -200,194 +98,246 @@ class Capture:
             )
         return z.to(self.working)
 
+    def encode_from(self, leaves: list[Tensor], x: Tensor, examples: int) -> Tensor:
+        """:meth:`encode` of a new leaf of autograd's graph, which joins ``leaves``.
+
+        The leaf makes autograd reach each layer's output while no weight asks for a gradient; the
+        clone keeps an encoder that works in place away from the caller's images.
+        """
+        x = x.detach().to(self.dtype)
+        if x.ndim == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        leaves.append(x.requires_grad_())
+        return self.encode(x.clone(), examples)
+
     def gradients(
-        self, batch: Batch, index: Index, draw: int, calls: list[tuple[str, Tensor]] | None = None
+        self, batch: Batch, index: Index, draw: int, seen: Seen | None = None
     ) -> list[Float[Tensor, "b r c"]]:
         """P G_i Qᵀ of each layer, (B, r, c), in the order of ``layers``.
 
-        ``calls`` takes (layer's name, its projected inputs (B, ...)) of each call.
+        ``seen`` takes what the checks ask for. Raises :class:`InfluenceValueError` where examples
+        cannot be told apart or where the examples decide which layers are called.
         """
         b = len(index)
         sums: list[Tensor | None] = [None] * len(self.layers)
+        counts: list[list[int]] = [[] for _ in self.layers]
         leaves: list[Tensor] = []
-        views = 1
+        anchors: list[Tensor] = []
+        views, forward = 1, True
 
         def encode(x: Tensor) -> Tensor:
             nonlocal views
             views = max(1, x.shape[0] // b)
-            # The leaf makes autograd reach each layer's output while no weight asks for a gradient;
-            # the clone keeps an encoder that works in place away from the caller's images.
-            x = x.detach().to(self.dtype)
-            if x.ndim == 4:
-                x = x.contiguous(memory_format=torch.channels_last)
-            leaves.append(x.requires_grad_())
-            return self.encode(x.clone(), b)
-
-        def add(number: int, rows: Tensor) -> None:
-            if rows.shape[0] % (views * b):
-                raise InfluenceValueError(
-                    f"layer {self.layers[number].name!r} receives {rows.shape[0]} rows for {b} "
-                    "examples, so examples cannot be told apart; leave it out with `layers`."
-                )
-            rows = rows.reshape(views, b, -1, *rows.shape[1:]).sum((0, 2), dtype=self.working)
-            known = sums[number]
-            sums[number] = rows if known is None else known + rows
+            z = self.encode_from(leaves, x, b)
+            if seen is not None:
+                seen.given.append(leaves[-1].detach())
+                seen.outputs.append(z.detach())
+            return z
 
         def hook(
-            number: int, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
-        ) -> None:
-            layer, a = self.layers[number], inputs[0]
-            with torch.no_grad():
-                columns = layer.inputs(module, a.detach().to(self.products))
-            if calls is not None:
-                known = columns.shape[0] % (views * b) == 0
-                seen = columns.reshape(views, b, -1)[0] if known else columns.new_zeros(b, 1)
-                calls.append((layer.name, seen))
-            if output.requires_grad:
-                output.register_hook(
-                    lambda delta: add(
-                        number, layer.contract(module, columns, delta.to(self.products))
+            number: int,
+            module: nn.Module,
+            args: tuple[Any, ...],
+            kwargs: dict[str, Any],
+            output: Tensor,
+        ) -> Tensor | None:
+            if not forward:  # checkpointing runs a layer again in the backward pass
+                return None
+            layer, n = self.layers[number], views * b
+            a, rest = taken(layer.name, args, kwargs, output)
+            rows, shape = layer.rows(a), (views, b, -1)
+            a = self.columns(layer, module, a, views, b)
+            if seen is not None:
+                seen.calls.append((number, a, n))
+            anchored = None
+            if torch.is_grad_enabled() and not output.requires_grad:
+                # What comes from a detached tensor: autograd must be made to go this far.
+                anchors.append(output.new_zeros(()).requires_grad_())
+                output = anchored = output + anchors[-1]
+
+            def backward(delta: Tensor) -> None:
+                if rows % n:
+                    error = (
+                        f"layer {layer.name!r} receives {rows} rows for {b} examples, so examples "
+                        f"cannot be told apart; leave it out with layers=['-{layer.name}']."
                     )
-                )
+                    if seen is None:
+                        raise InfluenceValueError(error)
+                    seen.odd[number] = error
+                    return
+                counts[number].append(rows // n)
+                delta = layer.arranged(delta.detach(), n)
+                if layer.own_forward:
+                    delta = delta.reshape(*shape, *delta.shape[1:]).transpose(0, 1).flatten(1, 2)
+                    found = layer.differentiated(module, a, rest, delta).to(self.working)
+                else:
+                    found = layer.contract(module, a, delta.to(self.products))
+                    found = found.reshape(*shape, *found.shape[1:]).sum((0, 2), dtype=self.working)
+                known = sums[number]
+                sums[number] = found if known is None else known + found
+
+            if output.requires_grad:
+                output.register_hook(backward)
+            return anchored
 
         with ExitStack() as hooks:
             for number, layer in enumerate(self.layers):
                 for module in layer.modules:
-                    hooks.enter_context(module.register_forward_hook(partial(hook, number)))
-            total = self.losses(batch, index, draw, encode).sum()
-            if total.requires_grad and leaves:
-                torch.autograd.grad(total, leaves, allow_unused=True)
+                    hooks.enter_context(
+                        module.register_forward_hook(partial(hook, number), with_kwargs=True)
+                    )
+            for name, other in self.silent.items():
+                hooks.enter_context(other.register_forward_pre_hook(partial(refuse_routing, name)))
+            losses = self.losses(batch, index, draw, encode)
+            forward = False
+            if losses.requires_grad and leaves:
+                differentiate(losses.sum(), [*leaves, *anchors])
+        if seen is None:
+            self._compare(counts)
+        else:
+            seen.losses, self.rows = [losses.detach()], counts
         zeros = partial(torch.zeros, b, dtype=self.working, device=self.device)
         found = zip(self.layers, sums, strict=True)
         return [zeros(*layer.shape) if rows is None else rows for layer, rows in found]
+
+    def columns(self, layer: Layer, module: nn.Module, a: Tensor, views: int, b: int) -> Tensor:
+        """What of a layer's input its gradients need: Q a, or a copy sorted by examples."""
+        rows, a = layer.rows(a), layer.arranged(a.detach(), views * b)
+        if not layer.own_forward:
+            with torch.no_grad():
+                return layer.inputs(module, a.to(self.products))
+        if rows % (views * b):
+            return a
+        # A copy, as the encoder may work in place later.
+        return a.reshape(views, b, -1, *a.shape[1:]).transpose(0, 1).flatten(1, 2).clone()
+
+    def _compare(self, counts: list[list[int]]) -> None:
+        """Refuse an encoder that calls layers on other rows than in the pass that was checked."""
+        for layer, first, now in zip(self.layers, self.rows, counts, strict=True):
+            if sorted(first) != sorted(now):
+                raise InfluenceValueError(
+                    f"layer {layer.name!r} is called {_times(first)} for the first images and "
+                    f"{_times(now)} for later ones: {_ROUTED}"
+                    f"leave it out with layers=['-{layer.name}']."
+                )
 
     def flat(self, batch: Batch, index: Index, draw: int) -> Float[Tensor, "b k"]:
         """All layers' projected gradients side by side."""
         return torch.cat([g.flatten(1) for g in self.gradients(batch, index, draw)], 1)
 
 
-def check_encoder(capture: Capture, batch: Batch, index: Index) -> None:
-    """Refuse an encoder whose per-example gradients cannot be trusted.
+def _times(rows: list[int]) -> str:
+    """Rows of each call in words."""
+    return f"on {' + '.join(map(str, rows))} rows per image" if rows else "not at all"
 
-    Runs the first one or two examples alone and together. (1) The captured gradients must sum to
-    autograd's weight gradient, which finds layers that compute something else than their class.
-    (2) Each example must look the same alone and in company, which finds encoders that mix
-    examples; the first layer whose input differs is named.
-    """
-    tolerance = {torch.float64: 1e-6, torch.float32: 1e-2}.get(capture.dtype, 0.2)
 
-    def differ(x: Tensor, y: Tensor) -> bool:
-        scale = torch.maximum(x.norm(), y.norm())
-        return x.shape != y.shape or not bool((x - y).norm() <= tolerance * scale + 1e-30)
+_ROUTED = "the images decide which layers the encoder calls, so there is no one θ for all of them; "
 
-    expected: list[tuple[str, Tensor]] = []
-    together = capture.gradients(batch, index, 0, expected)
-    for i in range(len(index)):
-        calls: list[tuple[str, Tensor]] = []
-        part = tuple(values[i : i + 1] for values in batch)
-        alone = capture.gradients(part, index[i : i + 1], 0, calls)
-        mixed = [] if len(calls) == len(expected) else ["the encoder"]
-        for (name, inputs), (_, reference) in zip(calls, expected, strict=False):
-            if differ(inputs[0], reference[i]):
-                mixed.append(f"the input of layer {name!r}")
-        for layer, gradient, reference in zip(capture.layers, alone, together, strict=True):
-            if differ(gradient[0], reference[i]):
-                mixed.append(f"the gradient of layer {layer.name!r}")
-        if mixed:
-            raise InfluenceValueError(
-                f"{mixed[0]} depends on the other images of the batch or on chance, so a score "
-                "would not belong to one example; give an encoder that maps each image on its own."
-            )
-    # A parametrised weight is no parameter: its gradient is that of its current value.
-    layers = enumerate(capture.layers)
-    plain = {n: x.weight for n, x in layers if "weight" in x.modules[0]._parameters}
-    if not plain:
-        return
-    for weight in plain.values():
-        weight.requires_grad_()
-    losses = capture.losses(batch, index, 0, lambda x: capture.encode(x, len(index)))
-    if not losses.requires_grad:
-        raise InfluenceValueError(
-            "the losses have no gradient: the encoder or the objective runs under torch.no_grad or "
-            "detaches what it returns; let autograd through."
+
+def refuse_routing(name: str, *_: object) -> None:
+    """Raise the error of a layer that only some images are led to."""
+    raise InfluenceValueError(
+        f"layer {name!r} is called for some images, but was not for an earlier one: {_ROUTED}"
+        f"leave it out with layers=['-{name}']."
+    )
+
+
+def taken(
+    name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: object
+) -> tuple[Tensor, Callable[[Tensor], tuple[tuple[Any, ...], dict[str, Any]]]]:
+    """A layer's input, and the arguments of its call with another input in its place."""
+    if not isinstance(output, Tensor):
+        raise InfluenceTypeError(
+            f"layer {name!r} returns a {type(output).__name__} instead of a tensor; leave it out "
+            f"with layers=['-{name}']."
         )
-    found = torch.autograd.grad(losses.sum(), [*plain.values()], allow_unused=True)
-    for (n, weight), exact in zip(plain.items(), found, strict=True):
-        weight.requires_grad_(False)
-        layer = capture.layers[n]
-        exact = layer.project(torch.zeros_like(weight) if exact is None else exact)
-        # Two examples may cancel; their own size is what rounding is measured by.
-        slack = tolerance * together[n].norm() + 1e-30
-        if not bool((together[n].sum(0) - exact).norm() <= slack):
-            raise InfluenceValueError(
-                f"layer {layer.name!r} does not compute a plain {type(layer.modules[0]).__name__} "
-                "of inputs that come from the image, so its gradient cannot be captured; "
-                "leave it out with `layers`."
-            )
+    if args:
+        return args[0], lambda a: ((a, *args[1:]), kwargs)
+    key = next(k for k, value in kwargs.items() if isinstance(value, Tensor))
+    return kwargs[key], lambda a: ((), {**kwargs, key: a})
 
 
-@torch.no_grad()
-def fold_batch_norm(capture: Capture, images: Tensor) -> Capture:
-    r"""The same on a copy of the encoder, with batch norm folded into the convolutions before it.
-
-    In eval mode batch norm is y = s ⊙ Wa + c, which a convolution with weight s ⊙ W and bias c
-    gives at once. As :math:`\partial L/\partial(Wa) = s\odot\partial L/\partial y`, the
-    projection P takes s, and θ stays the original W. ``capture`` itself comes back where there is
-    nothing to fold, or where the representations of ``images`` change by more than rounding.
-    """
+def differentiate(total: Tensor, leaves: list[Tensor]) -> list[Tensor | None]:
+    """Autograd's gradients, ``None`` for what the total does not depend on."""
     try:
-        encoder, layers = copy.deepcopy((capture.encoder, capture.layers))
-    except (RuntimeError, TypeError):  # what cannot be copied runs as it is
-        return capture
-    owners: dict[Any, Layer] = {x.modules[0]: x for x in layers if len(x.modules) == 1}
-    outputs: dict[int, tuple[Tensor, nn.Module]] = {}  # each is kept, so that its id stays its own
-    pairs: dict[Any, Layer] = {}
+        return list(torch.autograd.grad(total, leaves, allow_unused=True))
+    except RuntimeError as error:
+        if "use_reentrant" not in str(error):
+            raise
+        raise InfluenceValueError(
+            "the encoder checkpoints its activations with use_reentrant=True, which allows no "
+            "gradient of single tensors; give use_reentrant=False, or switch checkpointing off."
+        ) from None
 
-    def follow(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if isinstance(module, nn.Conv2d):
-            outputs[id(output)] = output, module
-        elif isinstance(module, nn.BatchNorm2d) and id(inputs[0]) in outputs:
-            layer = owners.get(outputs[id(inputs[0])][1])
-            if module.affine and module.track_running_stats and layer and layer.left is not None:
-                pairs[module] = layer
 
-    images = images.to(capture.device, capture.dtype)
-    with ExitStack() as hooks:
-        for module in encoder.modules():
-            if type(module) in (nn.Conv2d, nn.BatchNorm2d):
-                hooks.enter_context(module.register_forward_hook(follow))
-        expected = encoder(images.clone())
-    for norm, layer in pairs.items():
-        convolution: Any = layer.modules[0]
-        norm.to(capture.working)
-        layer.scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-        convolution.weight, convolution.bias = fuse_conv_bn_weights(
-            convolution.weight, convolution.bias, norm.running_mean, norm.running_var, norm.eps,
-            norm.weight, norm.bias,
-        )  # fmt: skip
-        norm.__class__ = nn.Identity
-    slack = torch.finfo(capture.dtype).eps ** 0.5 * expected.norm()
-    if not pairs or not bool((encoder(images.clone()) - expected).norm() <= slack):
-        return capture
-    return Capture(encoder, layers, capture.objective, capture.seed)
+_busy: dict[int, tuple[int, int]] = {}  # module's id: its thread, how often it is in use there
+_lock = threading.Lock()
+
+
+@contextmanager
+def _one_thread(encoder: nn.Module) -> Iterator[None]:
+    """Refuse modules that are in use by another thread: hooks and modes are theirs, not ours."""
+    modules, here = [*encoder.modules()], threading.get_ident()
+    with _lock:
+        if any(_busy.get(id(module), (here, 0))[0] != here for module in modules):
+            raise InfluenceValueError(
+                "the encoder is being scored in another thread at this moment; give each thread "
+                "a copy of its own, copy.deepcopy(encoder), or score one after the other."
+            )
+        for module in modules:
+            _busy[id(module)] = here, _busy.get(id(module), (here, 0))[1] + 1
+    try:
+        yield
+    finally:
+        with _lock:
+            for module in modules:
+                _, uses = _busy.pop(id(module))
+                if uses > 1:
+                    _busy[id(module)] = here, uses - 1
+
+
+def _refuse_unusable(encoder: nn.Module) -> None:
+    for name, module in encoder.named_modules():
+        if ".quantized." in type(module).__module__:
+            raise InfluenceTypeError(
+                f"layer {name!r} of the encoder is quantised ({type(module).__name__}), and whole "
+                "numbers have no gradients; give the encoder as it was before quantisation."
+            )
+    for name, tensor in (*encoder.named_parameters(), *encoder.named_buffers()):
+        if tensor.is_inference():
+            raise InfluenceValueError(
+                f"{name!r} of the encoder was made under torch.inference_mode, where autograd "
+                "cannot go; build or load the encoder outside of it."
+            )
 
 
 @contextmanager
 def untouched(encoder: nn.Module) -> Iterator[None]:
-    """Eval mode, no weight gradients; everything as before at the end, whatever happens."""
+    """Eval mode, no weight gradients; everything as before at the end, whatever happens.
+
+    Raises :class:`InfluenceError` for an encoder that is in use in another thread, quantised, or
+    made under ``torch.inference_mode``.
+    """
+    _refuse_unusable(encoder)
     modes = [(module, module.training) for module in encoder.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in encoder.parameters()]
-    buffers = [(buffer, buffer.clone()) for buffer in encoder.buffers()]
-    try:
-        encoder.eval()
-        for parameter, _ in flags:
-            parameter.requires_grad_(False)
-        with torch.inference_mode(False), torch.enable_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
-        for buffer, value in buffers:
-            buffer.data.copy_(value)
+    # A forward pass may change a buffer or put another in its place.
+    buffers = [(module, dict(module._buffers)) for module in encoder.modules()]
+    values = [(buffer, buffer.clone()) for buffer in encoder.buffers()]
+    with _one_thread(encoder):
+        try:
+            encoder.eval()
+            for parameter, _ in flags:
+                parameter.requires_grad_(False)
+            with torch.inference_mode(False), torch.enable_grad():
+                yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+            for parameter, flag in flags:
+                parameter.requires_grad_(flag)
+            for module, own in buffers:
+                module._buffers.clear()
+                module._buffers.update(own)
+            for buffer, value in values:
+                buffer.data.copy_(value)

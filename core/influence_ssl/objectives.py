@@ -90,23 +90,23 @@ class Alignment:
         # they are.
         images, device = batch[0].cpu(), batch[0].device
         with torch.random.fork_rng(devices=[]):
-            first, second = (self._views(images, index, draw, seed, view) for view in (0, 1))
-        words = "first augmented", "second augmented"
-        return _distances(
-            encode, first.to(device), second.to(device), self.distance, index, words
-        )  # fmt: skip
-
-    def _views(self, images: Tensor, index: Index, draw: int, seed: int, view: int) -> Tensor:
-        found = []
-        for x, i in zip(images, index.tolist(), strict=True):
-            torch.random.default_generator.manual_seed(example_seed(seed, i, draw, view))
-            found.append(self.augment(x.clone()))
-        if len({part.shape for part in found}) > 1:
+            views = [
+                self._view(x, example_seed(seed, i, draw, view))
+                for view in (0, 1)
+                for x, i in zip(images, index.tolist(), strict=True)
+            ]
+        if len(shapes := {tuple(view.shape) for view in views}) > 1:
             raise InfluenceValueError(
-                "Alignment: augment returns views of several shapes, such as "
-                f"{tuple(found[0].shape)}; it must return one shape."
+                f"Alignment: augment returns views of the shapes {sorted(shapes)[:3]}; it must "
+                "return one shape."
             )
-        return torch.stack(found)
+        first, second = torch.stack(views).to(device).chunk(2)
+        words = "first augmented", "second augmented"
+        return _distances(encode, first, second, self.distance, index, words)
+
+    def _view(self, x: Tensor, seed: int) -> Tensor:
+        torch.random.default_generator.manual_seed(seed)
+        return self.augment(x.clone())
 
 
 def _check_distance(distance: object, owner: str) -> None:

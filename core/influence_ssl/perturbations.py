@@ -53,7 +53,7 @@ class GaussianNoise:
     def __call__(
         self, x: Float[Tensor, "b *shape"], index: Int64[Tensor, " b"], draw: int, seed: int
     ) -> Float[Tensor, "b *shape"]:
-        noise = torch.empty(x.shape, dtype=torch.float32)
+        noise = torch.empty(x.shape, dtype=torch.float32, device="cpu")
         for row, i in enumerate(index.tolist()):
             noise[row].normal_(generator=example_generator(seed, i, draw))
         return x + noise.mul_(self.std).add_(self.mean).to(x.device, x.dtype, non_blocking=True)

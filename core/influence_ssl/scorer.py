@@ -2,10 +2,10 @@ r"""The method: :math:`I_i = -g_i^\top (H + \lambda I)^{-1} g_i`, Equation 6 of 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -15,21 +15,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from influence_ssl._checks import prepare
 from influence_ssl._examples import Dataset, Examples, Indices
+from influence_ssl._layers import Layer
 from influence_ssl._machine import machine
 from influence_ssl._passes import Gradients
 from influence_ssl._store import Probe, Store, origin
 from influence_ssl.curvature import Curvature, LoGra
 from influence_ssl.errors import InfluenceTypeError, InfluenceValueError
-from influence_ssl.gradients import (
-    Capture,
-    Layer,
-    Objective,
-    called_layers,
-    check_encoder,
-    fold_batch_norm,
-    untouched,
-)
+from influence_ssl.gradients import Capture, Objective, untouched
 from influence_ssl.influence import Embedded, Influence, products, refuse_too_large
 from influence_ssl.objectives import Invariance
 from influence_ssl.processes import gather, place
@@ -290,29 +284,18 @@ class InfluenceScorer:
         if fit is not None:
             self._refuse(name for name, x in self._settings().items() if x != fit.settings[name])
         examples = Examples(images, index)
-        encoder = self.encoder
         asked = self.objective if objective is None else objective
-        own = Capture(encoder, [], asked, self.seed)
+        own = Capture(self.encoder, [], asked, self.seed)
         try:
             device = torch.empty(0, device=self.device or own.device).device
         except (RuntimeError, AssertionError) as error:
             reason = f"device={str(self.device)!r} cannot be used: {str(error).splitlines()[0]}"
             raise InfluenceValueError(reason) from None
         dtype = self.dtype or own.dtype
+        choose = self.curvature.project if fit is None else partial(project, fit.projections)
         with untouched(self.encoder), _without_autocast({"cpu", own.device.type, device.type}):
-            known, sample = None if fit is None else fit.projections, examples.first()
-            try:
-                # In double precision, where only what is wrong differs, and not rounding.
-                double = encoder if own.dtype == torch.float64 else copy.deepcopy(encoder).double()
-                exact = self._capture(double, examples, known)
-                check_encoder(exact, *sample)
-            except (RuntimeError, TypeError):  # an encoder or a device that knows no doubles
-                exact = self._capture(encoder, examples, known)
-                check_encoder(exact, *sample)
-            if (device, dtype) != (own.device, own.dtype):
-                encoder = copy.deepcopy(encoder).to(device, dtype)
-            capture = self._capture(encoder, examples, projections(exact.layers))
-            capture = fold_batch_norm(capture, sample[0][0][:1])
+            sample = examples.first()
+            capture, exact = prepare(own, self.layers, choose, *sample, device, dtype)
             store = None
             if fit is not None or self.store is not None:
                 parts = origin(self.encoder, capture)
@@ -337,24 +320,6 @@ class InfluenceScorer:
             raise InfluenceValueError(
                 f"{', '.join(names)} changed since fit; fit again, or take another scorer."
             )
-
-    def _capture(
-        self, encoder: nn.Module, examples: Examples, known: Projections | None = None
-    ) -> Capture:
-        """The encoder's layers as one example meets them, with the curvature's projections."""
-        capture = Capture(encoder, [], self.objective, self.seed)
-        batch, index = examples.batch(range(1)), examples.index[:1]
-
-        def run() -> None:
-            capture.losses(batch, index, 0, lambda x: capture.encode(x, 1))
-
-        names = None if self.layers is None else list(self.layers)
-        capture.layers = called_layers(encoder, run, names)
-        if known is None:
-            self.curvature.project(capture.layers)
-        else:
-            project(capture.layers, known)
-        return capture
 
     def _provenance(self, gradients: Gradients, fitted: object, n_fitted: int) -> dict[str, Any]:
         capture = gradients.capture
@@ -383,7 +348,7 @@ def projections(layers: list[Layer]) -> Projections:
     return {layer.name: (layer.left, layer.right) for layer in layers}
 
 
-def project(layers: list[Layer], known: Projections) -> None:
+def project(known: Projections, layers: list[Layer]) -> None:
     """Set projections that are known, on each layer's device, in float32 at least."""
     for layer in layers:
         dtype = torch.promote_types(layer.weight.dtype, torch.float32)

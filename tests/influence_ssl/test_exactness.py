@@ -29,7 +29,7 @@ from influence_ssl import (
 )
 
 NOISE = GaussianNoise(0.05, 0.2)
-NETS = [(Residual, {}), (Sequence, {}), (Windows, {})]
+NETS = [(Residual, {}), (Sequence, {}), (Windows, {}), (Windows, {"example_first": False})]
 
 
 def score(net, x, curvature, objective=None, **settings):

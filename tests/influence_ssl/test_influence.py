@@ -128,7 +128,9 @@ def test_a_linear_network_has_the_closed_form():
     scorer = scorer_of(net, objective=objective, curvature=ExactHessian(damping=0.01))
     found = scorer.fit(x, keep=True).influence(x[:3], index=range(9, 12)).values
     d, w = 0.1 * steps, net.weight.detach()
-    inner = torch.linalg.solve(2 * d[:9].T @ d[:9] / 9 + 0.01 * torch.eye(4, dtype=torch.float64), d[:9].T)
+    inner = torch.linalg.solve(
+        2 * d[:9].T @ d[:9] / 9 + 0.01 * torch.eye(4, dtype=torch.float64), d[:9].T
+    )
     expected = -4 * (d[9:] @ inner) * (d[9:] @ w.T @ w @ d[:9].T)
     np.testing.assert_allclose(found, expected, rtol=1e-8)
 

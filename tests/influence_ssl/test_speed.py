@@ -1,50 +1,76 @@
 """Every fast path against its slow twin."""
 
-import copy
-
 import numpy as np
 import pytest
 import torch
 from nets import Residual, build, images
 from torch import nn
+from torch.nn.utils import prune
 
 from influence_ssl import Identity, InfluenceError, InfluenceScorer, LoGra, Supervised
-from influence_ssl.gradients import fold_batch_norm
 
 
-def captures(net, x, rank=3):
-    """The capture of the scorer, batch norm folded, and the plain one that it was made from."""
+def captures(net, x, monkeypatch, rank=3):
+    """The capture of the scorer, batch norm folded, and that without folding, with gradients."""
     scorer = InfluenceScorer(net, curvature=LoGra(rank=rank), progress=False)
-    with scorer._gradients(x, None, "test") as gradients:
-        folded = gradients.capture
-        plain = scorer._capture(copy.deepcopy(net).eval().requires_grad_(False), gradients.examples)
-        index = torch.arange(len(x))
-        yield from ((c, c.flat((x,), index, 0)) for c in (folded, plain))
+    for fold in (None, lambda *_: False):
+        if fold is not None:
+            monkeypatch.setattr("influence_ssl._checks.fold", fold)
+        with scorer._gradients(x, None, "test") as gradients:
+            yield gradients.capture, gradients.capture.flat((x,), torch.arange(len(x)), 0)
 
 
 @pytest.mark.parametrize("rank", [2, 8])
-def test_folded_batch_norm_gives_the_gradients_of_the_original_weights(rank):
+def test_folded_batch_norm_gives_the_gradients_of_the_original_weights(monkeypatch, rank):
     net, x = build(Residual), images(12)
     nn.init.normal_(net.norm.weight), nn.init.normal_(net.norm.bias)
-    (folded, fast), (plain, slow) = captures(net, x, rank)
+    (folded, fast), (plain, slow) = captures(net, x, monkeypatch, rank)
     assert type(folded.encoder.norm) is nn.Identity
     assert type(plain.encoder.norm) is nn.BatchNorm2d
     np.testing.assert_allclose(fast, slow, rtol=1e-10, atol=1e-14)
 
 
-def test_batch_norm_whose_input_is_used_elsewhere_is_not_folded():
-    class Twice(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+class Side(nn.Module):
+    """Batch norm with a small weight behind a convolution that a weak side path reads too."""
 
-        def forward(self, x):
-            x = self.conv(x)
-            return (x + self.norm(x)).mean((2, 3))
+    def __init__(self, γ=1.0, side=1.0):
+        super().__init__()
+        self.conv, self.norm, self.side = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), side
+        self.head = nn.Linear(4, 6)
+        nn.init.constant_(self.norm.weight, γ)
 
-    (_, fast), (plain, slow) = captures(build(Twice), images())
-    assert fold_batch_norm(plain, images(2)) is plain
+    def forward(self, x):
+        x = self.conv(x)
+        return self.head((self.norm(x) + self.side * x).mean((2, 3)))
+
+
+@pytest.mark.parametrize(("γ", "side"), [(1.0, 1.0), (0.003, 1e-4)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_batch_norm_whose_input_is_used_elsewhere_is_not_folded(monkeypatch, γ, side, dtype):
+    net, x = build(Side, γ=γ, side=side).to(dtype), images().to(dtype)
+    (found, fast), (plain, slow) = captures(net, x, monkeypatch)
+    assert found.encoder is plain.encoder is net
     np.testing.assert_array_equal(fast, slow)
+
+
+def pruned(conv):
+    prune.random_unstructured(conv, "weight", 0.3)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.*weight_norm. is deprecated:FutureWarning")
+@pytest.mark.parametrize("wrap", [nn.utils.weight_norm, nn.utils.spectral_norm, pruned])
+def test_a_weight_that_is_made_in_a_hook_scores_as_the_plain_one(wrap):
+    """Folding cannot take it, and must not fail for it."""
+    net, x = build(Residual), images(12)
+    wrap(net.stem)
+    net.eval()
+    net(x[:1])
+    plain = build(Residual)
+    plain.load_state_dict(net.state_dict(), strict=False)
+    plain.stem.weight.data = net.stem.weight.detach().clone()
+    settings = {"curvature": LoGra(rank=3), "progress": False}
+    expected = InfluenceScorer(plain, **settings).score(x).values
+    np.testing.assert_allclose(InfluenceScorer(net, **settings).score(x).values, expected, 1e-9)
 
 
 @pytest.mark.parametrize("rank", [2, 8, None])

@@ -1,0 +1,541 @@
+"""Which layers make θ, and the proof that their per-example gradients can be trusted.
+
+The first one or two examples run alone, in a plain pass in which autograd forms the weight
+gradients of the first; then they run together, in the pass that captures. Both run in double
+precision, where only what is wrong differs, and not rounding. Equal must be what the encoder
+receives and returns, each layer's inputs, and each layer's gradient.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from influence_ssl._folding import Pairs, fold, watched
+from influence_ssl._layers import Layer, has_own_forward, moved, selected
+from influence_ssl.errors import InfluenceError, InfluenceTypeError, InfluenceValueError
+from influence_ssl.gradients import Capture, Seen, differentiate, refuse_routing, taken
+from influence_ssl.objectives import Batch, Index
+
+_Difference = tuple[str, int]
+Project = Callable[[list[Layer]], None]
+
+
+def prepare(
+    own: Capture,
+    names: Sequence[str] | None,
+    project: Project,
+    batch: Batch,
+    index: Index,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> tuple[Capture, Capture]:
+    """The capture of an encoder on a device and in a dtype, checked on the first one or two images.
+
+    Returned beside it: the capture that was checked, in float64 where the encoder allows. Batch norm is folded where that changes no gradient. Raises :class:`InfluenceError` where the
+    gradients cannot be trusted; ``own`` keeps its encoder as it is.
+    """
+    settings = names, project, batch, index
+    try:
+        encoder = own.encoder
+        if own.dtype != torch.float64:
+            encoder = copy.deepcopy(encoder).double()
+        checked, pairs = _checked(replace(own, encoder=encoder), *settings)
+    except InfluenceError:
+        raise
+    except Exception:  # an encoder or a device that knows no doubles; or an error that comes again
+        checked, pairs = _checked(own, *settings)
+    encoder = own.encoder
+    if (device, dtype) != (own.device, own.dtype):
+        encoder = copy.deepcopy(encoder).to(device, dtype)
+    elif pairs:
+        encoder = copy.deepcopy(encoder)
+    layers = moved(checked.layers, checked.encoder, encoder)
+    fold(encoder, layers, pairs)
+    silent = {name: encoder.get_submodule(name) for name in checked.silent}
+    capture = replace(own, encoder=encoder, layers=layers, silent=silent, rows=checked.rows)
+    return capture, checked
+
+
+@dataclass
+class _Call:
+    """One call of a module that may be a layer; ``node`` is the input's place in the graph."""
+
+    name: str
+    inputs: Tensor
+    views: int
+    node: Any
+
+
+@dataclass
+class _Alone(Seen):
+    """What one example's plain pass sees; ``exact`` are autograd's gradients by layer's number."""
+
+    layer_calls: list[tuple[int, nn.Module, Tensor, int]] = field(default_factory=list)
+    exact: dict[int, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Rounding:
+    """By which share values and gradients may differ, and gradients by which share of them all."""
+
+    values: float
+    gradients: float
+    floor: float
+
+
+_DOUBLE = _Rounding(1e-6, 1e-6, 1e-10)
+_ROUNDINGS = {torch.float64: _DOUBLE, torch.float32: _Rounding(1e-2, 1e-2, 1e-5)}
+_COARSE = _Rounding(0.2, 0.2, 1e-2)
+# Of passes in double precision in which the encoder itself goes down to another.
+_WITHIN = {torch.float32: _Rounding(1e-5, 1e-2, 1e-5)}
+_WITHIN_COARSE = _Rounding(2e-2, 0.2, 1e-2)
+
+
+def _checked(
+    capture: Capture, names: Sequence[str] | None, project: Project, batch: Batch, index: Index
+) -> tuple[Capture, Pairs]:
+    """The capture with its layers, and the pairs to fold; ``capture.encoder`` is as before."""
+    one, *others = [
+        (tuple(part[i : i + 1] for part in batch), index[i : i + 1]) for i in range(len(index))
+    ]
+    with watched(capture.encoder) as pairs:
+        capture, first = _first(capture, names, project, *one)
+    alone = [first, *(_alone(capture, *other) for other in others)]
+    rounding = _ROUNDINGS.get(capture.dtype, _COARSE)
+    loosened = reordered = False
+    while True:
+        if rows := _folded(capture, alone, pairs, batch, index, rounding):
+            return replace(capture, rows=rows), pairs
+        seen, gradients = _together(capture, batch, index)
+        found = _differences(capture, alone, seen, gradients, rounding)
+        if not found:
+            return capture, []
+        if not loosened and capture.dtype == torch.float64 and (low := _lowest(capture, *one)):
+            rounding, loosened = _WITHIN.get(low, _WITHIN_COARSE), True
+        elif not reordered and _reorder(capture, alone, seen, found, rounding):
+            reordered = True
+        else:
+            _refuse(capture, found, seen, rounding, *one)
+
+
+def _passed(
+    capture: Capture, chosen: dict[str, Any], batch: Batch, index: Index
+) -> tuple[_Alone, list[_Call], list[Tensor], Tensor]:
+    """One example's pass through the encoder, the modules' calls, the leaves and the loss."""
+    seen = _Alone()
+    leaves: list[Tensor] = []
+    calls: list[_Call] = []
+    views = 1
+
+    def encode(x: Tensor) -> Tensor:
+        nonlocal views
+        views = max(1, x.shape[0])
+        z = capture.encode_from(leaves, x, 1)
+        seen.given.append(leaves[-1].detach())
+        seen.outputs.append(z.detach())
+        return z
+
+    def record(name: str, module: nn.Module, args: Any, kwargs: Any, output: object) -> None:
+        a, _ = taken(name, args, kwargs, output)
+        calls.append(_Call(name, a.detach().clone(), views, a.grad_fn))
+
+    with ExitStack() as hooks:
+        for name, module in chosen.items():
+            hooks.enter_context(
+                module.register_forward_hook(partial(record, name), with_kwargs=True)
+            )
+        losses = capture.losses(batch, index, 0, encode)
+    seen.losses = [losses.detach()]
+    return seen, calls, leaves, losses
+
+
+def _first(
+    capture: Capture, names: Sequence[str] | None, project: Project, batch: Batch, index: Index
+) -> tuple[Capture, _Alone]:
+    """The plain pass of one example, and the capture with the layers that it calls."""
+    chosen = selected(capture.encoder, names)
+    own = {m: m._parameters.get("weight") for m in chosen.values()}
+    weights = {id(w): w for w in own.values() if w is not None}
+    try:
+        for weight in weights.values():
+            weight.requires_grad_()
+        seen, calls, leaves, losses = _passed(capture, chosen, batch, index)
+        layers = _layers(capture, names, chosen, calls, leaves, batch, index)
+        if not losses.requires_grad:
+            raise InfluenceValueError(
+                "the losses have no gradient: the encoder or the objective runs under "
+                "torch.no_grad or detaches what it returns; let autograd through."
+            )
+        found = differentiate(losses.sum(), list(weights.values()))
+    finally:
+        for weight in weights.values():
+            weight.requires_grad_(False)
+    project(layers)
+    exact = dict(zip(weights, found, strict=True))
+    for n, layer in enumerate(layers):
+        # A parametrised weight is no parameter, and autograd knows the gradient of its parts alone.
+        if (weight := own[layer.modules[0]]) is not None:
+            gradient = exact[id(weight)]
+            gradient = torch.zeros_like(weight) if gradient is None else gradient
+            seen.exact[n] = layer.project(gradient)
+    called = {call.name for call in calls}
+    silent = {name: module for name, module in chosen.items() if name not in called}
+    seen.layer_calls = _of_layers(layers, chosen, calls)
+    return replace(capture, layers=layers, silent=silent), seen
+
+
+def _alone(capture: Capture, batch: Batch, index: Index) -> _Alone:
+    """Another example's pass, whose gradients need no check of their own."""
+    modules: dict[str, Any] = dict(capture.encoder.named_modules())
+    chosen = {name: modules[name] for name in capture.silent}
+    chosen |= {n: m for n, m in modules.items() if any(m in x.modules for x in capture.layers)}
+    seen, calls, *_ = _passed(capture, chosen, batch, index)
+    for call in calls:
+        if call.name in capture.silent:
+            refuse_routing(call.name)
+    seen.layer_calls = _of_layers(capture.layers, chosen, calls)
+    return seen
+
+
+def _of_layers(
+    layers: list[Layer], chosen: dict[str, Any], calls: list[_Call]
+) -> list[tuple[int, nn.Module, Tensor, int]]:
+    """The calls of layers: number, module, input, views."""
+    numbers: dict[nn.Module, int] = {m: n for n, x in enumerate(layers) for m in x.modules}
+    found = ((chosen[call.name], call) for call in calls)
+    return [(numbers[m], m, call.inputs, call.views) for m, call in found if m in numbers]
+
+
+def _layers(
+    capture: Capture,
+    names: Sequence[str] | None,
+    chosen: dict[str, Any],
+    calls: list[_Call],
+    leaves: list[Tensor],
+    batch: Batch,
+    index: Index,
+) -> list[Layer]:
+    """The layers that the calls make, in the order of the first call; constants are fed to none.
+
+    Modules that share one weight make one layer.
+    """
+    constant = _constant(capture, chosen, calls, leaves, batch, index)
+    if names is not None and not any(name.startswith("-") for name in names):
+        if silent := sorted(set(names) - {call.name for call in calls}):
+            raise InfluenceValueError(
+                f"layers: {silent[0]!r} is never called in the encoder's forward pass; "
+                "leave it out."
+            )
+        if asked := sorted(constant):
+            raise InfluenceValueError(
+                f"layers: the inputs of {asked[0]!r} do not come from the image, so no image has a "
+                "gradient of its own there; leave it out."
+            )
+    layers: dict[int, Layer] = {}
+    for call in calls:
+        if call.name in constant:
+            continue
+        module = chosen[call.name]
+        weight = module._parameters.get("weight")
+        own = has_own_forward(module)
+        if weight is None and own:
+            raise InfluenceTypeError(
+                f"layer {call.name!r} ({type(module).__name__}) has a forward of its own and a "
+                "weight that is computed anew in each pass, so its gradient cannot be captured; "
+                f"leave it out with layers=['-{call.name}']."
+            )
+        # A parametrised module makes a new weight tensor on each access: then it is its own key.
+        key = id(module if weight is None else weight)
+        if key not in layers:
+            layers[key] = Layer(call.name, [], module.weight.shape[0], module.weight[0].numel())
+        if module not in layers[key].modules:
+            layers[key].modules.append(module)
+        layers[key].own_forward |= own
+    if not layers:
+        where = "receives what comes from the image" if constant else "is called by the encoder"
+        raise InfluenceTypeError(
+            f"no Conv2d or Linear module {where}, so θ is empty; "
+            "influence is defined over the weights of such modules."
+        )
+    return list(layers.values())
+
+
+def _constant(
+    capture: Capture,
+    chosen: dict[str, Any],
+    calls: list[_Call],
+    leaves: list[Tensor],
+    batch: Batch,
+    index: Index,
+) -> set[str]:
+    """The modules whose inputs do not depend on the image, as those of a bias over positions.
+
+    Autograd finds no image behind them. That is so behind ``detach`` too, so that another image,
+    half as bright, has to give the same inputs.
+    """
+    known: dict[Any, bool] = {}
+    fed = {call.name for call in calls if _reaches(call.node, leaves, known)}
+    suspects = {call.name for call in calls} - fed
+    if not suspects:
+        return set()
+    again: list[tuple[str, Tensor]] = []
+
+    def record(name: str, module: nn.Module, args: Any, kwargs: Any, output: object) -> None:
+        again.append((name, taken(name, args, kwargs, output)[0].detach().clone()))
+
+    with ExitStack() as hooks, torch.no_grad():
+        for name in suspects:
+            hooks.enter_context(
+                chosen[name].register_forward_hook(partial(record, name), with_kwargs=True)
+            )
+        capture.losses(batch, index, 0, lambda x: capture.encode(x.to(capture.dtype) * 0.5, 1))
+    before = [(call.name, call.inputs) for call in calls if call.name in suspects]
+    changed = {n for (n, a), (_, b) in zip(before, again, strict=False) if not torch.equal(a, b)}
+    return suspects - changed
+
+
+def _reaches(node: Any, leaves: list[Tensor], known: dict[Any, bool]) -> bool:
+    """Whether autograd's graph leads from a node to one of the leaves."""
+    stack = [] if node is None else [node]
+    while stack:
+        top = stack.pop()
+        parents = [parent for parent, _ in top.next_functions if parent is not None]
+        if hasattr(top, "variable"):
+            known[top] = any(top.variable is leaf for leaf in leaves)
+        elif unknown := [parent for parent in parents if parent not in known]:
+            stack += [top, *unknown]
+        else:
+            known[top] = any(known[parent] for parent in parents)
+    return node is not None and known[node]
+
+
+def _together(capture: Capture, batch: Batch, index: Index) -> tuple[Seen, list[Tensor]]:
+    seen = Seen()
+    return seen, capture.gradients(batch, index, 0, seen)
+
+
+def _folded(
+    capture: Capture,
+    alone: list[_Alone],
+    pairs: Pairs,
+    batch: Batch,
+    index: Index,
+    rounding: _Rounding,
+) -> list[list[int]] | None:
+    """The rows of each layer where a copy with batch norm folded passes the check."""
+    if not pairs or capture.dtype == torch.float16:  # whose range a folded weight may leave
+        return None
+    try:
+        encoder = copy.deepcopy(capture.encoder)
+        folded = replace(
+            capture, encoder=encoder, layers=moved(capture.layers, capture.encoder, encoder),
+            silent={name: encoder.get_submodule(name) for name in capture.silent},
+        )  # fmt: skip
+        if not fold(encoder, folded.layers, pairs):
+            return None
+        seen, gradients = _together(folded, batch, index)
+        differences = _differences(capture, alone, seen, gradients, rounding)
+        return None if differences else folded.rows
+    except Exception:  # folding is for speed alone: what fails in it runs as it is
+        return None
+
+
+def _near(x: Tensor, y: Tensor, share: float, floor: float = 0.0) -> bool:
+    scale = torch.maximum(x.norm(), y.norm())
+    return x.shape == y.shape and bool((x - y).norm() <= share * scale + floor + 1e-30)
+
+
+def _differences(
+    capture: Capture,
+    alone: list[_Alone],
+    seen: Seen,
+    gradients: list[Tensor],
+    rounding: _Rounding,
+) -> list[_Difference]:
+    """Where examples in company differ from the same alone, as (kind, number).
+
+    Kinds: ``given`` and ``output`` of a call of encode; ``odd``, ``input`` and ``gradient`` of a
+    layer; ``loss`` and ``calls``.
+    """
+    found: list[_Difference] = [("odd", number) for number in seen.odd]
+    b = len(alone)
+
+    def compare(kind: str, i: int, ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> None:
+        if len(ours) != len(theirs):
+            found.append((kind, 0))
+        for n, (x, y) in enumerate(zip(ours, theirs, strict=False)):
+            if len(x) % b or not _near(x.unflatten(0, (-1, b))[:, i], y, rounding.values):
+                found.append((kind, n))
+
+    for i, one in enumerate(alone):
+        compare("given", i, seen.given, one.given)
+        compare("output", i, seen.outputs, one.outputs)
+        if [n for n, *_ in seen.calls] != [n for n, *_ in one.layer_calls]:
+            found.append(("calls", 0))
+        for n, ours, theirs in _inputs(capture, i, one, seen, b, False):
+            if not _near(ours, theirs, rounding.values):
+                found.append(("input", n))
+        compare("loss", i, seen.losses, one.losses)
+    whole = float(sum(g[0].square().sum() for g in gradients)) ** 0.5
+    for n, exact in alone[0].exact.items():
+        if not _near(gradients[n][0], exact, rounding.gradients, rounding.floor * whole):
+            found.append(("gradient", n))
+    return found
+
+
+def _inputs(
+    capture: Capture, i: int, alone: _Alone, seen: Seen, b: int, examples_last: bool
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Each call's layer with example i's share of its inputs, in company and alone."""
+    for (n, a, views), (_, module, x, own_views) in zip(
+        seen.calls, alone.layer_calls, strict=False
+    ):
+        layer = capture.layers[n]
+        own = capture.columns(layer, module, x, own_views, 1)
+        yield (
+            n,
+            _share(layer, a, views, b, i, examples_last),
+            _share(layer, own, own_views, 1, 0, examples_last),
+        )
+
+
+def _share(layer: Layer, a: Tensor, n: int, b: int, i: int, examples_last: bool) -> Tensor:
+    """Example i's share of what :meth:`Capture.columns` made of a layer's input."""
+    if layer.own_forward and len(a) == b:  # as the rows came
+        a = a.unflatten(1, (n // b, -1)).transpose(0, 1).flatten(0, 2)
+    rows = a.flatten(0, -2) if layer.linear else a
+    if len(rows) % n:
+        return rows.new_zeros(0)
+    if examples_last:
+        return rows.unflatten(0, (-1, n // b, b))[:, :, i].transpose(0, 1).flatten()
+    return rows.unflatten(0, (n // b, b, -1))[:, i].flatten()
+
+
+def _reorder(
+    capture: Capture,
+    alone: list[_Alone],
+    seen: Seen,
+    found: list[_Difference],
+    rounding: _Rounding,
+) -> bool:
+    """Whether all layers whose inputs differ take the examples last; then they are told so."""
+    b, kinds = len(alone), {kind for kind, _ in found}
+    layers = {n for kind, n in found if kind in ("odd", "input")}
+    if b == 1 or not layers or kinds & {"given", "output", "calls", "loss"}:
+        return False
+    for i, one in enumerate(alone):
+        for n, ours, theirs in _inputs(capture, i, one, seen, b, True):
+            if n in layers and not _near(ours, theirs, rounding.values):
+                return False
+    for n in layers:
+        capture.layers[n].examples_last = True
+    return True
+
+
+class _Casts(TorchDispatchMode):
+    """Notes to which coarser type an encoder takes what is in double precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[torch.dtype] = set()
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        output = function(*args, **(kwargs or {}))
+        doubles = any(isinstance(x, Tensor) and x.dtype == torch.float64 for x in args)
+        if doubles and isinstance(output, Tensor) and output.is_floating_point():
+            self.found |= {output.dtype} - {torch.float64}
+        return output
+
+
+def _lowest(capture: Capture, batch: Batch, index: Index) -> torch.dtype | None:
+    """The coarsest type that a pass in double precision goes through, if there is any."""
+    with _Casts() as casts:
+        capture.losses(batch, index, 0, lambda x: capture.encode(x.to(capture.dtype).clone(), 1))
+    return max(casts.found, key=lambda dtype: torch.finfo(dtype).eps, default=None)
+
+
+def _refuse(
+    capture: Capture,
+    found: list[_Difference],
+    seen: Seen,
+    rounding: _Rounding,
+    batch: Batch,
+    index: Index,
+) -> None:
+    """Raise the error that names the cause of the first difference."""
+    kinds: dict[str, int] = {}
+    for kind, n in found:
+        kinds.setdefault(kind, n)
+    # Two passes of the same example tell chance from company.
+    (first, _), (second, _) = (_together(capture, batch, index) for _ in range(2))
+
+    def by_chance(kind: str) -> bool:
+        one, two = ([*getattr(x, kind)] for x in (first, second))
+        same = len(one) == len(two)
+        return not (
+            same and all(_near(x, y, rounding.values) for x, y in zip(one, two, strict=True))
+        )
+
+    if "given" in kinds:
+        perturbation = getattr(capture.objective, "perturbation", None)
+        what = ("objective", capture.objective) if perturbation is None else (
+            "perturbation", perturbation,
+        )  # fmt: skip
+        named = f"{what[0]} {' '.join(repr(what[1]).split()):.80}"
+        if by_chance("given"):
+            raise InfluenceValueError(
+                f"{named} gives image {int(index[0])} other values each time it is called, so a "
+                "score would be one of chance; draw its randomness from (seed, index, draw) "
+                "alone, as influence_ssl.perturbations.example_generator does."
+            )
+        raise InfluenceValueError(
+            f"{named} gives image {int(index[0])} other values in the company of other images, so "
+            "a score would not belong to one image; compute each row from its own image alone."
+        )
+    if "output" in kinds and by_chance("outputs"):
+        raise InfluenceValueError(
+            f"{_where(capture, kinds)} depends on chance, as two passes over one image differ; "
+            "switch dropout and sampling in the encoder's forward off."
+        )
+    if kinds.keys() & {"output", "calls"}:
+        raise InfluenceValueError(
+            f"{_where(capture, kinds)} depends on the other images of the batch, so a score would "
+            "not belong to one example; give an encoder that maps each image on its own."
+        )
+    if "loss" in kinds:
+        raise InfluenceValueError(
+            "the objective's loss of one example depends on the other images of the batch, though "
+            "its representation does not; give an objective that compares no examples."
+        )
+    if "odd" in kinds:
+        raise InfluenceValueError(seen.odd[kinds["odd"]])
+    layer = capture.layers[kinds["input"] if "input" in kinds else kinds["gradient"]]
+    way_out = f"leave it out with layers=['-{layer.name}']."
+    if "input" in kinds:
+        raise InfluenceValueError(
+            f"layer {layer.name!r} receives the images in an order that is neither images first "
+            f"nor images last, so examples cannot be told apart; {way_out}"
+        )
+    raise InfluenceValueError(
+        f"layer {layer.name!r} ({type(layer.modules[0]).__name__}): autograd finds another "
+        "gradient of its weight than its calls give, as where the weight is used without calling "
+        f"the module or a hook changes what it returns; {way_out}"
+    )
+
+
+def _where(capture: Capture, kinds: dict[str, int]) -> str:
+    """Where the first difference is, in words."""
+    if "input" in kinds:
+        return f"the input of layer {capture.layers[kinds['input']].name!r}"
+    return "the encoder's representation of an image"
