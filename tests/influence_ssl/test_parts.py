@@ -283,6 +283,12 @@ def test_files_that_hold_no_whole_checkpoint(tmp_path: Path, name: str, message:
     assert str(caught.value).startswith(f"--weights '{path}'")
 
 
+def test_one_file_of_one_is_a_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "model-00001-of-00001.safetensors"
+    save_file({"w": torch.ones(2)}, path)
+    assert list(read_tensors(path)) == ["w"]
+
+
 def test_nothing_is_run(tmp_path: Path) -> None:
     class Trap:
         def __reduce__(self) -> tuple:

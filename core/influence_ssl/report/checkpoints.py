@@ -62,7 +62,7 @@ def _refuse_by_name(path: Path) -> None:
             f"--weights {str(path)!r} is the index of a checkpoint in several files; join them "
             "into one, such as with torch.save(encoder.state_dict(), FILE)."
         )
-    if re.search(r"-\d+-of-\d+\.\w+$", path.name):
+    if re.search(r"-\d+-of-(?!0*1\.)\d+\.\w+$", path.name):
         raise InfluenceValueError(
             f"--weights {str(path)!r} is one of several files of a checkpoint; join them into one, "
             "such as with torch.save(encoder.state_dict(), FILE)."

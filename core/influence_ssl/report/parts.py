@@ -125,14 +125,11 @@ def _parts(
         if first in numbers:
             numbered[_bare(f"{numbers[first]}.{rest}")] = original
     children = {number: name for name, number in numbers.items()}
-    writings: list[tuple[dict[str, str], bool, dict[str, str]]]
-    writings = [({name: name for name in own}, False, {})]
-    # Two names of the encoder that differ by a wrapper alone cannot be told apart without it.
-    if len(bare) == len(own):
-        writings.append((bare, True, {}))
-    # All of them or none: parameters of the encoder itself have no number.
-    if len(numbered) == len(own):
-        writings.append((numbered, True, children))
+    writings: list[tuple[dict[str, str], bool, dict[str, str]]] = [
+        ({name: name for name in own}, False, {}),
+        (bare, True, {}),
+        (numbered, True, children),
+    ]
     seen = set()
     for writing, without_wrappers, children in writings:
         for prefix, names in _matches(writing, tensors, without_wrappers).items():
