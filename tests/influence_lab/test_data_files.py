@@ -30,6 +30,7 @@ from influence_lab.datasets import (
 from influence_lab.datasets import standins as standins_module
 from influence_lab.datasets.fairface import COLUMNS, FOLDERS, VALUES
 from influence_ssl import InfluenceError
+from influence_ssl.decoding import BACKGROUND
 
 RNG = np.random.default_rng(0)
 NAMES = [f"class_{i:03d}" for i in range(100)]
@@ -238,7 +239,9 @@ def test_grey_and_rgba_faces_become_rgb(tmp_path):
     images = load_fairface(size=20).images.images
     assert images.shape == (4, 20, 20, 3)
     assert images[0, 3, 3].tolist() == [70, 70, 70]
-    assert images[1, 3, 3].tolist() == [10, 20, 30]
+    # Nearly transparent, and so nearly the ground.
+    expected = (4 * np.array([10, 20, 30]) + 251 * np.array(BACKGROUND)) / 255
+    assert images[1, 3, 3].tolist() == pytest.approx(expected, abs=1)
 
 
 @pytest.mark.parametrize(
