@@ -155,7 +155,9 @@ def decode(data: bytes) -> Decoded:
         values = np.asarray(image).astype(np.uint16)[..., None]
         return Decoded(None, tuple(kinds), "L", values, bits if bits < 16 else None, _key(image))
     if mode in ("I", "F"):
-        raise ValueError("signed or 32-bit grey values have no fixed range, save them as 16-bit")
+        raise ValueError(
+            "signed or 32-bit grey values have no fixed range, save 8 or 16 unsigned bits"
+        )
     image.load()
     return Decoded(image, tuple(kinds))
 

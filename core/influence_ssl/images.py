@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from influence_ssl.decoding import Image, TooLarge, decode, reason
+from influence_ssl.decoding import DEPTHS, Image, TooLarge, decode, reason
 from influence_ssl.errors import InfluenceOSError, InfluenceTypeError, InfluenceValueError
 from influence_ssl.report.sources import EXTENSIONS, counted, one_line, open_source
 
@@ -73,8 +73,9 @@ class Images(Dataset[tuple[Tensor]]):
       sorted by name;
     - a zip: the same, read in place, nothing is extracted;
     - a CSV, separated by commas, semicolons or tabs: one path per row, in the order of its rows,
-      relative to the CSV's folder; the column is the first there is of :data:`PATH_COLUMNS`, or the
-      first at all where there is no header.
+      relative to the CSV's folder; the column is the first there is of ``path``, ``image_path``,
+      ``filepath``, ``file``, ``file_name``, ``filename`` and ``image``, or the first at all where
+      there is no header.
 
     Links to folders are followed, each folder once.
 
@@ -212,7 +213,8 @@ class Images(Dataset[tuple[Tensor]]):
         with _turn():
             if not self._bits:
                 with ThreadPoolExecutor(_THREADS) as pool:
-                    self._bits.append(max(pool.map(self._needed_bits, range(len(self))), default=8))
+                    needed = pool.map(self._needed_bits, range(len(self)))
+                    self._bits.append(max(min(DEPTHS), *needed))
         return self._bits[0]
 
     def _needed_bits(self, k: int) -> int:

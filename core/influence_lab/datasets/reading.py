@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
-from influence_ssl.decoding import decode, reason
+from influence_ssl.decoding import BACKGROUND, DEPTHS, decode, reason
 from influence_ssl.errors import InfluenceError, InfluenceOSError
 
 from ..files import replacing
@@ -61,9 +61,11 @@ def read_all(
     """(pixels of the readable files, the others), in the order of ``files``; cached.
 
     ``read`` returns the pixels of one file, all of one size, or why there are none. The cache is
-    used again for as long as ``what`` and the files' names, sizes and dates are the same.
+    used again for as long as ``what``, the files' names, sizes and dates, and the rules by which
+    files become RGB are the same.
     """
-    key = hashlib.sha256(str(folder.resolve()).encode())
+    # What was read by another rule is read again.
+    key = hashlib.sha256(f"{folder.resolve()}\0{BACKGROUND}\0{DEPTHS}".encode())
     for path in files:
         try:
             stat = path.stat()
