@@ -99,7 +99,7 @@ def test_the_recorded_result_is_made_again(made):
         assert record[part].pop("supervised")
         tracked[part].pop("supervised", None)
     # Rounding may exchange two neighbours in rank, one of them among the 64 that are compared.
-    assert leaves(record) == pytest.approx(leaves(tracked), abs=0.02)
+    assert leaves(record) == pytest.approx(leaves(tracked), rel=1e-3, abs=0.02)
 
 
 def test_sheets_show_the_ends_of_the_order(made):

@@ -126,7 +126,7 @@ def test_the_recorded_result_is_made_again(made):
     # Rounding may exchange neighbours in rank.
     ranks = record.pop("lower")["simclr"]
     assert ranks == pytest.approx(tracked.pop("lower")["simclr"], abs=0.01 * len(PIXELS))
-    assert leaves(record) == pytest.approx(leaves(tracked), abs=0.005)
+    assert leaves(record) == pytest.approx(leaves(tracked), rel=1e-3, abs=0.005)
     assert record["provenance"]["data_sha256"] == tracked["provenance"]["data_sha256"]
     assert record["provenance"]["command"].startswith("influence-lab reproduce fig-12 --profile")
 

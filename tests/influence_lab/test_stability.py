@@ -166,7 +166,7 @@ def test_a_recorded_result_is_made_again(name, tmp_path, capsys):
     assert made["provenance"]["command"] == command
     assert name != "stability" or "BYOL not recorded yet" in capsys.readouterr().out
     assert name == "families" or out.read_text().lstrip().startswith("<?xml")
-    assert leaves(made) == pytest.approx(leaves(tracked), abs=0.005)
+    assert leaves(made) == pytest.approx(leaves(tracked), rel=1e-3, abs=0.005)
 
 
 def test_recorded_vectors_serve_without_the_second_encoder(tmp_path):
