@@ -1,14 +1,17 @@
 """Data sets: planted truth, and CIFAR-10 in exactly its on-disk forms."""
 
+import json
 import pickle
+from io import BytesIO
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, JpegImagePlugin
 
 from influence_lab.datasets import data_root, load, load_cifar10, make_scenes
 from influence_lab.datasets.scenes import CLASSES, KINDS, SHARES
+from influence_lab.results import results_root
 from influence_ssl import InfluenceError
 
 RNG = np.random.default_rng(0)
@@ -59,6 +62,7 @@ def test_batches_are_read_as_torchvision_reads_them(batches):
     assert ours.labels[4:8].tolist() == second["labels"]
     assert ours.names[5] == "data_batch_2_1.png"
     assert ours.classes[3] == "cat"
+    assert ours.name == "CIFAR-10"
     assert len(load_cifar10("test", batches)) == 4
 
 
@@ -101,6 +105,41 @@ def test_folder_is_read_in_order_and_cached(folder, tmp_path):
     Image.new("RGB", (32, 32), (9, 9, 9)).save(folder / "cifar10/train/cat/0002.png")
     assert load_cifar10("train", folder).images[5].max() == 9
     assert cache.exists()
+
+
+def test_the_name_says_whether_pixels_are_the_published_ones(folder):
+    assert load_cifar10("train", folder).name == "CIFAR-10"
+    place = folder / "cifar10/train/cat"
+    Image.open(place / "0000.png").save(place / "0000.jpg")
+    (place / "0000.png").unlink()
+    copies = load_cifar10("train", folder)
+    assert copies.name == "CIFAR-10 (JPEG copies)"
+    assert copies.subset(np.arange(2)).name == copies.name
+
+
+def test_every_record_of_these_copies_says_so():
+    """Whatever names the hash of the copies that the encoders were trained on names them."""
+    known = json.loads((results_root() / "cpu/simclr-0/run.json").read_text())["provenance"]
+    assert known["data"].startswith("CIFAR-10 (JPEG copies) train")
+    found = 0
+    for path in sorted(results_root().rglob("*.json")):
+        for origin in provenances(json.loads(path.read_text())):
+            assert "cifar10" not in origin["data"], path
+            if origin["data_sha256"] == known["data_sha256"]:
+                found += 1
+                assert "CIFAR-10 (JPEG copies) train" in origin["data"], path
+    assert found > 10
+
+
+def provenances(value):
+    """All dictionaries, at any depth, that have a data set's name and its hash."""
+    if isinstance(value, dict):
+        if {"data", "data_sha256"} <= value.keys():
+            yield value
+        value = list(value.values())
+    if isinstance(value, list):
+        for inner in value:
+            yield from provenances(inner)
 
 
 def test_grey_and_rgba_become_rgb(folder):
@@ -206,3 +245,20 @@ def test_real_cifar10_is_whole(monkeypatch):
         scaled = images.images[::10].reshape(-1, 3) / 255
         np.testing.assert_allclose(scaled.mean(0), (0.4914, 0.4822, 0.4465), atol=0.006)
         np.testing.assert_allclose(scaled.std(0), (0.2470, 0.2435, 0.2616), atol=0.006)
+
+
+@pytest.mark.skipif(not (data_root() / "cifar10").is_dir(), reason="no real CIFAR-10 under data/")
+def test_the_jpeg_copies_are_of_the_stated_quality_and_sampling(monkeypatch):
+    monkeypatch.undo()
+    images, folder = load("cifar10", "test"), data_root() / "cifar10" / "test"
+    if not (folder / images.names[0]).is_file():
+        pytest.skip("CIFAR-10 is here in torchvision's format")
+    file = BytesIO()
+    Image.fromarray(images.images[0]).save(file, "JPEG", quality=75)
+    tables = Image.open(file).quantization
+    assert images.name == "CIFAR-10 (JPEG copies)"
+    assert (np.diff(images.labels) >= 0).all()
+    for name in images.names[::500]:
+        with Image.open(folder / name) as copy:
+            assert copy.quantization == tables
+            assert JpegImagePlugin.get_sampling(copy) == 2  # 4:2:0

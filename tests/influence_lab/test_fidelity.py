@@ -141,6 +141,10 @@ def test_a_peer_is_measured_and_one_that_fails_is_recorded(root, tmp_path, monke
     assert 0.1 < found["speed"]["total"] < 0.9
     failed = peers.run(bad, ours, "tiny", width=4, rounds=2)
     assert failed["error"] == "ValueError: no convolutions here"
+    # Data that are not there say nothing about a library.
+    monkeypatch.setenv("INFLUENCE_SSL_DATA", str(tmp_path))
+    with pytest.raises(InfluenceError, match="no CIFAR-10 found"):
+        peers.run(bad, ours, "cpu", width=4, rounds=2)
 
 
 class Clock:

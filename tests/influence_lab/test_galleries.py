@@ -184,13 +184,13 @@ def test_cifar100_is_taken_where_it_is_found(made, tmp_path, monkeypatch):
 
 def test_it_is_a_stand_in_unless_data_and_encoders_are_cifar100s(made, tmp_path, monkeypatch):
     s = SCENES.images
-    named = Images("cifar100", s.images, s.labels, s.names, s.classes)
+    named = Images("CIFAR-100", s.images, s.labels, s.names, s.classes)
     monkeypatch.setattr(galleries, "images_for", lambda profile: named)
     root = tmp_path / "results"
     shutil.copytree(made[0] / "tiny" / "simclr-0", root / "tiny" / "simclr-0")
     where = ["--results", str(root), "--runs", str(tmp_path), "--out", str(tmp_path / "f.svg")]
     run = root / "tiny" / "simclr-0" / "run.json"
-    for data, expected in (("scenes train", True), ("cifar100 train", False)):
+    for data, expected in (("scenes train", True), ("CIFAR-100 train", False)):
         content = json.loads(run.read_text())
         content["provenance"]["data"] = f"{data} (512 images)"
         run.write_text(json.dumps(content))

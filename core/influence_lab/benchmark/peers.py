@@ -34,7 +34,7 @@ import torch
 from torch import Tensor, nn
 
 from influence_ssl import GaussianNoise
-from influence_ssl.errors import InfluenceValueError
+from influence_ssl.errors import InfluenceError, InfluenceValueError
 
 from .. import results
 from ..agreement import rounded, spearman
@@ -119,8 +119,8 @@ def speed(
     def job(scoring: Score, batches: int, layout: str) -> Callable[[], None]:
         def call() -> None:
             images = clean[: batches * batch], noisy[: batches * batch]
-            own, given = timing.in_layout(layout, encoder, images)
-            scoring(own, *given, 1e-3)
+            own, (x, y) = timing.in_layout(layout, encoder, images)
+            scoring(own, x, y, 1e-3)
 
         return call
 
@@ -208,6 +208,8 @@ def run(
         else:
             record["spearman"] = rounded({"": fidelity(score, profile)})[""]
         record["speed"] = speed(score, ours, width, rounds, further, batch)
+    except InfluenceError:  # no finding about the library: data or a record are not there
+        raise
     except Exception as error:  # whatever a foreign library raises is the finding
         record["error"] = words_of(error)
     return record

@@ -20,20 +20,28 @@ CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
 )  # fmt: skip
 SIZE = 32
-EXTENSIONS = (".jpg", ".jpeg", ".png")
+LOSSY = (".jpg", ".jpeg")
+EXTENSIONS = (*LOSSY, ".png")
 # Seconds without a byte from the server after which there is no network.
 PATIENCE = 30
 
 
 @dataclass(frozen=True)
 class _Kind:
-    """One of the two data sets: its names, the folder torchvision unpacks, and what is in it."""
+    """One of the two data sets: its names, the folder torchvision unpacks, and what is in it.
+
+    ``title`` is the name of the published pixels, :attr:`copies` of what JPEG made of them.
+    """
 
     name: str
     title: str
     packed: str
     batches: Mapping[str, tuple[str, ...]]
     labels: str
+
+    @property
+    def copies(self) -> str:
+        return f"{self.title} (JPEG copies)"
 
     @property
     def way_out(self) -> str:
@@ -63,7 +71,9 @@ def load_cifar10(split: str, root: str | Path | None = None) -> Images:
       decoded images are kept in the user's cache directory as one file, which is used again for
       as long as no file of the folder changes its name, size or date.
 
-    The number of images is whatever stands on the disk. Raises :class:`InfluenceOSError` where
+    The name of the result says which pixels these are: ``CIFAR-10``, or ``CIFAR-10 (JPEG copies)``
+    where a folder has JPEG files, which differ from the published pixels. The number of images is
+    whatever stands on the disk. Raises :class:`InfluenceOSError` where
     neither is found, and :class:`InfluenceError` for a file that is not what it should be.
     """
     return _load(CIFAR10, split, root)
@@ -138,7 +148,7 @@ def _from_batches(kind: _Kind, folder: Path, split: str) -> Images:
         labels += content[kind.labels]
         names += content.get("filenames") or [f"{batch}/{i:05d}" for i in range(len(data))]
     return Images(
-        kind.name, np.concatenate(pixels), np.array(labels, np.int64), tuple(names), classes
+        kind.title, np.concatenate(pixels), np.array(labels, np.int64), tuple(names), classes
     )
 
 
@@ -220,4 +230,6 @@ def _from_folder(kind: _Kind, folder: Path) -> Images:
 
     names = tuple(str(path.relative_to(folder)) for path in files)
     pixels, _ = read_all(f"{kind.name}-{folder.name}", folder, files, read)
-    return Images(kind.name, pixels, np.array(labels, np.int64), names, classes)
+    lossy = any(path.suffix.lower() in LOSSY for path in files)
+    title = kind.copies if lossy else kind.title
+    return Images(title, pixels, np.array(labels, np.int64), names, classes)

@@ -30,7 +30,7 @@ def standin_cifar100(split: str, root: str | Path | None = None) -> Images:
     images = train if split == "train" else load_cifar10(split, root)
     labels = finer(train, images)
     classes = tuple(f"{name} {k}" for name in train.classes for k in range(FINER))
-    name = f"CIFAR-10 under {len(classes)} pseudo-classes, a stand-in for CIFAR-100"
+    name = f"{train.name} under {len(classes)} pseudo-classes, a stand-in for CIFAR-100"
     return Images(name, images.images, labels, images.names, classes)
 
 

@@ -170,7 +170,7 @@ def _direct(encoder: nn.Module, images: Tensor, batch: int, layout: str) -> dict
     """One whole call at :data:`MAIN`, between plain passes over the one and the other half."""
     before, after = (plain_passes(encoder, pairs_of(x, batch))[layout] for x in images.chunk(2))
     call = partial(_score, encoder, images, SETTINGS[MAIN], batch)
-    one, all_of_it, other = map(seconds_of, (before, call, after))
+    one, all_of_it, other = [seconds_of(job) for job in (before, call, after)]
     ratio = {clock: round(all_of_it[clock] / (one[clock] + other[clock]), 4) for clock in CLOCKS}
     return {"images": len(images), **ratio}
 

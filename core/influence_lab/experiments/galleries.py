@@ -21,6 +21,7 @@ from ..agreement import Estimate, partial_spearman, rounded, spearman
 from ..borders import MEASURES
 from ..claims import Claim, above, claim
 from ..datasets import Images, data_root, load
+from ..datasets.cifar import CIFAR100
 from ..detection import cliffs_delta, share, share_difference
 from ..tasks import data_for
 from ..thumbnails import load_sheet, save_sheet
@@ -161,7 +162,8 @@ def reproduce(task: Task) -> str:
             save_sheet(images.images[rows], TOP, folder / "fig-5.jpg")
     record: dict[str, Any] = {
         "data": images.name,
-        "stand-in": images.name != "cifar100" or not _trained_on(images.name, task, list(methods)),
+        "stand-in": not images.name.startswith(CIFAR100.title)
+        or not _trained_on(images.name, task, list(methods)),
         "images": n,
         "extent": k,
         "all": {name: hits[0] for name, hits in counts(looks, np.arange(n)).items()},
