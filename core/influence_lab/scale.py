@@ -85,9 +85,8 @@ def memory(
             capture.gradients((sample,), gradients.index, 0, seen)
         parameters = {p.untyped_storage().data_ptr() for p in capture.encoder.parameters()}
         activations = [size for pointer, size in saved.items() if pointer not in parameters]
-        projected = sum(x.numel() * x.element_size() for _, x, _ in seen.calls)
         # In the backward pass three maps of the largest kind are in use besides what was saved.
-        batch = (sum(activations) + 3 * max(activations) + projected) / len(sample)
+        batch = (sum(activations) + 3 * max(activations) + seen.projected) / len(sample)
         sizes = [layer.size for layer in gradients.layers]
         width = sum(sizes) * capture.working.itemsize
         weights = sum(p.numel() * p.element_size() for p in capture.encoder.parameters())

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from influence_ssl._folding import Pairs, fold, watched
+from influence_ssl._folding import Before, Pairs, fold, unfold, watched
 from influence_ssl._layers import Layer, has_own_forward, moved, selected
 from influence_ssl.errors import InfluenceError, InfluenceTypeError, InfluenceValueError
 from influence_ssl.gradients import Capture, Seen, differentiate, refuse_routing, taken
@@ -40,19 +40,21 @@ def prepare(
 ) -> tuple[Capture, Capture]:
     """The capture of an encoder on a device and in a dtype, checked on the first one or two images.
 
-    Returned beside it: the capture that was checked, in float64 where the encoder allows. Batch norm is folded where that changes no gradient. Raises :class:`InfluenceError` where the
-    gradients cannot be trusted; ``own`` keeps its encoder as it is.
+    Beside it the capture that was checked, in float64 where the encoder allows. Batch norm is
+    folded where that changes no gradient. Raises :class:`InfluenceError` where the gradients cannot
+    be trusted; ``own`` keeps its encoder as it is.
     """
     settings = names, project, batch, index
     try:
         encoder = own.encoder
         if own.dtype != torch.float64:
             encoder = copy.deepcopy(encoder).double()
-        checked, pairs = _checked(replace(own, encoder=encoder), *settings)
+        private = encoder is not own.encoder
+        checked, pairs = _checked(replace(own, encoder=encoder), private, *settings)
     except InfluenceError:
         raise
     except Exception:  # an encoder or a device that knows no doubles; or an error that comes again
-        checked, pairs = _checked(own, *settings)
+        checked, pairs = _checked(own, False, *settings)
     encoder = own.encoder
     if (device, dtype) != (own.device, own.dtype):
         encoder = copy.deepcopy(encoder).to(device, dtype)
@@ -79,7 +81,6 @@ class _Call:
 class _Alone(Seen):
     """What one example's plain pass sees; ``exact`` are autograd's gradients by layer's number."""
 
-    layer_calls: list[tuple[int, nn.Module, Tensor, int]] = field(default_factory=list)
     exact: dict[int, Tensor] = field(default_factory=dict)
 
 
@@ -101,9 +102,17 @@ _WITHIN_COARSE = _Rounding(2e-2, 0.2, 1e-2)
 
 
 def _checked(
-    capture: Capture, names: Sequence[str] | None, project: Project, batch: Batch, index: Index
+    capture: Capture,
+    private: bool,
+    names: Sequence[str] | None,
+    project: Project,
+    batch: Batch,
+    index: Index,
 ) -> tuple[Capture, Pairs]:
-    """The capture with its layers, and the pairs to fold; ``capture.encoder`` is as before."""
+    """The capture with its layers, and the pairs to fold; ``capture.encoder`` is as before.
+
+    ``private``: the encoder is no one else's, and may be worked on in between.
+    """
     one, *others = [
         (tuple(part[i : i + 1] for part in batch), index[i : i + 1]) for i in range(len(index))
     ]
@@ -113,7 +122,7 @@ def _checked(
     rounding = _ROUNDINGS.get(capture.dtype, _COARSE)
     loosened = reordered = False
     while True:
-        if rows := _folded(capture, alone, pairs, batch, index, rounding):
+        if rows := _folded(capture, private, alone, pairs, batch, index, rounding):
             return replace(capture, rows=rows), pairs
         seen, gradients = _together(capture, batch, index)
         found = _differences(capture, alone, seen, gradients, rounding)
@@ -189,7 +198,7 @@ def _first(
             seen.exact[n] = layer.project(gradient)
     called = {call.name for call in calls}
     silent = {name: module for name, module in chosen.items() if name not in called}
-    seen.layer_calls = _of_layers(layers, chosen, calls)
+    seen.calls = _of_layers(layers, chosen, calls)
     return replace(capture, layers=layers, silent=silent), seen
 
 
@@ -202,17 +211,17 @@ def _alone(capture: Capture, batch: Batch, index: Index) -> _Alone:
     for call in calls:
         if call.name in capture.silent:
             refuse_routing(call.name)
-    seen.layer_calls = _of_layers(capture.layers, chosen, calls)
+    seen.calls = _of_layers(capture.layers, chosen, calls)
     return seen
 
 
 def _of_layers(
     layers: list[Layer], chosen: dict[str, Any], calls: list[_Call]
-) -> list[tuple[int, nn.Module, Tensor, int]]:
-    """The calls of layers: number, module, input, views."""
+) -> list[tuple[int, Tensor, int]]:
+    """The calls of layers: number, input, views."""
     numbers: dict[nn.Module, int] = {m: n for n, x in enumerate(layers) for m in x.modules}
     found = ((chosen[call.name], call) for call in calls)
-    return [(numbers[m], m, call.inputs, call.views) for m, call in found if m in numbers]
+    return [(numbers[m], call.inputs, call.views) for m, call in found if m in numbers]
 
 
 def _layers(
@@ -325,28 +334,33 @@ def _together(capture: Capture, batch: Batch, index: Index) -> tuple[Seen, list[
 
 def _folded(
     capture: Capture,
+    private: bool,
     alone: list[_Alone],
     pairs: Pairs,
     batch: Batch,
     index: Index,
     rounding: _Rounding,
 ) -> list[list[int]] | None:
-    """The rows of each layer where a copy with batch norm folded passes the check."""
+    """The rows of each layer where the encoder passes the check with batch norm folded."""
     if not pairs or capture.dtype == torch.float16:  # whose range a folded weight may leave
         return None
+    before: Before = []
     try:
-        encoder = copy.deepcopy(capture.encoder)
+        encoder = capture.encoder if private else copy.deepcopy(capture.encoder)
         folded = replace(
             capture, encoder=encoder, layers=moved(capture.layers, capture.encoder, encoder),
             silent={name: encoder.get_submodule(name) for name in capture.silent},
         )  # fmt: skip
-        if not fold(encoder, folded.layers, pairs):
+        before = fold(encoder, folded.layers, pairs)
+        if not before:
             return None
         seen, gradients = _together(folded, batch, index)
         differences = _differences(capture, alone, seen, gradients, rounding)
         return None if differences else folded.rows
     except Exception:  # folding is for speed alone: what fails in it runs as it is
         return None
+    finally:
+        unfold(before)
 
 
 def _near(x: Tensor, y: Tensor, share: float, floor: float = 0.0) -> bool:
@@ -379,7 +393,7 @@ def _differences(
     for i, one in enumerate(alone):
         compare("given", i, seen.given, one.given)
         compare("output", i, seen.outputs, one.outputs)
-        if [n for n, *_ in seen.calls] != [n for n, *_ in one.layer_calls]:
+        if [n for n, *_ in seen.calls] != [n for n, *_ in one.calls]:
             found.append(("calls", 0))
         for n, ours, theirs in _inputs(capture, i, one, seen, b, False):
             if not _near(ours, theirs, rounding.values):
@@ -396,23 +410,15 @@ def _inputs(
     capture: Capture, i: int, alone: _Alone, seen: Seen, b: int, examples_last: bool
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Each call's layer with example i's share of its inputs, in company and alone."""
-    for (n, a, views), (_, module, x, own_views) in zip(
-        seen.calls, alone.layer_calls, strict=False
-    ):
+    for (n, ours, rows), (_, theirs, own) in zip(seen.calls, alone.calls, strict=False):
         layer = capture.layers[n]
-        own = capture.columns(layer, module, x, own_views, 1)
-        yield (
-            n,
-            _share(layer, a, views, b, i, examples_last),
-            _share(layer, own, own_views, 1, 0, examples_last),
-        )
+        last = examples_last or layer.examples_last
+        yield n, _share(layer, ours, rows, b, i, last), _share(layer, theirs, own, 1, 0, last)
 
 
 def _share(layer: Layer, a: Tensor, n: int, b: int, i: int, examples_last: bool) -> Tensor:
-    """Example i's share of what :meth:`Capture.columns` made of a layer's input."""
-    if layer.own_forward and len(a) == b:  # as the rows came
-        a = a.unflatten(1, (n // b, -1)).transpose(0, 1).flatten(0, 2)
-    rows = a.flatten(0, -2) if layer.linear else a
+    """Example i's share of a layer's input, of b examples in n / b views."""
+    rows = a.flatten(0, -2) if layer.linear and a.ndim > 1 else a
     if len(rows) % n:
         return rows.new_zeros(0)
     if examples_last:

@@ -13,6 +13,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from influence_ssl._layers import Layer
 
 Pairs = list[tuple[str, str]]
+Before = list[tuple[Layer, Any, nn.Parameter, nn.Parameter | None, Any]]
 
 
 @contextmanager
@@ -44,15 +45,15 @@ def watched(encoder: nn.Module) -> Iterator[Pairs]:
 
 
 @torch.no_grad()
-def fold(encoder: nn.Module, layers: list[Layer], pairs: Pairs) -> bool:
-    r"""Fold in place those pairs whose convolution makes a layer; whether any was folded.
+def fold(encoder: nn.Module, layers: list[Layer], pairs: Pairs) -> Before:
+    r"""Fold in place those pairs whose convolution makes a layer; what :func:`unfold` takes back.
 
     In eval mode batch norm is y = s ⊙ Wa + c, which a convolution with weight s ⊙ W and bias c
     gives at once. As :math:`\partial L/\partial(Wa) = s\odot\partial L/\partial y`, the
-    projection P takes s, and θ stays the original W. What cannot be folded is as before.
+    projection P takes s, and θ stays the original W. Nothing is folded where one pair cannot be.
     """
     alone = {x.name: x for x in layers if len(x.modules) == 1 and x.left is not None}
-    before: list[tuple[Any, ...]] = []
+    before: Before = []
     try:
         for name, norm_name in pairs:
             layer = alone.get(name)
@@ -60,19 +61,23 @@ def fold(encoder: nn.Module, layers: list[Layer], pairs: Pairs) -> bool:
             if layer is None or layer.scale is not None or norm.__class__ is nn.Identity:
                 continue
             convolution: Any = layer.modules[0]
-            weight, bias = convolution.weight, convolution.bias
-            before.append((layer, convolution, weight, bias, norm))
-            working = torch.promote_types(weight.dtype, torch.float32)
+            before.append((layer, convolution, convolution.weight, convolution.bias, norm))
+            working = torch.promote_types(convolution.weight.dtype, torch.float32)
             parts = norm.running_mean, norm.running_var, norm.weight, norm.bias
             mean, variance, γ, β = (part.to(working) for part in parts)
             layer.scale = γ * (variance + norm.eps).rsqrt()
             convolution.weight, convolution.bias = fuse_conv_bn_weights(
-                weight, bias, mean, variance, norm.eps, γ, β
+                convolution.weight, convolution.bias, mean, variance, norm.eps, γ, β
             )
             norm.__class__ = nn.Identity
     except Exception:  # folding is for speed alone: what cannot be folded runs as it is
-        for layer, convolution, weight, bias, norm in before:
-            convolution.weight, convolution.bias, layer.scale = weight, bias, None
-            norm.__class__ = nn.BatchNorm2d
-        return False
-    return bool(before)
+        unfold(before)
+        return []
+    return before
+
+
+def unfold(before: Before) -> None:
+    """Take back what :func:`fold` did."""
+    for layer, convolution, weight, bias, norm in before:
+        convolution.weight, convolution.bias, layer.scale = weight, bias, None
+        norm.__class__ = nn.BatchNorm2d

@@ -225,7 +225,12 @@ def _score_parser(commands: Any) -> None:
         "L",
         "relative:C, C times the mean eigenvalue (relative:0.1), or the number itself",
     )
-    add("--layers", "NAMES", "modules whose weights count, such as conv1,layer4.1.conv2 (all)")
+    add(
+        "--layers",
+        "NAMES",
+        "modules whose weights count (all): conv1,layer4.1.conv2, or --layers=-conv1,-layer4.1 "
+        "to leave out those and what is below them",
+    )
     add(
         "--draws",
         "N",

@@ -38,13 +38,14 @@ class Seen:
     """What a pass over B examples sees, for the checks; v views of them in each call of encode.
 
     ``given`` and ``outputs``: the encoder's inputs and outputs (v·B, ...); ``calls``: a layer's
-    number, its projected inputs as they come, and v·B; ``losses``: (B,) once; ``odd``: errors of
-    layers that receive rows of which examples have no equal share.
+    number, its inputs as they come, and v·B; ``projected``: bytes of what is kept of these;
+    ``losses``: (B,) once; ``odd``: errors of layers whose rows the examples do not share equally.
     """
 
     given: list[Tensor] = field(default_factory=list)
     outputs: list[Tensor] = field(default_factory=list)
     calls: list[tuple[int, Tensor, int]] = field(default_factory=list)
+    projected: int = 0
     losses: list[Tensor] = field(default_factory=list)
     odd: dict[int, str] = field(default_factory=dict)
 
@@ -146,9 +147,11 @@ class Capture:
             layer, n = self.layers[number], views * b
             a, rest = taken(layer.name, args, kwargs, output)
             rows, shape = layer.rows(a), (views, b, -1)
-            a = self.columns(layer, module, a, views, b)
             if seen is not None:
-                seen.calls.append((number, a, n))
+                seen.calls.append((number, a.detach().clone(), n))
+            a = self._columns(layer, module, a, views, b)
+            if seen is not None:
+                seen.projected += a.numel() * a.element_size()
             anchored = None
             if torch.is_grad_enabled() and not output.requires_grad:
                 # What comes from a detached tensor: autograd must be made to go this far.
@@ -200,7 +203,7 @@ class Capture:
         found = zip(self.layers, sums, strict=True)
         return [zeros(*layer.shape) if rows is None else rows for layer, rows in found]
 
-    def columns(self, layer: Layer, module: nn.Module, a: Tensor, views: int, b: int) -> Tensor:
+    def _columns(self, layer: Layer, module: nn.Module, a: Tensor, views: int, b: int) -> Tensor:
         """What of a layer's input its gradients need: Q a, or a copy sorted by examples."""
         rows, a = layer.rows(a), layer.arranged(a.detach(), views * b)
         if not layer.own_forward:

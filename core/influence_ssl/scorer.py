@@ -69,7 +69,8 @@ class InfluenceScorer:
     - batch_size: for speed and memory only; values do not depend on it. ``None``: 256 images, fewer
       of those larger than 3 x 64 x 64, so that a batch takes about the same memory.
     - device, dtype: where and in what the encoder runs, on a copy where they differ from its own.
-    - layers: names of the modules whose weights make θ; ``None`` for all that are called.
+    - layers: names of the modules whose weights make θ, or, all with a leading ``-``, of those to
+      leave out with what is below them; ``None`` for all that are called.
     - store: a folder that keeps the projected gradients, so that a stopped run goes on where it
       stopped. It belongs to one encoder and one set of settings, and refuses any other.
     """

@@ -46,6 +46,7 @@ from influence_ssl.report.loading import source_code
         (("--curvature", "identity"), {"curvature": Identity()}),
         (("--dtype", "float64"), {"dtype": torch.float64}),
         (("--layers", "0,4"), {"layers": ["0", "4"]}),
+        (("--layers=-2",), {"layers": ["0", "4"]}),
     ],
 )
 def test_the_command_gives_the_scores_of_the_python_interface(

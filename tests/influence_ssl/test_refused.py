@@ -99,6 +99,9 @@ REFUSED = {
     "layer that is not there": (
         None, ("--layers", "first"), {}, "'first' is not a Conv2d or Linear of the encoder; these",
     ),
+    "layers to keep and to leave out": (
+        None, ("--layers", "0,-4"), {}, "mixes names to keep and names to leave out",
+    ),
     "encoder fails": (
         None, (), {"encoder": "mine.py:Broken"}, "RuntimeError: shapes do not fit; --traceback"
     ),
