@@ -5,11 +5,41 @@ import io
 import re
 from pathlib import Path
 
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
 README = Path(__file__).parents[1] / "README.md"
 
 
+def blocks():
+    return re.findall(r"```(?:python|text)\n(.*?)```", README.read_text(), re.DOTALL)
+
+
+def test_the_example_of_influence_finds_the_training_images_of_each_query(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    for folder, count in (("photos", 12), ("queries", 2)):
+        (tmp_path / folder).mkdir()
+        for number in range(count):
+            pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / folder / f"{folder}-{number}.png")
+    torch.manual_seed(0)
+    encoder = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 4))
+    monkeypatch.chdir(tmp_path)
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        exec(compile(blocks()[2], "README.md", "exec"), {"encoder": encoder})
+    lines = out.getvalue().splitlines()
+    assert len(lines) == 1 + 2 * 10
+    for query, rows in (("queries-0.png", lines[1:11]), ("queries-1.png", lines[11:])):
+        values = [float(line.split()[-1]) for line in rows]
+        assert all(query in line and "photos-" in line for line in rows)
+        assert values == sorted(values)
+
+
 def test_the_example_prints_what_the_readme_says():
-    code, printed = re.findall(r"```(?:python|text)\n(.*?)```", README.read_text(), re.DOTALL)
+    code, printed = blocks()[:2]
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         exec(compile(code, "README.md", "exec"), {})

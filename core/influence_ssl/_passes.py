@@ -11,8 +11,8 @@ from torch.func import functional_call, grad, jacrev
 from tqdm import tqdm
 
 from influence_ssl._examples import Examples
+from influence_ssl._memory import free_memory
 from influence_ssl._store import Columns, Store
-from influence_ssl.curvature import free_memory
 from influence_ssl.errors import InfluenceValueError
 from influence_ssl.gradients import Capture, Layer, Objective
 from influence_ssl.objectives import Batch, Encode, Index
@@ -47,7 +47,8 @@ class Gradients:
         self.store = store
         self.stage = stage
         self.layers: list[Layer] = capture.layers
-        self.device = capture.device
+        # Apple's GPU has no float64, in which covariances are summed and solved.
+        self.device = torch.device("cpu") if capture.device.type == "mps" else capture.device
         self.n = draws * examples.n
         self.index = examples.index
         self._width = sum(layer.size for layer in self.layers) * capture.working.itemsize
@@ -153,7 +154,7 @@ class Gradients:
         for draw, rows in self._batches:
             hessian += jacrev(grad(loss), chunk_size=256)(theta, rows, draw)
         hessian = total(hessian)
-        return (hessian + hessian.T) / (2 * self.n)
+        return ((hessian + hessian.T) / (2 * self.n)).to(self.device)
 
 
 class _Observed:

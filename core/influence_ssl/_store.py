@@ -31,6 +31,7 @@ Columns = dict[str, Tensor]
 
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 _PROBE = "probe.safetensors"
+ENCODER = "the encoder or its weights"
 
 
 def fingerprint(encoder: nn.Module) -> str:
@@ -51,7 +52,7 @@ def origin(encoder: nn.Module, capture: Capture) -> dict[str, str]:
     objective = capture.objective
     shapes = [(x.name, x.out_features, x.in_features, *x.shape) for x in capture.layers]
     return {
-        "the encoder or its weights": fingerprint(encoder),
+        ENCODER: fingerprint(encoder),
         "objective": repr(objective) if _plain(objective) else type(objective).__qualname__,
         "seed": str(capture.seed),
         "dtype": str(capture.dtype),

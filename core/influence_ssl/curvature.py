@@ -12,7 +12,6 @@ over its own part of the n gradients; :func:`~influence_ssl.processes.total` add
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,6 +24,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from influence_ssl._embeddings import Dual, Embedding, Same, Spectral, Triangular, stripes
+from influence_ssl._memory import free_memory
 from influence_ssl.errors import InfluenceTypeError, InfluenceValueError
 from influence_ssl.gradients import Layer
 from influence_ssl.processes import gather, total
@@ -231,18 +231,6 @@ class Identity(_FullSpace):
     def fit(self, gradients: Gradients) -> Fitted:
         size = sum(layer.size for layer in gradients.layers)
         return Fitted([(slice(0, size), Same())])
-
-
-def free_memory(device: torch.device) -> float:
-    """Bytes that can still be taken on a device."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        with open("/proc/meminfo") as lines:
-            known = dict(line.split(":") for line in lines)
-        return float(known["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2
 
 
 def _check(damping: Damping, owner: str) -> None:

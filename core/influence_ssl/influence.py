@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from influence_ssl.curvature import free_memory
+from influence_ssl._memory import free_memory
 from influence_ssl.errors import InfluenceTypeError, InfluenceValueError
 from influence_ssl.scores import TABLES, save
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from numbers import Integral
 from pathlib import Path
@@ -17,35 +17,20 @@ from torch import Tensor, nn
 
 from influence_ssl._checks import prepare
 from influence_ssl._examples import Dataset, Examples, Indices
-from influence_ssl._layers import Layer
+from influence_ssl._fit import Fit, made, project, projections, read, write
 from influence_ssl._machine import machine
 from influence_ssl._passes import Gradients
-from influence_ssl._store import Probe, Store, origin
+from influence_ssl._store import ENCODER, Probe, Store, fingerprint, origin
 from influence_ssl.curvature import Curvature, LoGra
 from influence_ssl.errors import InfluenceTypeError, InfluenceValueError
 from influence_ssl.gradients import Capture, Objective, untouched
 from influence_ssl.influence import Embedded, Influence, products, refuse_too_large
 from influence_ssl.objectives import Invariance
-from influence_ssl.processes import gather, place
+from influence_ssl.processes import gather, place, together
 from influence_ssl.scores import Scores
 from influence_ssl.version import __version__
 
 _BATCH, _LEAST = 256, 8  # images of 3 x 64 x 64, and at least so many of any size
-
-Projections = dict[str, tuple[Tensor | None, Tensor | None]]
-
-
-@dataclass(frozen=True)
-class Fit:
-    """A fitted curvature, and what it was fitted for: what is scored later must be the same."""
-
-    form: Callable[[Tensor], Tensor]
-    n: int
-    settings: dict[str, Any]
-    origin: dict[str, str]
-    projections: Projections
-    probe: Probe
-    kept: Embedded | None
 
 
 class InfluenceScorer:
@@ -113,6 +98,8 @@ class InfluenceScorer:
         self.layers = layers
         self.progress = progress
         self.store = None if store is None else Path(store)
+
+    fit_: Fit  # there after fit or load
 
     def images_at_once(self, values: int) -> int:
         """The batch size for images of so many values."""
@@ -242,7 +229,60 @@ class InfluenceScorer:
             self._check_names(names, gradients)
             asked = self._embedded(gradients, fit.form, names)
             provenance = self._provenance(gradients, fit.form, fit.n)
+            provenance["query objective"] = repr(gradients.capture.objective)
         return products(asked, fit.kept, top, group, self.draws, provenance)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the fit into ``folder``, for :meth:`load` in another process or next week.
+
+        ``fit.json`` and ``fit.safetensors`` hold the curvature, its projections, the settings, kept
+        embeddings, and the first two fitted examples with their gradients, by which a changed
+        forward pass or closure is found out. The encoder is not saved.
+        """
+        fit = getattr(self, "fit_", None)
+        if fit is None:
+            raise InfluenceValueError("nothing is fitted; call fit(images) before save.")
+        names = "objective", "curvature", "draws", "seed", "dtype", "layers"
+        write(Path(folder), fit, {name: getattr(self, name) for name in names})
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        encoder: nn.Module,
+        objective: Objective | None = None,
+        curvature: Curvature | None = None,
+        batch_size: int | None = None,
+        device: str | torch.device | None = None,
+        progress: bool = True,
+    ) -> InfluenceScorer:
+        """A scorer with the fit that :meth:`save` wrote, for the same encoder.
+
+        ``objective`` and ``curvature`` are given where the fit was made with one's own, which no
+        file holds. Raises :class:`InfluenceError` for another encoder, a damaged folder, or an
+        argument that is not the fit's.
+        """
+        place = Capture(encoder, [], Invariance(), 0).device if device is None else device
+        words, fit = read(Path(folder), torch.device(place))
+        found = cls(
+            encoder,
+            made(words["objective"], "objective", objective),
+            made(words["curvature"], "curvature", curvature),
+            draws=words["draws"],
+            seed=words["seed"],
+            batch_size=batch_size,
+            device=device,
+            dtype=None if words["dtype"] is None else getattr(torch, words["dtype"]),
+            layers=words["layers"],
+            progress=progress,
+        )
+        if fingerprint(encoder) != fit.origin[ENCODER]:
+            raise InfluenceValueError(
+                f"{str(folder)!r} holds the fit of an encoder with other modules or weights; give "
+                "that one, or fit again."
+            )
+        found.fit_ = replace(fit, settings=found._settings())
+        return found
 
     def _embedded(
         self,
@@ -282,34 +322,36 @@ class InfluenceScorer:
         fit: Fit | None = None,
         objective: Objective | None = None,
     ) -> Iterator[Gradients]:
-        if fit is not None:
-            self._refuse(name for name, x in self._settings().items() if x != fit.settings[name])
-        examples = Examples(images, index)
-        asked = self.objective if objective is None else objective
-        own = Capture(self.encoder, [], asked, self.seed)
-        try:
-            device = torch.empty(0, device=self.device or own.device).device
-        except (RuntimeError, AssertionError) as error:
-            reason = f"device={str(self.device)!r} cannot be used: {str(error).splitlines()[0]}"
-            raise InfluenceValueError(reason) from None
-        dtype = self.dtype or own.dtype
-        choose = self.curvature.project if fit is None else partial(project, fit.projections)
-        with untouched(self.encoder), _without_autocast({"cpu", own.device.type, device.type}):
-            sample = examples.first()
-            capture, exact = prepare(own, self.layers, choose, *sample, device, dtype)
-            store = None
-            if fit is not None or self.store is not None:
-                parts = origin(self.encoder, capture)
+        with together():
             if fit is not None:
-                free = set() if objective is None else {"objective"}
-                self._refuse(n for n, x in parts.items() if x != fit.origin[n] and n not in free)
-                if not fit.probe.agrees(replace(exact, objective=self.objective)):
-                    self._refuse(["the objective or the encoder's forward pass"])
-            if self.store is not None:
-                store = Store(self.store, parts, exact, *sample)
-            step = self.images_at_once(examples.values)
-            shown = stage if self.progress and place()[0] == 0 else None
-            yield Gradients(capture, exact, examples, self.draws, step, store, shown)
+                now = self._settings()
+                self._refuse(name for name in now if now[name] != fit.settings[name])
+            examples = Examples(images, index)
+            asked = self.objective if objective is None else objective
+            own = Capture(self.encoder, [], asked, self.seed)
+            try:
+                device = torch.empty(0, device=self.device or own.device).device
+            except (RuntimeError, AssertionError) as error:
+                reason = f"device={str(self.device)!r} cannot be used: {str(error).splitlines()[0]}"
+                raise InfluenceValueError(reason) from None
+            dtype = self.dtype or own.dtype
+            choose = self.curvature.project if fit is None else partial(project, fit.projections)
+            with untouched(self.encoder), _without_autocast({"cpu", own.device.type, device.type}):
+                sample = examples.first()
+                capture, exact = prepare(own, self.layers, choose, *sample, device, dtype)
+                store = None
+                if fit is not None or self.store is not None:
+                    parts = origin(self.encoder, capture)
+                if fit is not None:
+                    same = parts.keys() - (set() if objective is None else {"objective"})
+                    self._refuse(n for n in parts if n in same and parts[n] != fit.origin[n])
+                    if not fit.probe.agrees(replace(exact, objective=self.objective)):
+                        self._refuse(["the objective or the encoder's forward pass"])
+                if self.store is not None and objective is None:  # the store is of the scorer's own
+                    store = Store(self.store, parts, exact, *sample)
+                step = self.images_at_once(examples.values)
+                shown = stage if self.progress and place()[0] == 0 else None
+                yield Gradients(capture, exact, examples, self.draws, step, store, shown)
 
     def _settings(self) -> dict[str, Any]:
         """What must not change between a fit and its use, as it is now."""
@@ -342,22 +384,6 @@ class InfluenceScorer:
             **machine(),
             **getattr(fitted, "provenance", {}),
         }
-
-
-def projections(layers: list[Layer]) -> Projections:
-    """Each layer's two projections by its name."""
-    return {layer.name: (layer.left, layer.right) for layer in layers}
-
-
-def project(known: Projections, layers: list[Layer]) -> None:
-    """Set projections that are known, on each layer's device, in float32 at least."""
-    for layer in layers:
-        dtype = torch.promote_types(layer.weight.dtype, torch.float32)
-        left, right = (
-            None if side is None else side.to(layer.weight.device, dtype)
-            for side in known.get(layer.name, (None, None))
-        )
-        layer.left, layer.right = left, right
 
 
 def _state(value: Any) -> Any:

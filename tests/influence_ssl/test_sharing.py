@@ -66,3 +66,12 @@ def test_one_process_goes_on_where_two_stopped(pair, monkeypatch):
 
 def test_more_processes_than_images_are_refused(pair):
     assert "2 processes have 1 images; start at most 1." in read(pair, 0)[2]
+
+
+def test_an_error_in_one_process_stops_the_other_at_once(pair):
+    """It would wait for half an hour otherwise; the group works on afterwards."""
+    own = "image 36 has NaN or infinite values; repair or drop it."
+    assert read(pair, 1)[3] == own
+    assert read(pair, 0)[3] == f"process 1 stopped: InfluenceValueError: {own}"
+    assert read(pair, 0)[4]
+    assert read(pair, 1)[4]

@@ -1,0 +1,245 @@
+"""A fitted curvature with all that it was fitted for, in memory and in a folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from influence_ssl import _embeddings
+from influence_ssl._embeddings import Embedding
+from influence_ssl._layers import Layer
+from influence_ssl._store import Probe
+from influence_ssl.curvature import (
+    EmpiricalFisher,
+    ExactHessian,
+    Fitted,
+    Identity,
+    LoGra,
+    Relative,
+)
+from influence_ssl.errors import InfluenceOSError, InfluenceTypeError, InfluenceValueError
+from influence_ssl.influence import Embedded
+from influence_ssl.objectives import Invariance, Supervised
+from influence_ssl.perturbations import GaussianNoise
+
+Projections = dict[str, tuple[Tensor | None, Tensor | None]]
+
+_FORMAT = 1
+_WORDS, _TENSORS = "fit.json", "fit.safetensors"
+_SETTINGS: dict[str, Callable[..., Any]] = {
+    kind.__name__: kind
+    for kind in (
+        EmpiricalFisher, ExactHessian, GaussianNoise, Identity, Invariance, LoGra, Relative,
+        Supervised,
+    )
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted curvature, and what it was fitted for: what is scored later must be the same."""
+
+    form: Callable[[Tensor], Tensor]
+    n: int
+    settings: dict[str, Any]
+    origin: dict[str, str]
+    projections: Projections
+    probe: Probe
+    kept: Embedded | None
+
+
+def projections(layers: list[Layer]) -> Projections:
+    """Each layer's two projections by its name."""
+    return {layer.name: (layer.left, layer.right) for layer in layers}
+
+
+def project(known: Projections, layers: list[Layer]) -> None:
+    """Set projections that are known, on each layer's device, in float32 at least."""
+    for layer in layers:
+        dtype = torch.promote_types(layer.weight.dtype, torch.float32)
+        left, right = (
+            None if side is None else side.to(layer.weight.device, dtype)
+            for side in known.get(layer.name, (None, None))
+        )
+        layer.left, layer.right = left, right
+
+
+def write(folder: Path, fit: Fit, settings: dict[str, Any]) -> None:
+    """Save a fit; ``settings`` are the scorer's arguments. What was there before is replaced."""
+    if not isinstance(fit.form, Fitted):
+        raise InfluenceTypeError(
+            f"curvature={settings['curvature']!r} cannot be saved: its fit must return an "
+            "influence_ssl.curvature.Fitted."
+        )
+    tensors: dict[str, Tensor] = {"probe index": fit.probe.index}
+    tensors["probe gradients"] = fit.probe.gradients
+    tensors |= {f"probe batch {n}": part for n, part in enumerate(fit.probe.batch)}
+    for name, sides in fit.projections.items():
+        for side, matrix in zip(("left", "right"), sides, strict=True):
+            if matrix is not None:
+                tensors[f"{side} {name}"] = matrix
+    blocks = []
+    for number, (columns, block) in enumerate(fit.form.blocks):
+        words: dict[str, Any] = {"kind": type(block).__name__}
+        words["columns"] = [columns.start, columns.stop]
+        for field in dataclasses.fields(block):  # type: ignore[arg-type]
+            value = getattr(block, field.name)
+            if isinstance(value, Tensor):
+                tensors[f"block {number} {field.name}"] = value
+            else:
+                words[field.name] = value
+        blocks.append(words)
+    kept = None
+    if fit.kept is not None:
+        tensors["kept"] = fit.kept.phi
+        tensors["kept index"] = torch.from_numpy(fit.kept.index)
+        kept = {"names": None if fit.kept.names is None else list(fit.kept.names)}
+    content = save({name: x.detach().cpu().contiguous() for name, x in tensors.items()})
+    described_fit = {
+        "format": _FORMAT,
+        "tensors": hashlib.sha256(content).hexdigest(),
+        "settings": {name: described(value) for name, value in settings.items()},
+        "n": fit.n,
+        "origin": fit.origin,
+        "provenance": fit.form.provenance,
+        "layers": list(fit.projections),
+        "blocks": blocks,
+        "kept": kept,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    # The words come last, with the hash of the tensors: half a fit is no fit.
+    for name, data in ((_TENSORS, content), (_WORDS, json.dumps(described_fit, indent=1).encode())):
+        part = folder / f".{os.getpid()}-{name}"
+        try:
+            try:
+                part.write_bytes(data)
+                part.replace(folder / name)
+            finally:
+                part.unlink(missing_ok=True)
+        except OSError as error:
+            raise InfluenceOSError(
+                f"{str(folder / name)!r} cannot be written: {error.strerror}."
+            ) from error
+
+
+def read(folder: Path, device: torch.device) -> tuple[dict[str, Any], Fit]:
+    """A saved fit on ``device``, without its settings, and these as they were described."""
+    try:
+        words = json.loads((folder / _WORDS).read_text(encoding="utf-8"))
+        content = (folder / _TENSORS).read_bytes()
+    except OSError as error:
+        raise InfluenceOSError(
+            f"{str(folder)!r} holds no saved fit: {error.strerror or error}."
+        ) from error
+    except ValueError as error:
+        raise InfluenceValueError(f"{str(folder / _WORDS)!r} is damaged; save it again.") from error
+    try:
+        if words["format"] != _FORMAT:
+            raise InfluenceValueError(
+                f"{str(folder)!r} was saved in format {words['format']!r}, this version reads "
+                f"{_FORMAT}; fit and save again."
+            )
+        if hashlib.sha256(content).hexdigest() != words["tensors"]:
+            raise InfluenceValueError(
+                f"{str(folder / _TENSORS)!r} is damaged or of another fit; save it again."
+            )
+        tensors = load(content)
+        blocks = [_block(number, x, tensors, device) for number, x in enumerate(words["blocks"])]
+        form = Fitted(blocks, words["provenance"])
+        parts = sorted(name for name in tensors if name.startswith("probe batch "))
+        batch = tuple(tensors[name] for name in parts)
+        fit = Fit(
+            form=form,
+            n=words["n"],
+            settings={},
+            origin=words["origin"],
+            projections={
+                name: (tensors.get(f"left {name}"), tensors.get(f"right {name}"))
+                for name in words["layers"]
+            },
+            probe=Probe(batch, tensors["probe index"], tensors["probe gradients"]),
+            kept=_kept(words["kept"], tensors, form, device),
+        )
+        return words["settings"], fit
+    except (KeyError, TypeError, AttributeError, SafetensorError) as error:
+        raise InfluenceValueError(
+            f"{str(folder)!r} is no saved fit of this package ({type(error).__name__}: {error})."
+        ) from error
+
+
+def _block(
+    number: int, words: dict[str, Any], tensors: dict[str, Tensor], device: torch.device
+) -> tuple[slice, Embedding]:
+    kinds = {"Same", "Triangular", "Spectral", "Dual"}
+    if words["kind"] not in kinds:
+        raise KeyError(words["kind"])
+    kind = getattr(_embeddings, words["kind"])
+    found = {}
+    for field in dataclasses.fields(kind):
+        name = f"block {number} {field.name}"
+        found[field.name] = tensors[name].to(device) if name in tensors else words[field.name]
+    start, stop = words["columns"]
+    return slice(start, stop), kind(**found)
+
+
+def _kept(
+    words: dict[str, Any] | None, tensors: dict[str, Tensor], form: Fitted, device: torch.device
+) -> Embedded | None:
+    if words is None:
+        return None
+    index: np.ndarray = tensors["kept index"].numpy()
+    return Embedded(tensors["kept"].to(device), index, words["names"], form.signs)
+
+
+def described(value: Any) -> Any:
+    """A setting in JSON: a data class of this package by its fields, one's own by its name."""
+    kind = type(value).__name__
+    if _SETTINGS.get(kind) is type(value):
+        fields = {f.name: described(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"own": any(map(_is_own, fields.values())), "type": kind, "fields": fields}
+    if isinstance(value, torch.dtype):
+        return str(value).removeprefix("torch.")
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [described(x) for x in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return {"own": True, "type": kind}
+
+
+def _is_own(words: Any) -> bool:
+    return isinstance(words, dict) and words["own"]
+
+
+def made(words: Any, name: str, given: Any) -> Any:
+    """The setting behind :func:`described`, or ``given`` where no file holds it."""
+    if _is_own(words):
+        if given is None:
+            raise InfluenceTypeError(
+                f"the fit was made with an {name} of your own ({words['type']}), which the folder "
+                f"does not hold; give it: InfluenceScorer.load(folder, encoder, {name}=...)."
+            )
+        return given
+    found = _made(words)
+    if given is not None and given != found:
+        raise InfluenceValueError(
+            f"{name}={given!r} differs from the fit's, {found!r}; leave it out, or fit again."
+        )
+    return found
+
+
+def _made(words: Any) -> Any:
+    if isinstance(words, dict):
+        return _SETTINGS[words["type"]](**{n: _made(x) for n, x in words["fields"].items()})
+    return words
