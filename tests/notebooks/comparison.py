@@ -22,7 +22,7 @@ Pictures, tables and pages are not, nor the names of such objects, which stand f
 
 _OBJECT = re.compile(r"<[^\n]*>")
 # No part of a name, a version or a hash.
-_NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?(?![\w.]*\d)")
+NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?(?![\w.]*\d)")
 
 
 def texts(outputs: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
@@ -76,10 +76,10 @@ def _where(one: str, other: str) -> str | None:
 
 def same_line(one: str, other: str) -> bool:
     """Whether the words agree, spaces apart, and each number with the other's."""
-    words = ([part.split() for part in _NUMBER.split(text)] for text in (one, other))
+    words = ([part.split() for part in NUMBER.split(text)] for text in (one, other))
     if next(words) != next(words):
         return False
-    return all(map(same_number, _NUMBER.findall(one), _NUMBER.findall(other)))
+    return all(map(same_number, NUMBER.findall(one), NUMBER.findall(other)))
 
 
 def same_number(one: str, other: str) -> bool:

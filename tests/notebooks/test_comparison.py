@@ -7,7 +7,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from comparison import _NUMBER, difference, same_line, same_number, texts
+from comparison import NUMBER, difference, same_line, same_number, texts
 from reference import FOLDER, reference_path
 from reference import chapters as all_chapters
 
@@ -98,7 +98,7 @@ def test_a_change_of_one_per_cent_is_seen_in_every_number(name: str) -> None:
     path: Path = FOLDER / name
     for cell in nbformat.read(path, as_version=4).cells:
         for _, text in texts(cell.outputs):
-            for number in _NUMBER.findall(text):
+            for number in NUMBER.findall(text):
                 mantissa, e, _ = number.partition("e")
                 digits = len(mantissa.partition(".")[2])
                 changed = (
