@@ -228,8 +228,7 @@ def _score_parser(commands: Any) -> None:
     add(
         "--layers",
         "NAMES",
-        "modules whose weights count (all): conv1,layer4.1.conv2, or --layers=-conv1,-layer4.1 "
-        "to leave out those and what is below them",
+        "modules that count (all): conv1,fc; --layers=-NAME leaves NAME out",
     )
     add(
         "--draws",

@@ -35,6 +35,7 @@ RESULTS = {
     "levels": "levels",
     "fidelity": "fidelity",
     "stream": "streaming",
+    "architectures": "architectures",
 }
 
 

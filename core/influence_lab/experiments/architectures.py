@@ -1,0 +1,206 @@
+"""Does the scorer get every architecture right? Each against brute force, one image at a time.
+
+The smallest model of each module of timm and the named ones of torchvision, with random weights in
+double precision and at the smallest image size that they accept. The reference shares the
+projections with the scorer and nothing else: autograd's weight gradients of one image at a time,
+projected, and the quadratic forms of their second moment. Models are recorded one by one; those
+that are recorded are not made again.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from jaxtyping import Float64
+from torch import Tensor, nn
+
+from influence_ssl import GaussianNoise, InfluenceScorer, Invariance, LoGra, Relative
+from influence_ssl.errors import InfluenceError
+from influence_ssl.report.zoo import from_zoo
+
+from .. import results
+from . import Task
+
+TORCHVISION = (
+    "alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "googlenet", "inception_v3",
+    "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small", "regnet_y_400mf", "resnet18",
+    "shufflenet_v2_x0_5", "squeezenet1_1", "swin_v2_t", "vgg11_bn", "vit_b_16",
+)  # fmt: skip
+SIZES = (32, 48, 64, 96, 128, 160, 192, 224, 256, 299, 336, 384, 448, 512)
+IMAGES = 3
+DAMPING = 0.1
+CURVATURE = LoGra(rank=4, joint=True, damping=Relative(DAMPING))
+# What counts as right: in double precision, and of models that go down to single inside.
+DOUBLE, SINGLE = 1e-8, 1e-4
+
+
+def smallest(module: str) -> tuple[str, int]:
+    """timm's model with the fewest parameters of one of its modules, and their number."""
+    found = []
+    for name in timm.list_models(module=module):
+        try:
+            with torch.device("meta"):
+                model = timm.create_model(name, pretrained=False)
+        except (RuntimeError, NotImplementedError):  # it asks for values while it is built
+            model = timm.create_model(name, pretrained=False)
+        found.append((sum(p.numel() for p in model.parameters()), name))
+    count, name = min(found)
+    return name, count
+
+
+def timm_models(name: str) -> Iterator[tuple[int, nn.Module]]:
+    """(image size, the model for it), from the smallest size; classifiers are left out."""
+    plain = None
+    for size in SIZES:
+        torch.manual_seed(0)
+        try:
+            yield size, timm.create_model(name, pretrained=False, num_classes=0, img_size=size)
+        except TypeError:  # its size is in no argument
+            if plain is None:
+                torch.manual_seed(0)
+                plain = timm.create_model(name, pretrained=False, num_classes=0)
+            yield size, plain
+        except (AssertionError, ValueError, RuntimeError, ZeroDivisionError):
+            continue
+
+
+def torchvision_models(name: str) -> Iterator[tuple[int, nn.Module]]:
+    """The same of torchvision."""
+    model = from_zoo(f"torchvision:{name}", False, 0).module
+    yield from ((size, model) for size in SIZES)
+
+
+def accepted(models: Iterator[tuple[int, nn.Module]]) -> tuple[int, nn.Module] | None:
+    """The first that maps images to finite vectors, in double precision and in eval mode."""
+    for size, model in models:
+        model.double().eval()
+        try:
+            with torch.no_grad():
+                z = model(torch.rand(2, 3, size, size, dtype=torch.float64))
+        except Exception:  # whatever a model says to images that are too small
+            continue
+        if isinstance(z, Tensor) and z.ndim == 2 and bool(z.isfinite().all()) and z.shape[1] > 1:
+            return size, model
+    return None
+
+
+def brute_force(
+    model: nn.Module, x: Tensor, x_hat: Tensor, names: list[str]
+) -> list[list[Tensor | None]]:
+    """Autograd's gradients of 1 − cos for the named modules' weights, image by image.
+
+    An image and its copy are one batch, as a single row of LeViT has other gradients in PyTorch
+    than finite differences.
+    """
+    weights = [model.get_submodule(name).weight for name in names]
+    model.requires_grad_(True)
+    rows = []
+    for clean, noisy in zip(x, x_hat, strict=True):
+        z, moved = (v / v.norm() for v in model(torch.stack([clean, noisy])))
+        loss = 0.5 * (z - moved).square().sum()
+        rows.append(list(torch.autograd.grad(loss, weights, allow_unused=True)))
+    return rows
+
+
+def quadratic_forms(g: Float64[np.ndarray, "n k"], c: float) -> Float64[np.ndarray, " n"]:
+    """gᵀ(GᵀG/n + λI)⁻¹g of each row, λ being c times the mean of min(n, k) eigenvalues."""
+    n, k = g.shape
+    gram = g @ g.T / n
+    λ = c * np.trace(gram) / min(n, k)
+    return n * np.diag(np.linalg.solve(gram + λ * np.eye(n), gram))
+
+
+def compared(model: nn.Module, size: int) -> dict[str, Any]:
+    """Number of layers, seconds of a call, and the largest relative errors, or the message."""
+    x = torch.rand(IMAGES, 3, size, size, generator=torch.Generator().manual_seed(1))
+    x = x.double()
+    noise = GaussianNoise(0.05, 0.2)
+    scorer = InfluenceScorer(model, Invariance(noise), CURVATURE, progress=False)
+    begin = time.perf_counter()
+    try:
+        scores = scorer.score(x)
+        seconds = time.perf_counter() - begin
+        with scorer._gradients(x, None, "compare") as gradients:
+            found = gradients.capture.flat((x,), gradients.index, 0).numpy()
+            layers = gradients.layers
+    except InfluenceError as error:
+        return {"message": str(error)}
+    except Exception as error:  # what must not happen is recorded too
+        return {"crash": f"{type(error).__name__}: {str(error).splitlines()[0]:.200}"}
+    rows = brute_force(model, x, noise(x, torch.arange(IMAGES), 0, 0), [x.name for x in layers])
+    reference = np.stack([
+        torch.cat([
+            torch.zeros(layer.size) if g is None else layer.project(g).flatten()
+            for layer, g in zip(layers, row, strict=True)
+        ]).numpy()
+        for row in rows
+    ])  # fmt: skip
+    expected = quadratic_forms(reference, DAMPING)
+    off = np.linalg.norm(found - reference, axis=1) / np.linalg.norm(reference, axis=1)
+    return {
+        "layers": len(layers),
+        "gradient error": float(f"{off.max():.2g}"),
+        "error": float(f"{np.abs(scores.magnitude / expected - 1).max():.2g}"),
+        "seconds": round(seconds, 2),
+    }
+
+
+def checked(source: str, name: str) -> dict[str, Any]:
+    """The row of one model."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        models = timm_models(name) if source == "timm" else torchvision_models(name)
+        found = accepted(models)
+        if found is None:
+            return {"name": name, "message": "maps images of none of the sizes to one vector each"}
+        size, model = found
+        parameters = sum(p.numel() for p in model.parameters())
+        return {"name": name, "size": size, "parameters": parameters, **compared(model, size)}
+
+
+def right(row: dict[str, Any]) -> bool:
+    """Whether a model's scores are those of brute force, or one line says why there are none."""
+    return row.get("error", 1.0) <= SINGLE or "message" in row
+
+
+def path_of(profile: str, root: Path | None = None) -> Path:
+    """Where the rows are recorded."""
+    return (root or results.results_root()) / profile / "architectures.json"
+
+
+def reproduce(task: Task) -> str:
+    """Check every model that is not recorded yet; record after each."""
+    path = path_of(task.profile, task.root)
+    record = results.load_record(task.profile, "architectures", task.root) or {"models": {}}
+    rows, begin = record["models"], time.perf_counter()
+    keys = [f"timm.{module}" for module in timm.list_modules()]
+    for key in (*keys, *(f"torchvision.{name}" for name in TORCHVISION)):
+        if key in rows:
+            continue
+        source, name = key.split(".")
+        row = checked(source, smallest(name)[0] if source == "timm" else name)
+        rows[key] = row
+        record["provenance"] = results.provenance(
+            task.command, task.profile, task.seed, f"{IMAGES} images of noise", "", "cpu",
+            record.get("provenance", {}).get("wall_seconds", 0) + time.perf_counter() - begin,
+        )  # fmt: skip
+        record["provenance"]["versions"]["timm"] = timm.__version__
+        begin = time.perf_counter()
+        results.save_json(path, record)
+        if sys.stderr.isatty():
+            print(key, row, file=sys.stderr)
+    errors = [row["error"] for row in rows.values() if row.get("error", 1.0) <= SINGLE]
+    refused = [row["name"] for row in rows.values() if "message" in row]
+    wrong = [row["name"] for row in rows.values() if not right(row)]
+    return (
+        f"{len(errors)} of {len(rows)} models right to {max(errors, default=0):.1g}, "
+        f"refused: {', '.join(refused) or 'none'}; wrong: {', '.join(wrong) or 'none'}"
+    )
