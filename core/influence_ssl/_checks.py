@@ -48,7 +48,7 @@ def prepare(
     try:
         encoder = own.encoder
         if own.dtype != torch.float64:
-            encoder = copy.deepcopy(encoder).double()
+            encoder = _copy(encoder, torch.Tensor.double)
         private = encoder is not own.encoder
         checked, pairs = _checked(replace(own, encoder=encoder), private, *settings)
     except InfluenceError:
@@ -58,13 +58,24 @@ def prepare(
     encoder = own.encoder
     if (device, dtype) != (own.device, own.dtype):
         encoder = copy.deepcopy(encoder).to(device, dtype)
-    elif pairs:
-        encoder = copy.deepcopy(encoder)
+    elif pairs:  # other modules, in which folding puts other weights
+        encoder = _copy(encoder, lambda x: x)
     layers = moved(checked.layers, checked.encoder, encoder)
     fold(encoder, layers, pairs)
     silent = {name: encoder.get_submodule(name) for name in checked.silent}
     capture = replace(own, encoder=encoder, layers=layers, silent=silent, rows=checked.rows)
     return capture, checked
+
+
+def _copy(encoder: nn.Module, convert: Callable[[Tensor], Tensor]) -> nn.Module:
+    """A copy whose floating-point parameters and buffers are what ``convert`` makes of them."""
+    known: dict[int, Any] = {}
+    for tensor in (*encoder.parameters(), *encoder.buffers()):
+        if tensor.is_floating_point():
+            found = convert(tensor.detach())
+            parameter = isinstance(tensor, nn.Parameter)
+            known[id(tensor)] = nn.Parameter(found, requires_grad=False) if parameter else found
+    return copy.deepcopy(encoder, known)
 
 
 @dataclass
@@ -514,10 +525,16 @@ def _refuse(
             f"{_where(capture, kinds)} depends on chance, as two passes over one image differ; "
             "switch dropout and sampling in the encoder's forward off."
         )
-    if kinds.keys() & {"output", "calls"}:
+    if "output" in kinds:
         raise InfluenceValueError(
             f"{_where(capture, kinds)} depends on the other images of the batch, so a score would "
             "not belong to one example; give an encoder that maps each image on its own."
+        )
+    if "calls" in kinds:
+        raise InfluenceValueError(
+            "the encoder calls its layers in another order or more often for two images than for "
+            "one, as where it takes them one by one, so examples cannot be told apart; give an "
+            "encoder that takes the whole batch at once."
         )
     if "loss" in kinds:
         raise InfluenceValueError(

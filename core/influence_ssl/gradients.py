@@ -255,9 +255,11 @@ def taken(
             f"with layers=['-{name}']."
         )
     if args:
-        return args[0], lambda a: ((a, *args[1:]), kwargs)
+        rest = args[1:]
+        return args[0], lambda a: ((a, *rest), kwargs)
     key = next(k for k, value in kwargs.items() if isinstance(value, Tensor))
-    return kwargs[key], lambda a: ((), {**kwargs, key: a})
+    others = {k: value for k, value in kwargs.items() if k != key}
+    return kwargs[key], lambda a: ((), {**others, key: a})
 
 
 def differentiate(total: Tensor, leaves: list[Tensor]) -> list[Tensor | None]:

@@ -145,6 +145,15 @@ def test_rows_in_another_order_are_named():
     check(build(Shuffled), images(), ["first"], layers=["-mix"])
 
 
+def test_an_encoder_that_takes_images_one_by_one():
+    class OneByOne(Residual):
+        def forward(self, x):
+            return torch.cat([super(OneByOne, self).forward(one[None]) for one in x])
+
+    with pytest.raises(InfluenceError, match="give an encoder that takes the whole batch at once"):
+        score(build(OneByOne), images(5), objective=squared)
+
+
 def squared(encode, batch, index, draw, seed):
     return encode(batch[0]).square().sum(1)
 

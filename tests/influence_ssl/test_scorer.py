@@ -1,7 +1,5 @@
 """Invariance to how the work is cut, and the untouched encoder."""
 
-import threading
-
 import numpy as np
 import pytest
 import torch
@@ -281,22 +279,6 @@ def test_an_encoder_that_works_in_place_leaves_the_images_alone():
     original = x.clone()
     score(InPlace(), x)
     assert torch.equal(x, original)
-
-
-def test_two_scorers_may_run_in_two_threads():
-    x = images(40)
-    expected = [score(build(Windows, seed=s), x).values for s in (0, 1)]
-    found: dict[int, np.ndarray] = {}
-    threads = [
-        threading.Thread(target=lambda s=s: found.update({s: score(build(Windows, s), x).values}))
-        for s in (0, 1)
-    ]
-    torch.manual_seed(0)
-    for thread in threads:
-        thread.start()
-        thread.join()
-    for s in (0, 1):
-        np.testing.assert_array_equal(found[s], expected[s])
 
 
 @pytest.mark.parametrize("stored", [False, True])

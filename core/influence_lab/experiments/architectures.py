@@ -17,14 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import timm
 import torch
 from jaxtyping import Float64
 from torch import Tensor, nn
 
 from influence_ssl import GaussianNoise, InfluenceScorer, Invariance, LoGra, Relative
 from influence_ssl.errors import InfluenceError
-from influence_ssl.report.zoo import from_zoo
 
 from .. import results
 from . import Task
@@ -44,6 +42,8 @@ DOUBLE, SINGLE = 1e-8, 1e-4
 
 def smallest(module: str) -> tuple[str, int]:
     """timm's model with the fewest parameters of one of its modules, and their number."""
+    import timm
+
     found = []
     for name in timm.list_models(module=module):
         try:
@@ -58,6 +58,8 @@ def smallest(module: str) -> tuple[str, int]:
 
 def timm_models(name: str) -> Iterator[tuple[int, nn.Module]]:
     """(image size, the model for it), from the smallest size; classifiers are left out."""
+    import timm
+
     plain = None
     for size in SIZES:
         torch.manual_seed(0)
@@ -74,8 +76,11 @@ def timm_models(name: str) -> Iterator[tuple[int, nn.Module]]:
 
 def torchvision_models(name: str) -> Iterator[tuple[int, nn.Module]]:
     """The same of torchvision."""
-    model = from_zoo(f"torchvision:{name}", False, 0).module
-    yield from ((size, model) for size in SIZES)
+    from influence_ssl.report.zoo import from_zoo
+
+    named = from_zoo(f"torchvision:{name}", False, 0)
+    assert named is not None
+    yield from ((size, named.module) for size in SIZES)
 
 
 def accepted(models: Iterator[tuple[int, nn.Module]]) -> tuple[int, nn.Module] | None:
@@ -94,19 +99,20 @@ def accepted(models: Iterator[tuple[int, nn.Module]]) -> tuple[int, nn.Module] |
 
 def brute_force(
     model: nn.Module, x: Tensor, x_hat: Tensor, names: list[str]
-) -> list[list[Tensor | None]]:
+) -> list[tuple[Tensor | None, ...]]:
     """Autograd's gradients of 1 − cos for the named modules' weights, image by image.
 
     An image and its copy are one batch, as a single row of LeViT has other gradients in PyTorch
     than finite differences.
     """
-    weights = [model.get_submodule(name).weight for name in names]
+    modules: dict[str, Any] = dict(model.named_modules())
+    weights = [modules[name].weight for name in names]
     model.requires_grad_(True)
-    rows = []
+    rows: list[tuple[Tensor | None, ...]] = []
     for clean, noisy in zip(x, x_hat, strict=True):
         z, moved = (v / v.norm() for v in model(torch.stack([clean, noisy])))
         loss = 0.5 * (z - moved).square().sum()
-        rows.append(list(torch.autograd.grad(loss, weights, allow_unused=True)))
+        rows.append(torch.autograd.grad(loss, weights, allow_unused=True))
     return rows
 
 
@@ -176,13 +182,24 @@ def path_of(profile: str, root: Path | None = None) -> Path:
     return (root or results.results_root()) / profile / "architectures.json"
 
 
+def keys(profile: str) -> list[str]:
+    """What is recorded: modules of timm, models of torchvision; one of each for profile tiny."""
+    import timm
+
+    if profile == "tiny":
+        return ["timm.xception", "torchvision.squeezenet1_1"]
+    modules = [f"timm.{module}" for module in timm.list_modules()]
+    return [*modules, *(f"torchvision.{name}" for name in TORCHVISION)]
+
+
 def reproduce(task: Task) -> str:
     """Check every model that is not recorded yet; record after each."""
+    import timm
+
     path = path_of(task.profile, task.root)
     record = results.load_record(task.profile, "architectures", task.root) or {"models": {}}
     rows, begin = record["models"], time.perf_counter()
-    keys = [f"timm.{module}" for module in timm.list_modules()]
-    for key in (*keys, *(f"torchvision.{name}" for name in TORCHVISION)):
+    for key in keys(task.profile):
         if key in rows:
             continue
         source, name = key.split(".")
@@ -197,10 +214,30 @@ def reproduce(task: Task) -> str:
         results.save_json(path, record)
         if sys.stderr.isatty():
             print(key, row, file=sys.stderr)
-    errors = [row["error"] for row in rows.values() if row.get("error", 1.0) <= SINGLE]
-    refused = [row["name"] for row in rows.values() if "message" in row]
-    wrong = [row["name"] for row in rows.values() if not right(row)]
+    return summary(rows)
+
+
+def summary(rows: dict[str, dict[str, Any]]) -> str:
+    """How many models are right, refused and wrong, in one line."""
+    found = list(rows.values())
+    double = [row["error"] for row in found if row.get("error", 1.0) <= DOUBLE]
+    single = [row["error"] for row in found if DOUBLE < row.get("error", 1.0) <= SINGLE]
+    refused = [row["name"] for row in found if "message" in row]
+    wrong = [row["name"] for row in found if not right(row)]
     return (
-        f"{len(errors)} of {len(rows)} models right to {max(errors, default=0):.1g}, "
-        f"refused: {', '.join(refused) or 'none'}; wrong: {', '.join(wrong) or 'none'}"
+        f"of {len(found)} models {len(double)} are right to {DOUBLE:g} and {len(single)} to "
+        f"{SINGLE:g}; refused: {', '.join(refused) or 'none'}; wrong: {', '.join(wrong) or 'none'}"
     )
+
+
+def table(rows: dict[str, dict[str, Any]]) -> str:
+    """One line for each model: image size, layers, largest relative error, seconds, or why not."""
+    width = max(len(row["name"]) for row in rows.values())
+    lines = [f"{'model':{width}}  size  layers    error  seconds"]
+    for row in rows.values():
+        if "error" in row:
+            numbers = f"{row['layers']:6}  {row['error']:7.0e}  {row['seconds']:7.1f}"
+        else:
+            numbers = row.get("message", row.get("crash", ""))
+        lines.append(f"{row['name']:{width}}  {row.get('size', ''):4}  {numbers}")
+    return "\n".join(lines)
