@@ -66,7 +66,7 @@ def test_the_command_records_each_model_once(tmp_path, capsys, monkeypatch):
     assert "of 2 models 2 are right to 1e-08" in capsys.readouterr().out
     path = architectures.path_of("tiny", tmp_path)
     record = json.loads(path.read_text())
-    assert record["models"]["timm.xception"]["name"] == "legacy_xception"
+    assert record["models"]["timm.starnet"]["name"] == "starnet_s050"
     monkeypatch.setattr(architectures, "checked", None)
     assert main(["reproduce", "architectures", *where]) == 0
     assert json.loads(path.read_text()) == record

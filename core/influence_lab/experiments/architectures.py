@@ -187,7 +187,7 @@ def keys(profile: str) -> list[str]:
     import timm
 
     if profile == "tiny":
-        return ["timm.xception", "torchvision.squeezenet1_1"]
+        return ["timm.starnet", "torchvision.squeezenet1_1"]
     modules = [f"timm.{module}" for module in timm.list_modules()]
     return [*modules, *(f"torchvision.{name}" for name in TORCHVISION)]
 
