@@ -20,7 +20,8 @@ def nt_xent(
     """
     z = F.normalize(torch.cat([a, b]), dim=1)
     n = len(a)
-    logits = (z @ z.T / temperature).fill_diagonal_(float("-inf"))
+    itself = torch.eye(2 * n, dtype=torch.bool, device=z.device)
+    logits = (z @ z.T / temperature).masked_fill(itself, float("-inf"))
     other = torch.arange(2 * n, device=z.device).roll(n)
     return F.cross_entropy(logits, other)
 

@@ -1,0 +1,270 @@
+"""What does leaving an image out really do, and which number predicts it?
+
+Many small SimCLR encoders are trained on random halves of a pool of digits. An image's memorisation
+is its mean loss over the encoders trained without it, minus that over the encoders trained with it
+(:mod:`.left_out`). Three losses are measured: Equation 6's under noise, the misalignment of two of
+the training's own views, and the share of nearest neighbours with another label. In one regime the
+views are random crops; in the other Equation 6's noise is added to each crop.
+
+Trainings are recorded batch by batch, both regimes in turn, so the experiment goes on wherever it
+was stopped. Training t has the same half and initialisation in both regimes. :mod:`.predictors` has
+the numbers that are compared with the truth.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Float16, Int64
+from torch import Tensor
+from torch.func import functional_call, stack_module_state, vmap
+from tqdm import tqdm
+
+from influence_ssl import GaussianNoise
+from influence_ssl.errors import InfluenceValueError
+
+from .. import results
+from ..datasets import Images, load_digits
+from ..files import locked, replacing
+from ..pretrain import run_folder
+from . import Task
+from .small_encoders import Recipe, SmallEncoder, View, train_together
+
+QUANTITIES = ("noise loss", "alignment loss", "disagreement")
+REGIMES = {"crops": Recipe(noise=False), "crops and noise": Recipe(noise=True)}
+NEIGHBOURS = 5
+DRAWS = {"noise": 4, "alignment": 8}
+# The truth's noise and views are not those of the numbers that are compared with it.
+MEASURED = 10_000
+_HALF, _TRAINING, _REFERENCE = range(3)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes: images of the pool and queries outside it, trainings per regime, and at once."""
+
+    pool: int
+    queries: int
+    trainings: int
+    together: int
+    references: int
+    epochs: int
+
+
+PLANS = {
+    "tiny": Plan(pool=64, queries=16, trainings=32, together=32, references=4, epochs=30),
+    "cpu": Plan(pool=128, queries=64, trainings=2000, together=20, references=16, epochs=150),
+}
+
+
+def half(seed: int, training: int, pool: int) -> Int64[np.ndarray, " h"]:
+    """The places in the pool, ascending, of the images that training number ``training`` sees."""
+    order = np.random.default_rng([seed, _HALF, training]).permutation(pool)
+    return np.sort(order[: pool // 2])
+
+
+def _training_seed(seed: int, purpose: int, number: int) -> int:
+    return int(np.random.SeedSequence([seed, purpose, number]).generate_state(1, np.uint64)[0] >> 2)
+
+
+class Pool:
+    """The digits of one plan and seed: the pool's images first, then the queries."""
+
+    def __init__(self, plan: Plan, seed: int) -> None:
+        digits = load_digits()
+        chosen = np.random.default_rng([seed, len(digits)]).permutation(len(digits))
+        self.index = chosen[: plan.pool + plan.queries]
+        self.size = plan.pool
+        self.part: Images = digits.subset(self.index)
+        self.digest = digits.digest
+
+    @cached_property
+    def images(self) -> Float[Tensor, "m 1 8 8"]:
+        """Pixels in [0, 1], which is what the encoders receive."""
+        return self.part.tensor().float() / 255
+
+
+class Measurement:
+    """The three losses of every image under encoders of one regime, in fixed noise and views."""
+
+    def __init__(self, pool: Pool, recipe: Recipe) -> None:
+        x, index, view = pool.images, torch.arange(len(pool.part)), View(recipe)
+        self.pool, self.images = pool, x
+        self.noisy = [GaussianNoise()(x, index, d, MEASURED) for d in range(DRAWS["noise"])]
+        self.views = [view(x, index, d, MEASURED) for d in range(2 * DRAWS["alignment"])]
+        labels = torch.from_numpy(pool.part.labels.copy())
+        self.differs = labels[:, None] != labels[None, : pool.size]
+
+    @torch.no_grad()
+    def __call__(self, encoders: Sequence[SmallEncoder]) -> Float16[np.ndarray, "k q m"]:
+        """The rows of :data:`QUANTITIES` for each encoder."""
+        weights, _ = stack_module_state(list(encoders))
+        skeleton = copy.deepcopy(encoders[0]).to("meta")
+
+        def encode(x: Tensor) -> Float[Tensor, "k m d"]:
+            z = vmap(lambda w: functional_call(skeleton, w, (x,)))(weights)
+            return F.normalize(z, dim=2)
+
+        def distance(a: Tensor, b: Tensor) -> Float[Tensor, "k m"]:
+            return 0.5 * (a - b).square().sum(2)
+
+        clean = encode(self.images)
+        noise = torch.stack([distance(clean, encode(x)) for x in self.noisy]).mean(0)
+        z = [encode(x) for x in self.views]
+        pairs = zip(z[::2], z[1::2], strict=True)
+        alignment = torch.stack([distance(a, b) for a, b in pairs]).mean(0)
+        found = torch.stack([noise, alignment, self._disagreement(clean)], 1)
+        if not found.isfinite().all():
+            raise InfluenceValueError("an encoder's representation is zero or not finite")
+        return found.numpy().astype(np.float16)
+
+    def _disagreement(self, clean: Float[Tensor, "k m d"]) -> Float[Tensor, "k m"]:
+        """The share of the nearest pool images, the image itself excepted, with another label."""
+        p = self.pool.size
+        cosine = clean @ clean[:, :p].mT
+        cosine[:, torch.arange(p), torch.arange(p)] = -torch.inf
+        near = cosine.topk(NEIGHBOURS, dim=2).indices
+        rows = self.differs.expand(len(clean), -1, -1)
+        return rows.gather(2, near).float().mean(2)
+
+
+class Trainings:
+    """The record of all trainings, one file: (T, 3, M) losses in float16 for each regime.
+
+    Its training t is the t-th that was done, so :func:`half` tells which images it saw. A file of
+    another plan, recipe, seed or data is refused with an :class:`InfluenceValueError`.
+    """
+
+    def __init__(self, path: Path, origin: dict[str, Any]) -> None:
+        self.path, self.origin = path, origin
+        width = origin["plan"]["pool"] + origin["plan"]["queries"]
+        self.values = {r: np.zeros((0, len(QUANTITIES), width), np.float16) for r in REGIMES}
+        self.seconds = dict.fromkeys(REGIMES, 0.0)
+        self.code: list[str] = []
+        if path.is_file():
+            self._read()
+
+    def _read(self) -> None:
+        with np.load(self.path, allow_pickle=False) as file:
+            written = json.loads(str(file["written"]))
+            self.values = {regime: file[regime] for regime in REGIMES}
+        other = [k for k, v in self.origin.items() if written["origin"].get(k) != v]
+        if other:
+            raise InfluenceValueError(
+                f"{self.path}: was made with another {' and '.join(other)}; move the file away to "
+                "begin anew"
+            )
+        self.seconds, self.code = written["seconds"], written["code"]
+
+    def add(self, regime: str, values: Float16[np.ndarray, "k q m"], seconds: float) -> None:
+        """Append the losses under k encoders, and write the file whole."""
+        self.values[regime] = np.concatenate([self.values[regime], values])
+        self.seconds[regime] = round(self.seconds[regime] + seconds, 1)
+        self.code = list(dict.fromkeys([*self.code, results.code_version()]))
+        written = {"origin": self.origin, "seconds": self.seconds, "code": self.code}
+        with replacing(self.path) as temporary, temporary.open("wb") as file:
+            arrays: dict[str, Any] = {"written": np.array(json.dumps(written)), **self.values}
+            np.savez_compressed(file, **arrays)
+
+
+class Study:
+    """An experiment in progress: its pool, its recipes, its record, and what adds to it."""
+
+    def __init__(self, plan: Plan, task: Task) -> None:
+        self.plan, self.task = plan, task
+        self.pool = Pool(plan, task.seed)
+        self.recipes = {
+            name: Recipe(**(asdict(recipe) | {"epochs": plan.epochs}))
+            for name, recipe in REGIMES.items()
+        }
+        root = results.results_root() if task.root is None else task.root
+        self.folder = root / task.profile
+        sizes = {k: v for k, v in asdict(plan).items() if k in ("pool", "queries", "epochs")}
+        origin = {
+            "plan": sizes,
+            "recipes": {name: asdict(recipe) for name, recipe in self.recipes.items()},
+            "seed": task.seed,
+            "data_sha256": self.pool.digest,
+            "measured": {"draws": DRAWS, "seed": MEASURED, "neighbours": NEIGHBOURS},
+        }
+        self.trainings = Trainings(self.folder / "memorisation-trainings.npz", origin)
+
+    def inside(self, regime: str) -> Bool[np.ndarray, "t p"]:
+        """Which images of the pool each recorded training saw."""
+        t, p = len(self.trainings.values[regime]), self.plan.pool
+        seen = np.zeros((t, p), bool)
+        for number, row in enumerate(seen):
+            row[half(self.task.seed, number, p)] = True
+        return seen
+
+    def missing(self) -> list[str]:
+        """The regimes that lack trainings, the one with fewest first."""
+        done = {regime: len(values) for regime, values in self.trainings.values.items()}
+        return sorted((r for r in done if done[r] < self.plan.trainings), key=lambda r: done[r])
+
+    def advance(self) -> bool:
+        """Do and record the next trainings of one regime; ``False`` where all are recorded."""
+        regime = next(iter(self.missing()), None)
+        if regime is None:
+            return False
+        begin = time.perf_counter()
+        first = len(self.trainings.values[regime])
+        numbers = range(first, min(first + self.plan.together, self.plan.trainings))
+        halves = [half(self.task.seed, t, self.plan.pool) for t in numbers]
+        seeds = [_training_seed(self.task.seed, _TRAINING, t) for t in numbers]
+        encoders = train_together(self.recipes[regime], self.pool.images, halves, seeds)
+        found = self._measurements[regime](encoders)
+        self.trainings.add(regime, found, time.perf_counter() - begin)
+        return True
+
+    def references(self, regime: str) -> list[SmallEncoder]:
+        """Encoders trained on the whole pool, whose numbers are compared with the truth."""
+        numbers = range(self.plan.references)
+        seeds = [_training_seed(self.task.seed, _REFERENCE, number) for number in numbers]
+        whole = [np.arange(self.plan.pool)] * len(seeds)
+        return train_together(self.recipes[regime], self.pool.images, whole, seeds)
+
+    @cached_property
+    def _measurements(self) -> dict[str, Measurement]:
+        return {name: Measurement(self.pool, recipe) for name, recipe in self.recipes.items()}
+
+
+def plan_of(profile: str) -> Plan:
+    """The plan of a profile; an :class:`InfluenceValueError` where there is none yet."""
+    if profile not in PLANS:
+        raise InfluenceValueError(
+            f"memorisation: no plan for profile {profile}; use one of {', '.join(PLANS)}"
+        )
+    return PLANS[profile]
+
+
+def carry_out(study: Study, progress: bool = True) -> None:
+    """Do every training that is not recorded yet; one process at a time may."""
+    task, goal = study.task, len(REGIMES) * study.plan.trainings
+    lock = run_folder("memorisation", task.profile, task.seed, task.runs) / "trainings.lock"
+
+    def done() -> int:
+        return sum(map(len, study.trainings.values.values()))
+
+    with locked(lock, wait=False) as mine:
+        if not mine:
+            raise InfluenceValueError(
+                f"{lock}: another process is at these trainings; wait for it, or stop it"
+            )
+        with tqdm(
+            total=goal, initial=done(), unit="training", file=sys.stderr, disable=not progress,
+            mininterval=20,
+        ) as bar:  # fmt: skip
+            while study.advance():
+                bar.update(done() - bar.n)
