@@ -36,6 +36,7 @@ RESULTS = {
     "fidelity": "fidelity",
     "stream": "streaming",
     "architectures": "architectures",
+    "memorisation": "memorisation",
 }
 
 

@@ -53,10 +53,15 @@ def rank_correlation(
     x: Float[np.ndarray, "b n"], y: Float[np.ndarray, "b n"]
 ) -> Float64[np.ndarray, " b"]:
     """Spearman's correlation row by row, mid-ranks for ties; NaN where a row is constant or NaN."""
-    centred = [r - r.mean(1, keepdims=True) for r in (rankdata(v, axis=1) for v in (x, y))]
-    a, b = centred
+    return (_ranked(x) * _ranked(y)).sum(1)
+
+
+def _ranked(x: Float[np.ndarray, "b n"]) -> Float64[np.ndarray, "b n"]:
+    """Each row's ranks, centred and of unit length."""
+    ranks = rankdata(x, axis=1)
+    ranks -= ranks.mean(1, keepdims=True)
     with np.errstate(invalid="ignore"):
-        return (a * b).sum(1) / np.sqrt((a * a).sum(1) * (b * b).sum(1))
+        return ranks / np.linalg.norm(ranks, axis=1, keepdims=True)
 
 
 def reliability(
@@ -98,11 +103,14 @@ class Sampled:
 
     @property
     def estimate(self) -> Estimate:
-        """With the percentile interval; NaN ends where more than 2.5 % of samples are NaN."""
+        """With the percentile interval; all NaN where more than 2.5 % of the samples are NaN.
+
+        A corrected correlation is then unknown, because the reliability may be 0.
+        """
         tail = (1 - CONFIDENCE) / 2
-        low = high = math.nan
-        if np.isnan(self.samples).mean() <= tail:
-            low, high = (float(q) for q in np.nanquantile(self.samples, [tail, 1 - tail]))
+        if np.isnan(self.samples).mean() > tail:
+            return Estimate(math.nan, math.nan, math.nan)
+        low, high = (float(q) for q in np.nanquantile(self.samples, [tail, 1 - tail]))
         return Estimate(self.value, low, high)
 
 
@@ -113,7 +121,8 @@ class LeftOut:
     ``values``, ``inside``: as in :func:`memorisation`. Intervals resample trainings and, on their
     own, images :data:`RESAMPLES` times. The trainings of a resample are split in two before they
     are counted, so that none stands on both sides, and the resample's correlation is corrected by
-    its own reliability: an estimate from resampled trainings has twice the error, in both.
+    its own reliability: an estimate from resampled trainings has twice the error, in both. Where
+    the reliability is far below 1 the intervals are therefore wider than need be.
     """
 
     values: Float[np.ndarray, "t n"]
@@ -157,6 +166,10 @@ class LeftOut:
         half = rank_correlation(one, other)
         return whole, 2 * half / (1 + half)
 
+    @cached_property
+    def _resampled_ranks(self) -> Float64[np.ndarray, "b n"]:
+        return _ranked(self._resampled[0])
+
     def mean(self) -> Sampled:
         """The mean of m_i over the images."""
         return Sampled(float(self.estimate.mean()), self._resampled[0].mean(1))
@@ -168,9 +181,9 @@ class LeftOut:
     def correlation(self, numbers: Float[np.ndarray, "g n"]) -> Sampled:
         """The corrected rank correlation with each row of ``numbers``, on average over the rows."""
         rows = np.asarray(numbers, np.float64)
-        whole, reliable = self._resampled
+        images, whole, reliable = self._images, self._resampled_ranks, self._resampled[1]
         value = np.mean([rank_correlation(row[None], self.estimate[None])[0] for row in rows])
-        samples = np.mean([rank_correlation(row[self._images], whole) for row in rows], axis=0)
+        samples = np.mean([(_ranked(row[images]) * whole).sum(1) for row in rows], axis=0)
         return Sampled(
             float(value) / _root(np.array(self.reliability)).item(), samples / _root(reliable)
         )

@@ -268,3 +268,16 @@ def carry_out(study: Study, progress: bool = True) -> None:
         ) as bar:  # fmt: skip
             while study.advance():
                 bar.update(done() - bar.n)
+
+
+def reproduce(task: Task) -> str:
+    """Do what is missing, record what it shows, and draw which number predicts it."""
+    from ..figures import save, use_style
+    from . import memorisation_effects
+
+    study = Study(plan_of(task.profile), task)
+    carry_out(study)
+    found = memorisation_effects.record(study)
+    use_style()
+    save(memorisation_effects.draw(found), task.picture)
+    return memorisation_effects.line(found)

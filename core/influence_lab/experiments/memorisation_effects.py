@@ -1,0 +1,203 @@
+"""What the trainings on random halves show: memorisation, its reliability, and what predicts it.
+
+The power comes first: the smallest correlation that so many images and so reliable an estimate can
+show. A number is compared as one encoder gives it and averaged over several, with the correlation
+that is left given the loss, and with the gap to that of the loss. *The* loss of a quantity is the
+same quantity of the encoders that all images were seen by, which costs forward passes alone.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from .. import results
+from ..agreement import Estimate
+from .left_out import LeftOut, Sampled, detectable, rank_correlation, reliability
+from .memorisation import QUANTITIES, REGIMES, Study
+from .predictors import Rows, predictors
+
+SIZES = (1, 4, 16)
+SCORE = "noise score, LoGra"
+DIGITS = 5
+
+
+def averaged(rows: Rows, size: int) -> Rows:
+    """The means of disjoint groups of ``size`` encoders; all rows where there is one only."""
+    groups = max(1, len(rows) // size)
+    return np.stack([part.mean(0) for part in np.array_split(rows[: groups * size], groups)])
+
+
+def measure(study: Study) -> dict[str, Any]:
+    """The record, provenance apart."""
+    n = study.plan.pool
+    truth: dict[str, dict[str, LeftOut]] = {}
+    numbers: dict[str, dict[str, Rows]] = {}
+    images, labels = study.pool.images[:n], study.pool.part.labels[:n]
+    for regime in REGIMES:
+        values, inside = study.trainings.values[regime].astype(np.float64), study.inside(regime)
+        truth[regime] = {
+            quantity: LeftOut(values[:, row, :n], inside, study.task.seed)
+            for row, quantity in enumerate(QUANTITIES)
+        }
+        encoders = study.references(regime)
+        numbers[regime] = predictors(encoders, study.recipes[regime], images, labels)
+    sizes = [size for size in SIZES if size <= study.plan.references]
+    return {
+        "images": n,
+        "trainings": {regime: len(values) for regime, values in study.trainings.values.items()},
+        "power": {r: {q: _power(found, n) for q, found in truth[r].items()} for r in REGIMES},
+        "memorisation": {r: {q: _size(found) for q, found in truth[r].items()} for r in REGIMES},
+        "predictors": {
+            r: {q: _compared(q, found, numbers[r], sizes) for q, found in truth[r].items()}
+            for r in REGIMES
+        },
+        "agreement of two encoders": {
+            r: {name: _agreement(rows) for name, rows in numbers[r].items() if len(rows) > 1}
+            for r in REGIMES
+        },
+        "score, difference of regimes": _regimes(truth, numbers, sizes[-1]),
+    }
+
+
+def _power(found: LeftOut, n: int) -> dict[str, Any]:
+    """Reliability, what it lets be seen, and the reliability where halves and losses mismatch."""
+    mismatched = np.roll(found.inside, 1, axis=0)
+    return {
+        "reliability": round(found.reliability, DIGITS),
+        "detectable": _number(detectable(n, found.reliability)),
+        "reliability, halves of other trainings": round(
+            reliability(found.values, mismatched, found.seed), DIGITS
+        ),
+    }
+
+
+def _size(found: LeftOut) -> dict[str, Any]:
+    inside = found.inside
+    return {
+        "with": round(float(found.values[inside].mean()), DIGITS),
+        "without": round(float(found.values[~inside].mean()), DIGITS),
+        "mean": _numbers(found.mean()),
+        "deviation over images": round(
+            float(found.estimate.std(ddof=1) * np.sqrt(max(found.reliability, 0))), DIGITS
+        ),
+    }
+
+
+def _compared(
+    quantity: str, found: LeftOut, numbers: dict[str, Rows], sizes: list[int]
+) -> dict[str, dict[str, list[float | None]]]:
+    """Corrected correlations of every number with one quantity's memorisation."""
+    largest = sizes[-1]
+    loss = averaged(numbers[quantity], largest)
+    plain = found.correlation(loss)
+    rows: dict[str, dict[str, list[float | None]]] = {}
+    for name, values in numbers.items():
+        every = {str(m): found.correlation(averaged(values, m)) for m in sizes if len(values) >= m}
+        last = list(every.values())[-1]
+        rows[name] = {m: _numbers(one) for m, one in every.items()}
+        if name != quantity:
+            one = averaged(values, largest)[0]
+            rows[name]["given the loss"] = _numbers(found.partial(one, loss[0]))
+            rows[name]["minus the loss"] = _numbers(last - plain)
+    return rows
+
+
+def _agreement(rows: Rows) -> float:
+    """The mean rank correlation of two encoders' numbers, over all pairs."""
+    one, other = np.triu_indices(len(rows), 1)
+    return round(float(rank_correlation(rows[one], rows[other]).mean()), DIGITS)
+
+
+def _regimes(
+    truth: dict[str, dict[str, LeftOut]], numbers: dict[str, dict[str, Rows]], size: int
+) -> dict[str, list[float | None]]:
+    """What noise among the augmentations adds to the score's correlation."""
+    without, among = REGIMES
+    return {
+        quantity: _numbers(
+            truth[among][quantity].correlation(averaged(numbers[among][SCORE], size))
+            - truth[without][quantity].correlation(averaged(numbers[without][SCORE], size))
+        )
+        for quantity in QUANTITIES
+    }
+
+
+def _numbers(found: Sampled) -> list[float | None]:
+    return [_number(number) for number in found.estimate]
+
+
+def _number(number: float) -> float | None:
+    """Rounded; what is not known is null in the record."""
+    return round(number, DIGITS) if math.isfinite(number) else None
+
+
+def known(numbers: list[float | None]) -> Estimate:
+    """A recorded estimate; NaN where it is not known."""
+    return Estimate(*(math.nan if number is None else number for number in numbers))
+
+
+def at_most(rows: dict[str, list[float | None]]) -> Estimate:
+    """A number's recorded correlation at the largest number of encoders."""
+    return known([found for size, found in rows.items() if size.isdecimal()][-1])
+
+
+def record(study: Study) -> dict[str, Any]:
+    """:func:`measure` of what is recorded so far, written beside the trainings."""
+    task, seconds = study.task, study.trainings.seconds
+    found = measure(study) | {
+        "seconds per training": {
+            regime: round(seconds[regime] / len(values), 2)
+            for regime, values in study.trainings.values.items()
+        },
+        "trainings made by": study.trainings.code,
+        "provenance": results.provenance(
+            task.command, task.profile, task.seed,
+            f"digits ({study.plan.pool} images, and {study.plan.queries} outside the pool)",
+            study.pool.digest, results.device_name("cpu"), sum(seconds.values()),
+        ),
+    }  # fmt: skip
+    results.save_json(study.folder / "memorisation.json", found)
+    return found
+
+
+def line(found: dict[str, Any]) -> str:
+    """The finding in one line, for the terminal."""
+    parts = []
+    for regime, quantities in found["predictors"].items():
+        rows = quantities["noise loss"]
+        score, loss = (at_most(rows[name]) for name in (SCORE, "noise loss"))
+        parts.append(f"{regime}: score {score}, loss {loss}")
+    return "rank correlation with the memorisation of the noise loss, " + "; ".join(parts)
+
+
+def draw(found: dict[str, Any]) -> Any:
+    """Corrected correlations of all numbers, a panel per regime and a marker per quantity."""
+    import matplotlib.pyplot as plt
+
+    from ..figures import COLORS, WIDTH
+
+    names = list(next(iter(next(iter(found["predictors"].values())).values())))
+    figure, axes = plt.subplots(
+        1, len(REGIMES), figsize=(WIDTH, 0.42 * len(names) + 1.6), sharey=True, sharex=True
+    )
+    looks = list(
+        zip(QUANTITIES, ("blue", "vermilion", "green"), "os^", (-0.2, 0, 0.2), strict=True)
+    )
+    for axis, (regime, quantities) in zip(axes, found["predictors"].items(), strict=True):
+        axis.axvline(0, color=COLORS["grey"], linestyle=":", linewidth=1.2)
+        for quantity, color, marker, shift in looks:
+            value, low, high = np.array([at_most(v) for v in quantities[quantity].values()]).T
+            axis.errorbar(
+                value, np.arange(len(names)) + shift, xerr=[value - low, high - value],
+                linestyle="", marker=marker, color=COLORS[color], capsize=2, linewidth=1.2,
+                markersize=4, label=quantity,
+            )  # fmt: skip
+        axis.set(title=regime, xlabel="rank correlation", xlim=(-1, 1.1))
+    axes[0].set(yticks=range(len(names)), yticklabels=names)
+    axes[0].invert_yaxis()
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=3)
+    return figure

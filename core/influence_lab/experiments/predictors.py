@@ -1,0 +1,100 @@
+"""Numbers per image that might predict memorisation, from encoders trained on the whole pool.
+
+Noise and views are drawn with other seeds than those of the measured truth, and with another seed
+for each encoder, so that an average over encoders averages both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64, Int64
+from torch import Tensor
+
+from influence_ssl import EmpiricalFisher, Identity, InfluenceScorer, Invariance, LoGra
+
+from ..neighbourhoods import nearest, unit
+from .small_encoders import AlignmentOfViews, Recipe, SmallEncoder
+
+DRAWS = 4
+NEIGHBOURS = 5
+
+Rows = Float64[np.ndarray, "k n"]
+Objective = Callable[..., Tensor]
+
+
+def predictors(
+    encoders: Sequence[SmallEncoder],
+    recipe: Recipe,
+    images: Float[Tensor, "n 1 8 8"],
+    labels: Int64[np.ndarray, " n"],
+) -> dict[str, Rows]:
+    """All numbers by name: a row per encoder, or a single row where no encoder is asked.
+
+    Each is large where much memorisation would be expected: magnitudes of scores, losses, gradient
+    norms, distances.
+    """
+    objectives: dict[str, Objective] = {
+        "noise": Invariance(),
+        "alignment": AlignmentOfViews(recipe),
+    }
+    rows: dict[str, list[np.ndarray]] = {}
+    for seed, encoder in enumerate(encoders):
+        for name, values in _of_encoder(encoder, objectives, images, labels, seed).items():
+            rows.setdefault(name, []).append(values)
+    found = {name: np.stack(values) for name, values in rows.items()}
+    return found | {name: value[None] for name, value in of_pixels(images).items()}
+
+
+def _of_encoder(
+    encoder: SmallEncoder,
+    objectives: dict[str, Objective],
+    images: Tensor,
+    labels: Int64[np.ndarray, " n"],
+    seed: int,
+) -> dict[str, Float64[np.ndarray, " n"]]:
+    found = {}
+    for kind, objective in objectives.items():
+
+        def magnitude(
+            curvature: Any, draws: int = DRAWS, objective: Objective = objective
+        ) -> Float64[np.ndarray, " n"]:
+            scorer = InfluenceScorer(
+                encoder, objective, curvature, draws=draws, seed=seed, progress=False
+            )
+            return scorer.score(images).magnitude
+
+        found[f"{kind} score, LoGra"] = magnitude(LoGra())
+        found[f"{kind} score, LoGra, one draw"] = magnitude(LoGra(), 1)
+        found[f"{kind} score, exact Fisher"] = magnitude(EmpiricalFisher())
+        found[f"{kind} gradient norm"] = np.sqrt(magnitude(Identity()))
+        found[f"{kind} loss"] = losses(encoder, objective, images, seed)
+    with torch.no_grad():
+        near = nearest(unit(encoder(images).numpy()), NEIGHBOURS)
+    found["disagreement"] = 1 - near.purity(labels)
+    found["kNN distance"] = near.distance.astype(np.float64)
+    return found
+
+
+def losses(
+    encoder: SmallEncoder, objective: Objective, images: Tensor, seed: int
+) -> Float64[np.ndarray, " n"]:
+    """The mean loss of each image over :data:`DRAWS` draws."""
+    index = torch.arange(len(images))
+    with torch.no_grad():
+        drawn = [objective(encoder, (images,), index, draw, seed) for draw in range(DRAWS)]
+    return torch.stack(drawn).double().mean(0).numpy()
+
+
+def of_pixels(images: Float[Tensor, "n 1 8 8"]) -> dict[str, Float64[np.ndarray, " n"]]:
+    """Mean and deviation of an image's pixels, and its distance to the nearest other images."""
+    flat = images.flatten(1).double().numpy()
+    near = nearest(unit(flat - flat.mean(0)), NEIGHBOURS)
+    return {
+        "pixel kNN distance": near.distance.astype(np.float64),
+        "pixel mean": flat.mean(1),
+        "pixel deviation": flat.std(1),
+    }
