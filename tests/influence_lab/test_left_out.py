@@ -92,8 +92,10 @@ def test_errors_of_the_trainings_widen_the_interval(few_resamples):
     widths = []
     for noise in (0.1, 4.0):
         values, inside, truth = invented(100, 200, noise)
-        found = LeftOut(values, inside).correlation(truth[None]).estimate
-        widths.append(found.high - found.low)
+        found = LeftOut(values, inside).correlation(truth[None])
+        widths.append(found.estimate.high - found.estimate.low)
+        # The estimate and its reliability come from the same resample of trainings.
+        assert np.nanmedian(found.samples) == pytest.approx(1, abs=0.08)
     assert widths[1] > 3 * widths[0]
 
 

@@ -139,6 +139,15 @@ class Measurement:
         return rows.gather(2, near).float().mean(2)
 
 
+def refuse_another(path: Path, origin: dict[str, Any], written: dict[str, Any]) -> None:
+    """An :class:`InfluenceValueError` where a file's origin is not the one asked for."""
+    other = [name for name, value in origin.items() if written.get(name) != value]
+    if other:
+        raise InfluenceValueError(
+            f"{path}: was made with another {' and '.join(other)}; move the file away to begin anew"
+        )
+
+
 class Trainings:
     """The record of all trainings, one file: (T, 3, M) losses in float16 for each regime.
 
@@ -159,12 +168,7 @@ class Trainings:
         with np.load(self.path, allow_pickle=False) as file:
             written = json.loads(str(file["written"]))
             self.values = {regime: file[regime] for regime in REGIMES}
-        other = [k for k, v in self.origin.items() if written["origin"].get(k) != v]
-        if other:
-            raise InfluenceValueError(
-                f"{self.path}: was made with another {' and '.join(other)}; move the file away to "
-                "begin anew"
-            )
+        refuse_another(self.path, self.origin, written["origin"])
         self.seconds, self.code = written["seconds"], written["code"]
 
     def add(self, regime: str, values: Float16[np.ndarray, "k q m"], seconds: float) -> None:

@@ -8,6 +8,7 @@ same quantity of the encoders that all images were seen by, which costs forward 
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -15,9 +16,10 @@ import numpy as np
 
 from .. import results
 from ..agreement import Estimate
+from ..files import replacing
 from .left_out import LeftOut, Sampled, detectable, rank_correlation, reliability
-from .memorisation import QUANTITIES, REGIMES, Study
-from .predictors import Rows, predictors
+from .memorisation import QUANTITIES, REGIMES, Study, refuse_another
+from .predictors import DRAWS, Rows, predictors
 
 SIZES = (1, 4, 16)
 SCORE = "noise score, LoGra"
@@ -30,20 +32,46 @@ def averaged(rows: Rows, size: int) -> Rows:
     return np.stack([part.mean(0) for part in np.array_split(rows[: groups * size], groups)])
 
 
+def predicted(study: Study) -> dict[str, dict[str, Rows]]:
+    """The numbers of each regime, recorded beside the trainings; made where they are missing.
+
+    They are kept because the encoders that they come from are not.
+    """
+    path, n = study.folder / "memorisation-predictors.npz", study.plan.pool
+    origin = study.trainings.origin | {"references": study.plan.references, "draws": DRAWS}
+    arrays: dict[str, Any] = {}
+    if path.is_file():
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+        refuse_another(path, origin, json.loads(str(arrays["written"])))
+    images, labels = study.pool.images[:n], study.pool.part.labels[:n]
+    for regime in REGIMES:
+        if any(key.startswith(f"{regime}: ") for key in arrays):
+            continue
+        found = predictors(study.references(regime), study.recipes[regime], images, labels)
+        arrays |= {f"{regime}: {name}": rows.astype(np.float32) for name, rows in found.items()}
+        arrays["written"] = np.array(json.dumps(origin))
+        with replacing(path) as temporary, temporary.open("wb") as stream:
+            np.savez_compressed(stream, **arrays)
+    numbers: dict[str, dict[str, Rows]] = {regime: {} for regime in REGIMES}
+    for key, rows in arrays.items():
+        if key != "written":
+            regime, name = key.split(": ")
+            numbers[regime][name] = rows.astype(np.float64)
+    return numbers
+
+
 def measure(study: Study) -> dict[str, Any]:
     """The record, provenance apart."""
     n = study.plan.pool
     truth: dict[str, dict[str, LeftOut]] = {}
-    numbers: dict[str, dict[str, Rows]] = {}
-    images, labels = study.pool.images[:n], study.pool.part.labels[:n]
+    numbers = predicted(study)
     for regime in REGIMES:
         values, inside = study.trainings.values[regime].astype(np.float64), study.inside(regime)
         truth[regime] = {
             quantity: LeftOut(values[:, row, :n], inside, study.task.seed)
             for row, quantity in enumerate(QUANTITIES)
         }
-        encoders = study.references(regime)
-        numbers[regime] = predictors(encoders, study.recipes[regime], images, labels)
     sizes = [size for size in SIZES if size <= study.plan.references]
     return {
         "images": n,

@@ -6,6 +6,7 @@ for each encoder, so that an average over encoders averages both.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -60,17 +61,21 @@ def _of_encoder(
     for kind, objective in objectives.items():
 
         def magnitude(
-            curvature: Any, draws: int = DRAWS, objective: Objective = objective
+            curvature: Any,
+            draws: int = DRAWS,
+            store: str | None = None,
+            objective: Objective = objective,
         ) -> Float64[np.ndarray, " n"]:
             scorer = InfluenceScorer(
-                encoder, objective, curvature, draws=draws, seed=seed, progress=False
+                encoder, objective, curvature, draws=draws, seed=seed, store=store, progress=False
             )
             return scorer.score(images).magnitude
 
         found[f"{kind} score, LoGra"] = magnitude(LoGra())
         found[f"{kind} score, LoGra, one draw"] = magnitude(LoGra(), 1)
-        found[f"{kind} score, exact Fisher"] = magnitude(EmpiricalFisher())
-        found[f"{kind} gradient norm"] = np.sqrt(magnitude(Identity()))
+        with tempfile.TemporaryDirectory() as store:  # the same gradients for both
+            found[f"{kind} score, exact Fisher"] = magnitude(EmpiricalFisher(), store=store)
+            found[f"{kind} gradient norm"] = np.sqrt(magnitude(Identity(), store=store))
         found[f"{kind} loss"] = losses(encoder, objective, images, seed)
     with torch.no_grad():
         near = nearest(unit(encoder(images).numpy()), NEIGHBOURS)
