@@ -63,8 +63,8 @@ class Plan:
 
 
 PLANS = {
-    "tiny": Plan(pool=64, queries=16, trainings=32, together=32, references=4, epochs=30),
-    "cpu": Plan(pool=128, queries=64, trainings=2000, together=20, references=16, epochs=150),
+    "tiny": Plan(pool=64, queries=16, trainings=64, together=32, references=4, epochs=30),
+    "cpu": Plan(pool=128, queries=64, trainings=1000, together=20, references=16, epochs=150),
 }
 
 

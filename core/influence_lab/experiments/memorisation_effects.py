@@ -94,10 +94,10 @@ def _power(found: LeftOut, n: int) -> dict[str, Any]:
     """Reliability, what it lets be seen, and the reliability where halves and losses mismatch."""
     mismatched = np.roll(found.inside, 1, axis=0)
     return {
-        "reliability": round(found.reliability, DIGITS),
+        "reliability": _number(found.reliability),
         "detectable": _number(detectable(n, found.reliability)),
-        "reliability, halves of other trainings": round(
-            reliability(found.values, mismatched, found.seed), DIGITS
+        "reliability, halves of other trainings": _number(
+            reliability(found.values, mismatched, found.seed)
         ),
     }
 
@@ -176,7 +176,7 @@ def record(study: Study) -> dict[str, Any]:
     """:func:`measure` of what is recorded so far, written beside the trainings."""
     task, seconds = study.task, study.trainings.seconds
     found = measure(study) | {
-        "seconds per training": {
+        "wall seconds per training": {
             regime: round(seconds[regime] / len(values), 2)
             for regime, values in study.trainings.values.items()
         },
