@@ -13,7 +13,7 @@ import sys
 class Refuse:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in {
-            "PIL", "jinja2", "matplotlib", "pandas", "pyarrow", "safetensors", "scipy", "sklearn",
+            "PIL", "jinja2", "matplotlib", "pandas", "pyarrow", "scipy", "sklearn",
             "sympy", "timm", "torchvision", "yaml", "influence_lab",
         }:
             raise ImportError(f"{name} is an extra")
