@@ -425,8 +425,15 @@ def _differences(
 def _inputs(
     capture: Capture, i: int, alone: _Alone, seen: Seen, b: int, examples_last: bool
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Each call's layer with example i's share of its inputs, in company and alone."""
-    for (n, ours, rows), (_, theirs, own) in zip(seen.calls, alone.calls, strict=False):
+    """Each call's layer with example i's share of its inputs, in company and alone.
+
+    Calls to which no gradient comes add nothing, and may take what is no image's: in DoRA's norms
+    of ``lora_B(lora_A(identity))``, which are detached, it is the rows of an identity.
+    """
+    pairs = zip(seen.calls, alone.calls, strict=False)
+    for call, ((n, ours, rows), (_, theirs, own)) in enumerate(pairs):
+        if call not in seen.reached:
+            continue
         layer = capture.layers[n]
         last = examples_last or layer.examples_last
         yield n, _share(layer, ours, rows, b, i, last), _share(layer, theirs, own, 1, 0, last)

@@ -38,13 +38,15 @@ class Seen:
     """What a pass over B examples sees, for the checks; v views of them in each call of encode.
 
     ``given`` and ``outputs``: the encoder's inputs and outputs (v·B, ...); ``calls``: a layer's
-    number, its inputs as they come, and v·B; ``projected``: bytes of what is kept of these;
-    ``losses``: (B,) once; ``odd``: errors of layers whose rows the examples do not share equally.
+    number, its inputs as they come, and v·B; ``reached``: which of these the gradient comes to;
+    ``projected``: bytes of what is kept of these; ``losses``: (B,) once; ``odd``: errors of layers
+    whose rows the examples do not share equally.
     """
 
     given: list[Tensor] = field(default_factory=list)
     outputs: list[Tensor] = field(default_factory=list)
     calls: list[tuple[int, Tensor, int]] = field(default_factory=list)
+    reached: set[int] = field(default_factory=set)
     projected: int = 0
     losses: list[Tensor] = field(default_factory=list)
     odd: dict[int, str] = field(default_factory=dict)
@@ -159,6 +161,8 @@ class Capture:
                 output = anchored = output + anchors[-1]
 
             def backward(delta: Tensor) -> None:
+                if seen is not None:
+                    seen.reached.add(call)
                 if rows % n:
                     error = (
                         f"layer {layer.name!r} receives {rows} rows for {b} examples, so examples "

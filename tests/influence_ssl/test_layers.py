@@ -183,6 +183,23 @@ def test_layers_fed_by_constants_are_left_out_and_those_behind_detach_are_not():
         score(net, images(5), layers=["embed", "bias_mlp.0"])
 
 
+class Normed(nn.Module):
+    """DoRA: beside the image's rows, two layers take an identity, for norms that are detached."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(12, 3, bias=False), nn.Linear(3, 8, bias=False)
+
+    def forward(self, x):
+        norms = self.b(self.a(torch.eye(12, dtype=x.dtype))).norm(dim=0).detach()
+        rows = F.unfold(x, 2, stride=2).transpose(1, 2)
+        return (self.b(self.a(rows)) / norms).tanh().mean(1)
+
+
+def test_calls_to_which_no_gradient_comes_may_take_what_is_no_image():
+    assert list(check(build(Normed), images(6), batch_size=4)["layers"]) == ["a", "b"]
+
+
 @pytest.mark.parametrize(
     ("layers", "kept"),
     [
