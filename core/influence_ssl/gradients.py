@@ -15,6 +15,7 @@ so a is projected in the forward pass, δ in the backward pass, and no weight gr
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -149,6 +150,7 @@ class Capture:
             layer, n = self.layers[number], views * b
             a, rest = taken(layer.name, args, kwargs, output)
             rows, shape = layer.rows(a), (views, b, -1)
+            call = 0 if seen is None else len(seen.calls)
             if seen is not None:
                 seen.calls.append((number, a.detach().clone(), n))
             a = self._columns(layer, module, a, views, b)
@@ -305,6 +307,33 @@ def _one_thread(encoder: nn.Module) -> Iterator[None]:
                     _busy[id(module)] = here, uses - 1
 
 
+_eager = ExitStack()  # what ends PyTorch's eager stance, which is one for all threads
+_scoring = 0  # how many calls need it
+
+
+@contextmanager
+def _uncompiled() -> Iterator[None]:
+    """Run what ``torch.compile`` compiled as it is written.
+
+    Compiled code neither calls hooks that came after its compilation nor notices them.
+    """
+    global _scoring
+    if "torch._dynamo" not in sys.modules:  # then nothing is compiled; to import it takes seconds
+        yield
+        return
+    with _lock:
+        if _scoring == 0:
+            _eager.enter_context(torch.compiler.set_stance("force_eager"))
+        _scoring += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _scoring -= 1
+            if _scoring == 0:
+                _eager.close()
+
+
 def _refuse_unusable(encoder: nn.Module) -> None:
     for name, module in encoder.named_modules():
         if ".quantized." in type(module).__module__:
@@ -333,7 +362,7 @@ def untouched(encoder: nn.Module) -> Iterator[None]:
     # A forward pass may change a buffer or put another in its place.
     buffers = [(module, dict(module._buffers)) for module in encoder.modules()]
     values = [(buffer, buffer.clone()) for buffer in encoder.buffers()]
-    with _one_thread(encoder):
+    with _one_thread(encoder), _uncompiled():
         try:
             encoder.eval()
             for parameter, _ in flags:

@@ -423,6 +423,22 @@ def test_a_default_device_changes_nothing():
     np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize("called", [False, True], ids=["new", "called before"])
+@pytest.mark.parametrize("in_place", [False, True], ids=["wrapped", "in place"])
+def test_a_compiled_encoder(in_place, called):
+    torch._dynamo.reset()
+    plain, x = build(Sequence), images(6)
+    net = copy.deepcopy(plain)
+    if in_place:
+        net.compile(backend="eager")  # which needs no compiler
+    else:
+        net = torch.compile(net, backend="eager")
+    if called:
+        net.eval()(x)
+    found = score(net, x, objective=MOVED, curvature=Identity(), batch_size=4)
+    np.testing.assert_allclose(found.magnitude, magnitudes(plain, x), rtol=1e-8)
+
+
 def test_a_buffer_that_is_assigned_anew_is_restored():
     class Counts(Windows):
         def __init__(self):
