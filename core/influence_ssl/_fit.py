@@ -30,6 +30,7 @@ from influence_ssl.curvature import (
     Relative,
 )
 from influence_ssl.errors import InfluenceOSError, InfluenceTypeError, InfluenceValueError
+from influence_ssl.gradients import Objective
 from influence_ssl.influence import Embedded
 from influence_ssl.objectives import Invariance, Supervised
 from influence_ssl.perturbations import GaussianNoise
@@ -53,6 +54,7 @@ class Fit:
 
     form: Callable[[Tensor], Tensor]
     n: int
+    objective: Objective
     settings: dict[str, Any]
     origin: dict[str, str]
     projections: Projections
@@ -135,7 +137,7 @@ def write(folder: Path, fit: Fit, settings: dict[str, Any]) -> None:
 
 
 def read(folder: Path, device: torch.device) -> tuple[dict[str, Any], Fit]:
-    """A saved fit on ``device``, without its settings, and these as they were described."""
+    """A saved fit on ``device``, but for its settings and objective, and these as described."""
     try:
         words = json.loads((folder / _WORDS).read_text(encoding="utf-8"))
         content = (folder / _TENSORS).read_bytes()
@@ -163,6 +165,7 @@ def read(folder: Path, device: torch.device) -> tuple[dict[str, Any], Fit]:
         fit = Fit(
             form=form,
             n=words["n"],
+            objective=Invariance(),
             settings={},
             origin=words["origin"],
             projections={

@@ -111,15 +111,16 @@ class InfluenceScorer:
         index: Indices | None = None,
         names: Sequence[str] | None = None,
         keep: bool = False,
+        objective: Objective | None = None,
     ) -> InfluenceScorer:
         """Fit the curvature on ``images``; later calls of :meth:`score` use it.
 
         ``index`` (N,) gives the examples' indices where they are not 0 … N − 1. ``keep``: whether
         the images' embeddings φ (N, draws·m) stay in memory with their ``names``, as
-        :meth:`influence` needs. An encoder or a setting that changes afterwards is refused until
-        the next fit.
+        :meth:`influence` needs. ``objective``: the loss of the fitted images, where it is not the
+        scorer's. An encoder or a setting that changes afterwards is refused until the next fit.
         """
-        with self._gradients(images, index, "fit") as gradients:
+        with self._gradients(images, index, "fit", objective=objective) as gradients:
             self._check_names(names, gradients)
             if keep:
                 gradients.keep()
@@ -127,6 +128,7 @@ class InfluenceScorer:
             self.fit_ = Fit(
                 form=form,
                 n=gradients.n,
+                objective=gradients.capture.objective,
                 settings=self._settings(),
                 origin=origin(self.encoder, gradients.capture),
                 projections=projections(gradients.exact.layers),
@@ -242,6 +244,11 @@ class InfluenceScorer:
         fit = getattr(self, "fit_", None)
         if fit is None:
             raise InfluenceValueError("nothing is fitted; call fit(images) before save.")
+        if fit.objective != self.objective:
+            raise InfluenceTypeError(
+                f"the fit has an objective apart from the scorer's, {fit.objective!r}, and a "
+                "folder holds one; save the fit of a scorer with that objective."
+            )
         names = "objective", "curvature", "draws", "seed", "dtype", "layers"
         write(Path(folder), fit, {name: getattr(self, name) for name in names})
 
@@ -281,7 +288,7 @@ class InfluenceScorer:
                 f"{str(folder)!r} holds the fit of an encoder with other modules or weights; give "
                 "that one, or fit again."
             )
-        found.fit_ = replace(fit, settings=found._settings())
+        found.fit_ = replace(fit, settings=found._settings(), objective=found.objective)
         return found
 
     def _embedded(
@@ -343,9 +350,9 @@ class InfluenceScorer:
                 if fit is not None or self.store is not None:
                     parts = origin(self.encoder, capture)
                 if fit is not None:
-                    same = parts.keys() - (set() if objective is None else {"objective"})
+                    same = parts.keys() - ({"objective"} if asked != fit.objective else set())
                     self._refuse(n for n in parts if n in same and parts[n] != fit.origin[n])
-                    if not fit.probe.agrees(replace(exact, objective=self.objective)):
+                    if not fit.probe.agrees(replace(exact, objective=fit.objective)):
                         self._refuse(["the objective or the encoder's forward pass"])
                 if self.store is not None and objective is None:  # the store is of the scorer's own
                     store = Store(self.store, parts, exact, *sample)

@@ -100,6 +100,13 @@ def test_a_part_of_one_s_own_is_given_and_checked(tmp_path):
         other.score(x)
 
 
+def test_a_fit_with_an_objective_apart_is_not_saved(tmp_path):
+    net, x = build(Sequence), images(10)
+    scorer = scorer_of(net).fit(x, objective=closure(0.1))
+    with pytest.raises(InfluenceError, match="an objective apart from the scorer's"):
+        scorer.save(tmp_path)
+
+
 def test_another_encoder_or_argument_is_refused(tmp_path):
     net, x = build(Sequence), images(10)
     with pytest.raises(InfluenceError, match="nothing is fitted"):

@@ -198,6 +198,10 @@ def test_the_query_s_objective_may_be_another():
     λ = 0.1 * hessian.trace() / min(g.shape)
     expected = -q @ torch.linalg.solve(hessian + λ * torch.eye(len(hessian)), g.T)
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-8 * abs(expected).max())
+    # The other way round, the fitted images' objective is named at the fit.
+    other = scorer_of(net, curvature=EmpiricalFisher(), objective=Invariance(distance="squared"))
+    other.fit(x, objective=Invariance(), keep=True)
+    np.testing.assert_allclose(other.influence(y).values, found, rtol=1e-9)
     # The training images' own objective must still be the fitted one.
     scorer.objective = Invariance(distance="squared")
     with pytest.raises(InfluenceError, match="objective changed since fit"):
