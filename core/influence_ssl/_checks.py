@@ -143,7 +143,7 @@ def _checked(
             return capture, []
         if not loosened and capture.dtype == torch.float64 and (low := _lowest(capture, *one)):
             rounding, loosened = _WITHIN.get(low, _WITHIN_COARSE), True
-        elif not measured and {kind for kind, _ in found} == {"gradient"}:
+        elif not measured and {kind for kind, _ in found} <= {"gradient", "loss"}:
             share = max(rounding.gradients, min(_MOST, 100 * _noise(capture, rounding, *one)))
             rounding, measured = replace(rounding, gradients=share), True
         elif not reordered and _reorder(capture, alone, seen, found, rounding):
@@ -399,22 +399,24 @@ def _differences(
     found: list[_Difference] = [("odd", number) for number in seen.odd]
     b = len(alone)
 
-    def compare(kind: str, i: int, ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> None:
+    def compare(
+        kind: str, i: int, ours: Sequence[Tensor], theirs: Sequence[Tensor], share: float
+    ) -> None:
         if len(ours) != len(theirs):
             found.append((kind, 0))
         for n, (x, y) in enumerate(zip(ours, theirs, strict=False)):
-            if len(x) % b or not _near(x.unflatten(0, (-1, b))[:, i], y, rounding.values):
+            if len(x) % b or not _near(x.unflatten(0, (-1, b))[:, i], y, share):
                 found.append((kind, n))
 
     for i, one in enumerate(alone):
-        compare("given", i, seen.given, one.given)
-        compare("output", i, seen.outputs, one.outputs)
+        compare("given", i, seen.given, one.given, rounding.values)
+        compare("output", i, seen.outputs, one.outputs, rounding.values)
         if [n for n, *_ in seen.calls] != [n for n, *_ in one.calls]:
             found.append(("calls", 0))
         for n, ours, theirs in _inputs(capture, i, one, seen, b, False):
             if not _near(ours, theirs, rounding.values):
                 found.append(("input", n))
-        compare("loss", i, seen.losses, one.losses)
+        compare("loss", i, seen.losses, one.losses, rounding.gradients)
     whole = float(sum(g[0].square().sum() for g in gradients)) ** 0.5
     for n, exact in alone[0].exact.items():
         if not _near(gradients[n][0], exact, rounding.gradients, rounding.floor * whole):
@@ -507,10 +509,9 @@ def _noise(capture: Capture, rounding: _Rounding, batch: Batch, index: Index) ->
     _, before = _together(capture, batch, index)
     _, after = _together(replace(capture, objective=objective), batch, index)
     whole = float(sum(g.square().sum() for g in before)) ** 0.5
+    least = rounding.floor * whole + 1e-30
     pairs = zip(before, after, strict=True)
-    return max(
-        float((x - y).norm() / (x.norm() + rounding.floor * whole + 1e-30)) for x, y in pairs
-    )
+    return max(float((x - y).norm() / (x.norm() + least)) for x, y in pairs)
 
 
 def _refuse(

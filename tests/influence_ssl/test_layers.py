@@ -314,6 +314,14 @@ def test_a_gradient_that_is_rounding_alone_is_no_reason_to_refuse():
     np.testing.assert_allclose(found.magnitude, magnitudes(net, x), rtol=1e-8)
 
 
+def test_views_that_nearly_coincide_are_no_reason_to_refuse():
+    """The gradient of 1 − cos is then a difference that rounding takes much of."""
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Flatten(), nn.Linear(12, 6)).double(), images(5, size=2)
+    nn.init.constant_(net[1].bias, 1e11)
+    assert (score(net, x, curvature=Identity()).magnitude > 0).all()
+
+
 def test_calls_of_encode_with_different_numbers_of_views():
     """Two views of the whole image, then one of a half: as in multi-crop training."""
     torch.manual_seed(0)

@@ -212,7 +212,9 @@ def reproduce(task: Task) -> str:
     path = path_of(task.profile, task.root)
     record = results.load_record(task.profile, "architectures", task.root) or {"models": {}}
     rows, begin = record["models"], time.perf_counter()
-    for key in keys(task.profile):
+    wanted = keys(task.profile)
+    record["of"] = len(wanted)
+    for key in wanted:
         if key in rows:
             continue
         source, name = key.split(".")
