@@ -8,6 +8,7 @@ Then the self-score is :math:`-|\varphi(g_i)|^2` and the influence of one exampl
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -15,14 +16,14 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 
-class Embedding:
+class Embedding(ABC):
     """The map g ↦ φ(g) of one block."""
 
     signs: Tensor | None = None
 
+    @abstractmethod
     def __call__(self, g: Float[Tensor, "b k"]) -> Float[Tensor, "b m"]:
         """φ of each row."""
-        raise NotImplementedError  # each kind below says how
 
     def form(self, g: Float[Tensor, "b k"]) -> Float64[Tensor, " b"]:
         """gᵀ(H + λI)⁻¹g of each row."""

@@ -1,6 +1,7 @@
 """A fit that outlives its process."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -75,7 +76,8 @@ from influence_ssl import InfluenceScorer
 net, x = torch.load({str(tmp_path / "both.pt")!r}, weights_only=False)
 print(*InfluenceScorer.load({str(tmp_path / "fit")!r}, net, progress=False).score(x).values)
 """
-    paths = {"PYTHONPATH": ":".join(path for path in sys.path if path)}
+    # With this process's own settings: other vector units round the noise in another way.
+    paths = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, env=paths, check=True
     )
