@@ -10,6 +10,8 @@ import torch
 from PIL import Image
 from torch import nn
 
+from influence_lab import results
+
 README = Path(__file__).parents[1] / "README.md"
 
 
@@ -49,3 +51,11 @@ def test_the_example_prints_what_the_readme_says():
 def test_the_links_into_the_repository_resolve():
     for target in re.findall(r"\]\(([^)#]+)\)", README.read_text()):
         assert (README.parent / target).exists(), target
+
+
+def test_the_readme_counts_the_trainings_that_are_recorded():
+    _, record = results.largest_record("memorisation")
+    assert f"over {sum(record['trainings'].values()):,} trainings" in README.read_text()
+    for regime in record["predictors"].values():
+        row = regime["alignment loss"]
+        assert row["kNN distance"]["1"][0] > row["noise score, LoGra"]["1"][0]

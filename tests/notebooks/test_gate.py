@@ -13,6 +13,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from comparison import TRAINED
 from reference import FOLDER, ROOT, slim
 
 CODE = """\
@@ -101,6 +102,16 @@ def times(factor: float, digits: str) -> Callable[[str], str]:
     return lambda number: f"{factor * float(number):{digits}}"
 
 
+def trained(cell: int, edit: Callable[[nbformat.NotebookNode], None]) -> Callable[..., None]:
+    """The edit in a cell that shows the outcome of a training."""
+
+    def tag_and_edit(notebook: nbformat.NotebookNode) -> None:
+        notebook.cells[cell].metadata["tags"] = [TRAINED]
+        edit(notebook)
+
+    return tag_and_edit
+
+
 FLOAT = r"-\d+\.\d+"
 # By cell, so that one run of a chapter tells four of them.
 SEEN = {
@@ -116,13 +127,22 @@ SEEN = {
         "an output that was not there": (2, edited(2, "sympy.diff", "print(1); sympy.diff")),
         "another quantity": (3, edited(3, "values.sum()", "values.max()")),
     },
+    "trainings": {
+        "a word beside a training's numbers": (
+            1,
+            trained(1, recorded(1, "scores", lambda _: "results")),
+        ),
+    },
 }
 NOT_SEEN = {
     "digits": {
         "the last digits of a printed number": (0, recorded(0, FLOAT, times(1.0005, ".6f"))),
         "the last digits in a sentence": (1, recorded(1, FLOAT, times(1.0005, ".4g"))),
         "the last digits of a glued number": (3, recorded(3, FLOAT, times(1.0005, ""))),
-    }
+    },
+    "outcomes": {
+        "what a training came to": (0, trained(0, recorded(0, FLOAT, times(1.5, ".6f")))),
+    },
 }
 
 
@@ -144,7 +164,9 @@ def test_a_change_is_seen(found: dict[str, list[int]], chapter: str, what: str) 
 
 
 @pytest.mark.parametrize("chapter", NOT_SEEN)
-def test_another_processors_digits_are_no_change(found: dict[str, list[int]], chapter: str) -> None:
+def test_what_another_processor_gives_is_no_change(
+    found: dict[str, list[int]], chapter: str
+) -> None:
     assert found[chapter] == []
 
 

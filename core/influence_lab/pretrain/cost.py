@@ -43,7 +43,7 @@ class Device:
 DEVICES = {
     "cpu": Device(
         "CPU core in float32", 42e9, 0.03, False,
-        "measured: SimCLR, profile cpu, 278 s an epoch on one core of an AMD EPYC",
+        "measured: SimCLR, profile cpu, 278 s an epoch on one core",
     ),
     "cpu bf16": Device(
         "CPU core in bfloat16", 81e9, 0.03, True,

@@ -126,7 +126,7 @@ def fast_in_bf16(device: torch.device) -> bool:
     """Whether the device computes in bfloat16; a CPU that only emulates it is ten times slower."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return any(known for name, known in torch.cpu.get_capabilities().items() if "bf16" in name)
 
 
 def _optimiser(method: Method, settings: Settings) -> torch.optim.Optimizer:
