@@ -12,10 +12,16 @@ files = $(shell find $(1) -type f -not -path '*/__pycache__/*' -not -path '*.egg
 SITE := _config.yml _toc.yml CHANGELOG.md $(call files,book core)
 TESTED := $(SITE) pyproject.toml Makefile README.md $(wildcard data/cifar10) $(call files,tests)
 
-.PHONY: help install book test notebooks lab lock bench clean
+RUN := $(PY) tests/notebooks/run.py
+KERNEL := _build/ipython/profile_default/ipython_kernel_config.json
+# One thread each, as for the chapters: numbers do not depend on the cores.
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n logical --dist loadfile
+
+.PHONY: help install book chapter lint test check notebooks lab lock bench clean
 
 help:
 	@echo "make book       install, run every chapter, build the site into _build/html"
+	@echo "make chapter    run one chapter against its reference: make chapter NAME=theory/noise"
 	@echo "make test       install, then everything that the continuous integration runs"
 	@echo "make notebooks  refresh the outputs that the chapters are tested against"
 	@echo "make lab        open the chapters in JupyterLab"
@@ -32,17 +38,22 @@ install: .venv/installed
 	@$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
 
-_build/ipython/profile_default/ipython_kernel_config.json:
+$(KERNEL):
 	@mkdir -p $(@D)
 	@echo '{"IPKernelApp": {"log_level": 40}}' > $@
 
-_build/stamps/book: .venv/installed _build/ipython/profile_default/ipython_kernel_config.json $(SITE)
+_build/stamps/book: .venv/installed $(KERNEL) $(SITE)
+	$(RUN)
 	@rm -rf _build/html
 	OMP_NUM_THREADS=1 .venv/bin/jupyter-book build . --all -n -W --keep-going
 	@mkdir -p $(@D) && touch $@
 
 book: _build/stamps/book
 	@echo "The book is ready. Open $(CURDIR)/_build/html/index.html"
+
+chapter: .venv/installed $(KERNEL)
+	@test -n "$(NAME)" || { echo "Name a chapter: make chapter NAME=theory/noise" >&2; exit 2; }
+	$(RUN) --judge $(NAME)
 
 _build/stamps/lint: .venv/installed $(TESTED)
 	.venv/bin/ruff check .
@@ -51,15 +62,22 @@ _build/stamps/lint: .venv/installed $(TESTED)
 	.venv/bin/codespell
 	@mkdir -p $(@D) && touch $@
 
-# One run, two processes. One thread each, as in the book: numbers do not depend on the cores.
-_build/stamps/test: _build/stamps/lint _build/stamps/book $(TESTED)
+lint: _build/stamps/lint
+
+# nbval runs every chapter once; the book shows that run, and the tests of the site read the book. They
+# are run also where a chapter's outputs differ from the reference.
+_build/stamps/test: _build/stamps/lint $(KERNEL) $(TESTED)
 	@$(PY) tests/site/browser.py
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --nbval --nbval-current-env
+	$(RUN) --judge; judged=$$?; $(MAKE) --no-print-directory book && $(PYTEST) && exit $$judged
 	@mkdir -p $(@D) && touch $@
 
 test: _build/stamps/test
 
-notebooks: _build/stamps/book
+check: _build/stamps/lint $(KERNEL)
+	$(RUN) --judge; judged=$$?; $(PYTEST) --ignore tests/site && exit $$judged
+
+notebooks: .venv/installed $(KERNEL)
+	$(RUN)
 	@$(PY) tests/notebooks/refresh.py
 
 # Chapters open as notebooks at a double click, without a change to the reader's own settings.

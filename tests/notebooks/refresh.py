@@ -1,27 +1,24 @@
-"""Take the outputs of the last build as the chapters' references: ``make notebooks``."""
+"""Take the outputs of the last run as the chapters' references: ``make notebooks``."""
 
 from __future__ import annotations
 
 import sys
 
-import nbformat
-
-from reference import FOLDER, ROOT, chapters, executed, reference_path, slim
+from reference import FOLDER, ROOT, chapters, executed, reference_path, write
 
 
 def main() -> int:
     """Write the references that changed, remove those whose chapter is gone."""
     wanted = {reference_path(chapter): chapter for chapter in chapters()}
-    for path in sorted(set(FOLDER.rglob("*.ipynb")) - set(wanted)):
+    for path in sorted(set(FOLDER.rglob("*.txt")) - set(wanted)):
         path.unlink()
         print("removed", path.relative_to(ROOT))
     for path, chapter in wanted.items():
         try:
-            notebook = slim(executed(chapter))
+            text = write(executed(chapter))
         except KeyError:
-            print(f"{chapter.relative_to(ROOT)}: not run by the last build, run make book")
+            print(f"{chapter.relative_to(ROOT)}: not run as it stands, run make notebooks")
             return 1
-        text = nbformat.writes(notebook) + "\n"
         if not path.exists() or path.read_text("utf-8") != text:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, "utf-8")

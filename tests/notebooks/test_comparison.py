@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import nbformat
+import jupytext
 import pytest
 
 from comparison import NUMBER, TRAINED, difference, same_line, same_number, texts
-from reference import FOLDER, reference_path
-from reference import chapters as all_chapters
+from reference import ROOT, chapters, code_cells, read, reference_path
 
-NAMES = [str(reference_path(path).relative_to(FOLDER)) for path in all_chapters()]
+CHAPTERS = {str(path.relative_to(ROOT / "book")): path for path in chapters()}
 
 
 @pytest.mark.parametrize(
@@ -100,14 +97,15 @@ def test_outputs_of_a_training() -> None:
         assert difference(reference, stream(found), numbers=False)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CHAPTERS)
 def test_a_change_of_one_per_cent_is_seen_in_every_number(name: str) -> None:
     """Every number with a fraction, in print and in prose, where the print shows the change."""
-    path: Path = FOLDER / name
-    for cell in nbformat.read(path, as_version=4).cells:
+    cells = code_cells(jupytext.read(CHAPTERS[name]))
+    parts = read(reference_path(CHAPTERS[name]).read_text("utf-8"))
+    for cell, part in zip(cells, parts, strict=True):
         if TRAINED in cell.metadata.get("tags", []):
             continue
-        for _, text in texts(cell.outputs):
+        for _, text in texts(part.outputs):
             for number in NUMBER.findall(text):
                 mantissa, e, _ = number.partition("e")
                 digits = len(mantissa.partition(".")[2])

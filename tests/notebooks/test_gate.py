@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 import shutil
@@ -10,11 +11,17 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import jupytext
 import nbformat
 import pytest
+from jupyter_cache import get_cache
 
 from comparison import TRAINED
-from reference import FOLDER, ROOT, slim
+from reference import ROOT, read, write
+
+sys.path.insert(0, str(ROOT / "book" / "_ext"))
+
+from freshcache import CACHE
 
 CODE = """\
 import torch
@@ -37,28 +44,52 @@ from myst_nb import glue
 glue("total", float(values.sum()), display=False)"""
 CELLS = (CODE, SENTENCE, FORMULA, GLUED)
 
-FLAGS = ("-q", "-rf", "-p", "no:cacheprovider", "--nbval", "--nbval-current-env")
+KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
+PNG = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNkYAAAAAYAAjCB0C8AAAAASUVORK5CYII="
+)
+
+FLAGS = ("-q", "-rf", "-p", "no:cacheprovider", "--nbval", "--nbval-current-env", "book")
+COPIED = (
+    "book/conftest.py",
+    "book/_ext/freshcache.py",
+    "tests/notebooks/comparison.py",
+    "tests/notebooks/reference.py",
+    "tests/notebooks/tracing/sitecustomize.py",
+)
 
 
 @pytest.fixture(scope="module")
 def accepted() -> nbformat.NotebookNode:
-    """A small chapter, run here and slimmed as the references are."""
+    """A small chapter, run here, with the outputs that a reference keeps."""
     from nbclient import NotebookClient
 
     cells = [nbformat.v4.new_code_cell(source) for source in CELLS]
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    notebook = nbformat.v4.new_notebook(cells=cells, metadata=kernel)
-    return slim(NotebookClient(notebook, timeout=120).execute())
+    notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": KERNEL})
+    NotebookClient(notebook, timeout=120).execute()
+    for cell, part in zip(notebook.cells, read(write(notebook)), strict=True):
+        cell.outputs = part.outputs
+    return notebook
 
 
 def differing(
-    folder: Path, notebooks: dict[str, nbformat.NotebookNode], core: Path = ROOT / "core"
+    folder: Path,
+    notebooks: dict[str, nbformat.NotebookNode],
+    core: Path = ROOT / "core",
+    references: dict[str, str] | None = None,
 ) -> dict[str, list[int]]:
-    """The cells of each notebook in which nbval finds another output, in one run."""
-    shutil.copy(FOLDER / "conftest.py", folder)
-    shutil.copy(FOLDER / "comparison.py", folder)
+    """The cells of each notebook in which nbval finds another output, in one run.
+
+    The reference of a chapter is what ``references`` has, or the notebook's own outputs.
+    """
+    for name in COPIED:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
     for name, notebook in notebooks.items():
-        nbformat.write(notebook, folder / f"{name}.ipynb")
+        chapter = nbformat.from_dict(notebook)
+        reference = (references or {}).get(name, write(chapter))
+        (folder / "tests" / "notebooks" / f"{name}.txt").write_text(reference)
+        (folder / "book" / f"{name}.md").write_text(jupytext.writes(chapter, fmt="md:myst"))
     (folder / "pytest.ini").write_text("[pytest]\n")
     run = subprocess.run(
         [sys.executable, "-m", "pytest", *FLAGS],
@@ -69,10 +100,11 @@ def differing(
         check=False,
     )
     assert run.returncode in (0, 1), run.stdout + run.stderr
-    failed = re.findall(r"^FAILED (.+)\.ipynb::Cell (\d+)", run.stdout, re.MULTILINE)
+    failed = re.findall(r"^FAILED book/(.+)\.md::Cell (\d+)", run.stdout, re.MULTILINE)
     # Under CI=1 pytest's summary repeats each failure's text: count the failures' own section.
     failures = run.stdout.partition("short test summary info")[0]
-    assert failures.count("Cell outputs differ") == len(failed), run.stdout
+    said = failures.count("Cell outputs differ") + failures.count("Cell execution caused an exc")
+    assert said == len(failed), run.stdout
     return {name: [int(cell) for of, cell in failed if of == name] for name in notebooks}
 
 
@@ -184,3 +216,62 @@ def test_an_error_in_the_core_is_seen(accepted: nbformat.NotebookNode, tmp_path:
         )
     seen = differing(tmp_path, {"chapter": accepted}, core=broken)
     assert seen == {"chapter": [0, 1, 3]}
+
+
+def chapter(*sources: str) -> nbformat.NotebookNode:
+    cells = [nbformat.v4.new_code_cell(source) for source in sources]
+    return nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": KERNEL})
+
+
+def test_another_number_of_cells_is_seen_and_only_whole_runs_are_kept(tmp_path: Path) -> None:
+    two = ">>> print(1)\nstdout: 1\n>>> print(2)\nstdout: 2\n"
+    chapters = {
+        "same": chapter("print(1)", "print(2)"),
+        "first gone": chapter("print(2)"),
+        "last gone": chapter("print(1)"),
+        "first new": chapter("x = 0", "print(1)", "print(2)"),
+        "last new": chapter("print(1)", "print(2)", "x = 0"),
+        "raises": chapter("print(1)", "print(2); 1 / 0"),
+    }
+    references = dict.fromkeys(chapters, two) | {
+        "raises": two.replace(">>> print(2)", ">>> print(2); 1 / 0")
+    }
+    assert differing(tmp_path, chapters, references=references) == {
+        "same": [],
+        "first gone": [0],
+        "last gone": [0],
+        "first new": [0, 1, 2],
+        "last new": [2],
+        "raises": [1],
+    }
+    cache = get_cache(str(tmp_path / CACHE))
+    kept = {Path(record.uri).stem for record in cache.list_cache_records()}
+    assert kept == set(chapters) - {"raises"}
+
+
+def test_the_book_gets_what_nbval_ran(tmp_path: Path) -> None:
+    """Outputs in their order, pictures and all, under the chapter as myst_nb reads it."""
+    from myst_nb.core.read import read_myst_markdown_notebook
+
+    given = f"from IPython.display import Image, display; PNG = {PNG!r}"
+    shown = "print(1); display(Image(data=PNG)); print(2)"
+    source = chapter(given, shown, "1 / 0", "6 * 7")
+    source.cells[2].metadata["tags"] = ["raises-exception"]
+    reference = (
+        f">>> {given}\n>>> {shown}\nstdout:\n    1\n    2\n"
+        ">>> 1 / 0\nerror: ZeroDivisionError\n>>> 6 * 7\ntext/plain: 42\n"
+    )
+    assert differing(tmp_path, {"page": source}, references={"page": reference}) == {"page": []}
+    cache = get_cache(str(tmp_path / CACHE))
+    page = (tmp_path / "book" / "page.md").read_text()
+    read_by_book = read_myst_markdown_notebook(page, add_source_map=False)
+    _, found = cache.merge_match_into_notebook(read_by_book)
+    cells = [cell for cell in found.cells if cell.cell_type == "code"]
+    assert [[output.output_type for output in cell.outputs] for cell in cells] == [
+        [],
+        ["stream", "display_data", "stream"],
+        ["error"],
+        ["execute_result"],
+    ]
+    assert cells[1].outputs[1].data["image/png"].strip() == base64.b64encode(PNG).decode()
+    assert found.metadata["language_info"]["pygments_lexer"] == "ipython3"
