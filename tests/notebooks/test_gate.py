@@ -15,6 +15,7 @@ import jupytext
 import nbformat
 import pytest
 from jupyter_cache import get_cache
+from myst_nb.core.read import read_myst_markdown_notebook
 
 from comparison import TRAINED
 from reference import ROOT, read, write
@@ -64,8 +65,7 @@ def accepted() -> nbformat.NotebookNode:
     """A small chapter, run here, with the outputs that a reference keeps."""
     from nbclient import NotebookClient
 
-    cells = [nbformat.v4.new_code_cell(source) for source in CELLS]
-    notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": KERNEL})
+    notebook = chapter(*CELLS)
     NotebookClient(notebook, timeout=120).execute()
     for cell, part in zip(notebook.cells, read(write(notebook)), strict=True):
         cell.outputs = part.outputs
@@ -145,61 +145,121 @@ def trained(cell: int, edit: Callable[[nbformat.NotebookNode], None]) -> Callabl
 
 
 FLOAT = r"-\d+\.\d+"
-# By cell, so that one run of a chapter tells four of them.
 SEEN = {
-    "numbers": {
-        "a printed number by 1 per cent": (0, recorded(0, FLOAT, times(1.01, ".6f"))),
-        "a number in a sentence by 1 per cent": (1, recorded(1, FLOAT, times(1.01, ".4g"))),
-        "a formula": (2, edited(2, "x**3", "x**4")),
-        "a glued number by 1 per cent": (3, recorded(3, FLOAT, times(1.01, ""))),
-    },
-    "outputs": {
-        "an output that is missing": (0, edited(0, "print(values.round(6))", "values.round(6);")),
-        "a whole number": (1, recorded(1, r"The 3", lambda _: "The 4")),
-        "an output that was not there": (2, edited(2, "sympy.diff", "print(1); sympy.diff")),
-        "another quantity": (3, edited(3, "values.sum()", "values.max()")),
-    },
-    "trainings": {
-        "a word beside a training's numbers": (
-            1,
-            trained(1, recorded(1, "scores", lambda _: "results")),
-        ),
-    },
+    "a printed number by 1 per cent": (0, recorded(0, FLOAT, times(1.01, ".6f"))),
+    "a number in a sentence by 1 per cent": (1, recorded(1, FLOAT, times(1.01, ".4g"))),
+    "a formula": (2, edited(2, "x**3", "x**4")),
+    "a glued number by 1 per cent": (3, recorded(3, FLOAT, times(1.01, ""))),
+    "an output that is missing": (0, edited(0, "print(values.round(6))", "values.round(6);")),
+    "a whole number": (1, recorded(1, r"The 3", lambda _: "The 4")),
+    "an output that was not there": (2, edited(2, "sympy.diff", "print(1); sympy.diff")),
+    "another quantity": (3, edited(3, "values.sum()", "values.max()")),
+    "a word beside a training's numbers": (
+        1,
+        trained(1, recorded(1, "scores", lambda _: "results")),
+    ),
 }
 NOT_SEEN = {
-    "digits": {
-        "the last digits of a printed number": (0, recorded(0, FLOAT, times(1.0005, ".6f"))),
-        "the last digits in a sentence": (1, recorded(1, FLOAT, times(1.0005, ".4g"))),
-        "the last digits of a glued number": (3, recorded(3, FLOAT, times(1.0005, ""))),
-    },
-    "outcomes": {
-        "what a training came to": (0, trained(0, recorded(0, FLOAT, times(1.5, ".6f")))),
-    },
+    "the last digits of a printed number": (0, recorded(0, FLOAT, times(1.0005, ".6f"))),
+    "the last digits in a sentence": (1, recorded(1, FLOAT, times(1.0005, ".4g"))),
+    "the last digits of a glued number": (3, recorded(3, FLOAT, times(1.0005, ""))),
+    "what a training came to": (0, trained(0, recorded(0, FLOAT, times(1.5, ".6f")))),
 }
+
+
+def chapter(*sources: str) -> nbformat.NotebookNode:
+    cells = [nbformat.v4.new_code_cell(source) for source in sources]
+    return nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": KERNEL})
+
+
+# Chapters of which something else has changed than one cell, and their reference.
+TWO = ">>> print(1)\nstdout: 1\n>>> print(2)\nstdout: 2\n"
+CHAPTERS = {
+    "same": chapter("print(1)", "print(2)"),
+    "first gone": chapter("print(2)"),
+    "last gone": chapter("print(1)"),
+    "first new": chapter("x = 0", "print(1)", "print(2)"),
+    "last new": chapter("print(1)", "print(2)", "x = 0"),
+    "raises": chapter("print(1)", "print(2); 1 / 0"),
+}
+REFERENCES = dict.fromkeys(CHAPTERS, TWO) | {
+    "raises": TWO.replace(">>> print(2)", ">>> print(2); 1 / 0")
+}
+# A chapter with a picture between two prints, and a cell that is meant to fail.
+GIVEN = f"from IPython.display import Image, display; PNG = {PNG!r}"
+SHOWN = "print(1); display(Image(data=PNG)); print(2)"
+CHAPTERS["page"] = chapter(GIVEN, SHOWN, "1 / 0", "6 * 7")
+CHAPTERS["page"].cells[2].metadata["tags"] = ["raises-exception"]
+REFERENCES["page"] = (
+    f">>> {GIVEN}\n>>> {SHOWN}\nstdout:\n    1\n    2\n"
+    ">>> 1 / 0\nerror: ZeroDivisionError\n>>> 6 * 7\ntext/plain: 42\n"
+)
 
 
 @pytest.fixture(scope="module")
-def found(accepted: nbformat.NotebookNode, tmp_path_factory: pytest.TempPathFactory) -> dict:
-    """The cells in which nbval says that the chapters differ."""
-    chapters = {}
-    for name, edits in (SEEN | NOT_SEEN).items():
-        chapters[name] = nbformat.from_dict(accepted)
-        for _, edit in edits.values():
-            edit(chapters[name])
-    return differing(tmp_path_factory.mktemp("chapters"), chapters)
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("project")
 
 
-@pytest.mark.parametrize(("chapter", "what"), [(c, what) for c in SEEN for what in SEEN[c]])
-def test_a_change_is_seen(found: dict[str, list[int]], chapter: str, what: str) -> None:
-    cell, _ = SEEN[chapter][what]
-    assert cell in found[chapter]
+@pytest.fixture(scope="module")
+def found(accepted: nbformat.NotebookNode, folder: Path) -> dict[str, list[int]]:
+    """The cells in which nbval says that the chapters differ, all from one run.
+
+    In ``edits`` the accepted chapter's cells come first, then the one cell of each edit.
+    """
+    edits = nbformat.from_dict(accepted)
+    for cell, edit in (SEEN | NOT_SEEN).values():
+        copied = nbformat.from_dict(accepted)
+        edit(copied)
+        edits.cells.append(copied.cells[cell])
+    return differing(folder, {"edits": edits, **CHAPTERS}, references=REFERENCES)
 
 
-@pytest.mark.parametrize("chapter", NOT_SEEN)
-def test_what_another_processor_gives_is_no_change(
-    found: dict[str, list[int]], chapter: str
-) -> None:
-    assert found[chapter] == []
+@pytest.mark.parametrize("what", SEEN)
+def test_a_change_is_seen(found: dict[str, list[int]], what: str) -> None:
+    assert len(CELLS) + list(SEEN).index(what) in found["edits"]
+
+
+@pytest.mark.parametrize("what", NOT_SEEN)
+def test_what_another_processor_gives_is_no_change(found: dict[str, list[int]], what: str) -> None:
+    assert len(CELLS) + len(SEEN) + list(NOT_SEEN).index(what) not in found["edits"]
+
+
+def test_what_stayed_is_no_change(found: dict[str, list[int]]) -> None:
+    assert not {*range(len(CELLS))} & {*found["edits"]}
+
+
+def test_another_number_of_cells_is_seen(found: dict[str, list[int]]) -> None:
+    assert {name: found[name] for name in CHAPTERS} == {
+        "same": [],
+        "first gone": [0],
+        "last gone": [0],
+        "first new": [0, 1, 2],
+        "last new": [2],
+        "raises": [1],
+        "page": [],
+    }
+
+
+def test_only_whole_runs_are_kept(found: dict[str, list[int]], folder: Path) -> None:
+    records = get_cache(str(folder / CACHE)).list_cache_records()
+    assert {Path(record.uri).stem for record in records} == {"edits", *CHAPTERS} - {"raises"}
+
+
+def test_the_book_gets_what_nbval_ran(found: dict[str, list[int]], folder: Path) -> None:
+    """Outputs in their order, pictures and all, under the chapter as myst_nb reads it."""
+    page = (folder / "book" / "page.md").read_text()
+    cache = get_cache(str(folder / CACHE))
+    _, notebook = cache.merge_match_into_notebook(read_myst_markdown_notebook(page))
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [[output.output_type for output in cell.outputs] for cell in cells] == [
+        [],
+        ["stream", "display_data", "stream"],
+        ["error"],
+        ["execute_result"],
+    ]
+    assert cells[1].outputs[1].data["image/png"].strip() == base64.b64encode(PNG).decode()
+    assert notebook.metadata["language_info"]["pygments_lexer"] == "ipython3"
 
 
 def test_an_error_in_the_core_is_seen(accepted: nbformat.NotebookNode, tmp_path: Path) -> None:
@@ -216,62 +276,3 @@ def test_an_error_in_the_core_is_seen(accepted: nbformat.NotebookNode, tmp_path:
         )
     seen = differing(tmp_path, {"chapter": accepted}, core=broken)
     assert seen == {"chapter": [0, 1, 3]}
-
-
-def chapter(*sources: str) -> nbformat.NotebookNode:
-    cells = [nbformat.v4.new_code_cell(source) for source in sources]
-    return nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": KERNEL})
-
-
-def test_another_number_of_cells_is_seen_and_only_whole_runs_are_kept(tmp_path: Path) -> None:
-    two = ">>> print(1)\nstdout: 1\n>>> print(2)\nstdout: 2\n"
-    chapters = {
-        "same": chapter("print(1)", "print(2)"),
-        "first gone": chapter("print(2)"),
-        "last gone": chapter("print(1)"),
-        "first new": chapter("x = 0", "print(1)", "print(2)"),
-        "last new": chapter("print(1)", "print(2)", "x = 0"),
-        "raises": chapter("print(1)", "print(2); 1 / 0"),
-    }
-    references = dict.fromkeys(chapters, two) | {
-        "raises": two.replace(">>> print(2)", ">>> print(2); 1 / 0")
-    }
-    assert differing(tmp_path, chapters, references=references) == {
-        "same": [],
-        "first gone": [0],
-        "last gone": [0],
-        "first new": [0, 1, 2],
-        "last new": [2],
-        "raises": [1],
-    }
-    cache = get_cache(str(tmp_path / CACHE))
-    kept = {Path(record.uri).stem for record in cache.list_cache_records()}
-    assert kept == set(chapters) - {"raises"}
-
-
-def test_the_book_gets_what_nbval_ran(tmp_path: Path) -> None:
-    """Outputs in their order, pictures and all, under the chapter as myst_nb reads it."""
-    from myst_nb.core.read import read_myst_markdown_notebook
-
-    given = f"from IPython.display import Image, display; PNG = {PNG!r}"
-    shown = "print(1); display(Image(data=PNG)); print(2)"
-    source = chapter(given, shown, "1 / 0", "6 * 7")
-    source.cells[2].metadata["tags"] = ["raises-exception"]
-    reference = (
-        f">>> {given}\n>>> {shown}\nstdout:\n    1\n    2\n"
-        ">>> 1 / 0\nerror: ZeroDivisionError\n>>> 6 * 7\ntext/plain: 42\n"
-    )
-    assert differing(tmp_path, {"page": source}, references={"page": reference}) == {"page": []}
-    cache = get_cache(str(tmp_path / CACHE))
-    page = (tmp_path / "book" / "page.md").read_text()
-    read_by_book = read_myst_markdown_notebook(page, add_source_map=False)
-    _, found = cache.merge_match_into_notebook(read_by_book)
-    cells = [cell for cell in found.cells if cell.cell_type == "code"]
-    assert [[output.output_type for output in cell.outputs] for cell in cells] == [
-        [],
-        ["stream", "display_data", "stream"],
-        ["error"],
-        ["execute_result"],
-    ]
-    assert cells[1].outputs[1].data["image/png"].strip() == base64.b64encode(PNG).decode()
-    assert found.metadata["language_info"]["pygments_lexer"] == "ipython3"
