@@ -27,7 +27,7 @@ from influence_ssl._embeddings import Dual, Embedding, Same, Spectral, Triangula
 from influence_ssl._memory import free_memory
 from influence_ssl.errors import InfluenceTypeError, InfluenceValueError
 from influence_ssl.gradients import Layer
-from influence_ssl.processes import gather, total
+from influence_ssl.processes import first, gather, total
 
 
 class Gradients(Protocol):
@@ -211,7 +211,7 @@ class ExactHessian(_FullSpace):
             )
         hessian = gradients.hessian()
         precision = torch.finfo(hessian.dtype).eps
-        e, v = torch.linalg.eigh(hessian.double())
+        e, v = _eigen(hessian.double())
         assert not isinstance(self.damping, Relative)
         if self.damping == 0:
             kept = e.abs() > e.abs().max() * size * precision
@@ -295,18 +295,28 @@ def _primal(
         h.diagonal().add_(λ)
         factor, failed = torch.linalg.cholesky_ex(h)
         h.diagonal().sub_(λ)
-        if not failed:
+        if not first(failed):
             identity = torch.eye(len(h), dtype=h.dtype, device=h.device)
             inverse = torch.linalg.solve_triangular(factor, identity, upper=False)
             dimension = len(h) - λ * float(inverse.norm()) ** 2
             return Triangular(inverse.to(dtype)), dimension
-    e, v = torch.linalg.eigh(h)
+    e, v = _eigen(h)
     kept = e > e.max().clamp(min=0) * precision
     if λ > 0:
         e = e.clamp(min=0)
     else:
         e, v = e[kept], v[:, kept]
     return Spectral(v, (e + λ).rsqrt()), float((e / (e + λ)).sum())
+
+
+def _eigen(h: Float64[Tensor, "k k"]) -> tuple[Float64[Tensor, " k"], Float64[Tensor, "k k"]]:
+    """Eigenvalues and eigenvectors, those of the first process in every process.
+
+    An eigenvector's sign is free, and so is the basis of equal eigenvalues. Where two processors
+    choose differently, φ of one process has no product with φ of another.
+    """
+    e, v = torch.linalg.eigh(h)
+    return first(e), first(v)
 
 
 def _gram(g: Float[Tensor, "n k"]) -> Float64[Tensor, "n n"]:
@@ -320,7 +330,7 @@ def _dual(
     g: Float[Tensor, "n k"], gram: Float64[Tensor, "n n"], λ: float, precision: float
 ) -> tuple[Embedding, float]:
     """The same where n < k, from the Gram matrix over n."""
-    e, u = torch.linalg.eigh(gram)
+    e, u = _eigen(gram)
     kept = e > e.max().clamp(min=0) * precision
     e, u = e[kept], u[:, kept]
     return Dual(g, u, e, λ), float((e / (e + λ)).sum())

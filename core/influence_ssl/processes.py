@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from influence_ssl.errors import InfluenceError
+
+T = TypeVar("T")
 
 
 def place() -> tuple[int, int]:
@@ -61,10 +64,25 @@ def total(x: Tensor) -> Tensor:
     return x
 
 
+def first(x: Tensor) -> Tensor:
+    """``x`` of the first process, in every process."""
+    if place()[1] > 1:
+        agree()
+        x = x.contiguous()
+        dist.broadcast(x, 0)
+    return x
+
+
+def everyone(value: T) -> list[T]:
+    """The values of all processes, in their order, in every process."""
+    found = [value] * place()[1]
+    if len(found) > 1:
+        agree()
+        dist.all_gather_object(found, value)
+    return found
+
+
 def gather(rows: Tensor) -> Tensor:
     """The rows of all processes, in their order, in every process; their numbers may differ."""
-    parts = [rows] * place()[1]
-    if len(parts) > 1:
-        agree()
-        dist.all_gather_object(parts, rows.cpu())
+    parts = everyone(rows.cpu()) if place()[1] > 1 else [rows]
     return torch.cat(parts).to(rows.device)

@@ -41,6 +41,35 @@ def test_two_processes_return_the_scores_of_one(pair, name):
         np.testing.assert_array_equal(index, alone.index)
 
 
+@pytest.mark.parametrize("turned", ["", ", turned"])
+@pytest.mark.parametrize("name", two_scorers.SETTINGS)
+def test_two_processes_return_the_influence_of_one(pair, name, turned):
+    """Also where the second process's eigenvectors have the other sign."""
+    alone = two_scorers.influences(name)
+    for rank in (0, 1):
+        values, index, queries = read(pair, rank)[5][name + turned]
+        scale = abs(alone.values).max()
+        np.testing.assert_allclose(values, alone.values, rtol=1e-8, atol=1e-9 * scale)
+        np.testing.assert_array_equal(index, alone.index)
+        assert queries == alone.queries == list(range(37, 45))
+
+
+def test_one_process_goes_on_with_the_influence_where_two_stopped(pair, monkeypatch):
+    """One batch of the training images and one of the queries are lost; both are made."""
+    alone = two_scorers.influences("joint").values
+    np.testing.assert_allclose(read(pair, 0)[5]["stored"][0], alone, rtol=1e-8, atol=1e-9)
+    # 37 images make ten batches in each of two draws, and 8 queries two more.
+    assert len(list((pair / "traced").glob("*-*.safetensors"))) == 2 * (10 + 2)
+    for name in ("1-36-*.safetensors", "0-4-*.safetensors"):
+        next((pair / "traced").glob(name)).unlink()
+    made = []
+    write = _store._write
+    monkeypatch.setattr(_store, "_write", lambda *x: (made.append(1), write(*x)))
+    found = two_scorers.influences("joint", pair / "traced").values
+    assert len(made) == 2
+    np.testing.assert_allclose(found, alone, rtol=1e-8, atol=1e-9)
+
+
 def test_a_curvature_fitted_by_two_scores_other_images(pair):
     alone = two_scorers.fitted()
     for rank in (0, 1):

@@ -24,6 +24,15 @@ def scores(name, store=None, batch_size=4, perturbation=None):
     return InfluenceScorer(build(kind), curvature=curvature, **settings).score(images(37))
 
 
+def influences(name, store=None):
+    """Influence of 37 images on 8 others."""
+    kind, curvature = SETTINGS[name]
+    settings = {"draws": 2, "batch_size": 4, "store": store, "progress": False}
+    scorer = InfluenceScorer(build(kind), curvature=curvature, **settings)
+    scorer.fit(images(37), keep=True)
+    return scorer.influence(images(8, seed=2))
+
+
 def fitted():
     """Scores of some images under the curvature of others."""
     scorer = InfluenceScorer(build(Residual), batch_size=4, progress=False).fit(images(37))
@@ -34,6 +43,15 @@ def main(folder):
     """Write what this process returned."""
     found = {name: scores(name) for name in SETTINGS}
     found |= {"fitted": fitted(), "kept": scores("joint", folder / "store")}
+    traced = {name: influences(name) for name in SETTINGS}
+    # Another processor may give an eigenvector the other sign.
+    eigh, sign = torch.linalg.eigh, 1 - 2 * dist.get_rank()
+    torch.linalg.eigh = lambda h: (lambda e, v: (e, sign * v))(*eigh(h))
+    try:
+        traced |= {f"{name}, turned": influences(name) for name in SETTINGS}
+    finally:
+        torch.linalg.eigh = eigh
+    traced["stored"] = influences("joint", folder / "traced")
     kept = len(list((folder / "store").glob("*-*.safetensors")))
     try:
         InfluenceScorer(build(Windows), progress=False).score(images(1))
@@ -48,12 +66,15 @@ def main(folder):
         stopped = str(error)
     again = scores("joint").values.tolist() == found["joint"].values.tolist()
     columns = {name: (s.values, s.standard_error, s.index) for name, s in found.items()}
-    torch.save((columns, kept, refused, stopped, again), folder / f"rank-{dist.get_rank()}.pt")
+    found = {name: (x.values, x.index, x.queries) for name, x in traced.items()}
+    result = columns, kept, refused, stopped, again, found
+    torch.save(result, folder / f"rank-{dist.get_rank()}.pt")
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     Path(sys.argv[1], "store").mkdir(exist_ok=True)
+    Path(sys.argv[1], "traced").mkdir(exist_ok=True)
     main(Path(sys.argv[1]))
     dist.destroy_process_group()
