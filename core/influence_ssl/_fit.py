@@ -19,6 +19,7 @@ from torch import Tensor
 
 from influence_ssl import _embeddings
 from influence_ssl._embeddings import Embedding
+from influence_ssl._kept import Embedded
 from influence_ssl._layers import Layer
 from influence_ssl._store import Probe
 from influence_ssl.curvature import (
@@ -31,13 +32,12 @@ from influence_ssl.curvature import (
 )
 from influence_ssl.errors import InfluenceOSError, InfluenceTypeError, InfluenceValueError
 from influence_ssl.gradients import Objective
-from influence_ssl.influence import Embedded
 from influence_ssl.objectives import Invariance, Supervised
 from influence_ssl.perturbations import GaussianNoise
 
 Projections = dict[str, tuple[Tensor | None, Tensor | None]]
 
-_FORMAT = 1
+_FORMAT = 2
 _WORDS, _TENSORS = "fit.json", "fit.safetensors"
 _SETTINGS: dict[str, Callable[..., Any]] = {
     kind.__name__: kind
@@ -105,7 +105,7 @@ def write(folder: Path, fit: Fit, settings: dict[str, Any]) -> None:
         blocks.append(words)
     kept = None
     if fit.kept is not None:
-        tensors["kept"] = fit.kept.phi
+        tensors["kept"] = torch.cat(fit.kept.parts, 1)
         tensors["kept index"] = torch.from_numpy(fit.kept.index)
         kept = {"names": None if fit.kept.names is None else list(fit.kept.names)}
     content = save({name: x.detach().cpu().contiguous() for name, x in tensors.items()})
@@ -203,7 +203,7 @@ def _kept(
     if words is None:
         return None
     index: np.ndarray = tensors["kept index"].numpy()
-    return Embedded(tensors["kept"].to(device), index, words["names"], form.signs)
+    return Embedded([tensors["kept"].to(device)], index, words["names"], form.signs)
 
 
 def described(value: Any) -> Any:

@@ -65,6 +65,11 @@ class Gradients:
         self._seen: dict[int, Columns] = {}  # by batch: what a pass computes besides gradients
         self.representations = False  # whether they are among it
 
+    @property
+    def own(self) -> int:
+        """How many of the images this process takes."""
+        return sum(len(rows) for draw, rows in self._batches if draw == 0)
+
     def keep(self) -> None:
         """Keep the gradients of the next pass for later ones, where the memory holds them."""
         size = sum(len(rows) for _, rows in self._batches) * self._width

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
+from influence_ssl._kept import Embedded
 from influence_ssl._memory import free_memory
 from influence_ssl.errors import InfluenceTypeError, InfluenceValueError
 from influence_ssl.scores import TABLES, save
@@ -26,18 +27,10 @@ from influence_ssl.scores import TABLES, save
 if TYPE_CHECKING:
     import pandas
 
-# So many influences are computed at a time.
+NORMALISED = "cosine", "centred"
+# So many influences, or numbers of φ, are in hand at a time.
 _ENTRIES = 2**25
-
-
-@dataclass(frozen=True, eq=False)
-class Embedded:
-    """φ of the training images that a scorer keeps, with their indices and names."""
-
-    phi: Float[Tensor, "n m"]
-    index: Int64[np.ndarray, " n"]
-    names: Sequence[str] | None
-    signs: Float64[Tensor, " m"] | None
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,13 +82,42 @@ class Influence:
         save(self, path, TABLES)
 
 
-def refuse_too_large(n: int, width: int, like: Tensor) -> None:
-    """Raise where φ (n, width) does not fit into half of the free memory, in ``like``'s dtype."""
-    needed, free = n * width * like.element_size(), free_memory(like.device)
-    if needed > free / 2:
+def refuse(
+    kept: Embedded,
+    queries: int,
+    top: int | None,
+    group: Sequence[Hashable] | np.ndarray | None,
+    normalise: str | None,
+) -> None:
+    """Raise before any pass where :func:`products` could not do what is asked."""
+    if top is not None and (not isinstance(top, Integral) or top < 1):
+        raise InfluenceValueError(f"top={top!r} must be None or an integer ≥ 1.")
+    if normalise not in (None, *NORMALISED):
         raise InfluenceValueError(
-            f"the embeddings of {n} images take {needed / 1e9:.1f} GB, more than half of the "
-            f"{free / 1e9:.1f} GB that are free; give fewer images or draws, or a lower rank."
+            f"normalise={normalise!r} must be None or one of {', '.join(map(repr, NORMALISED))}."
+        )
+    if normalise == "centred" and queries < 2:
+        raise InfluenceValueError(
+            "normalise='centred' takes off the mean over queries; give two queries or more."
+        )
+    if normalise == "cosine" and group is not None:
+        raise InfluenceValueError(
+            "normalise='cosine' is of single images, and their sum no cosine; leave out group."
+        )
+    if normalise == "cosine" and kept.signs is not None:
+        raise InfluenceValueError(
+            "normalise='cosine': H + λI is indefinite, so gradients have no length in it; give "
+            "more damping."
+        )
+    n = len(kept.index)
+    if group is not None:
+        if len(group) != n:
+            raise InfluenceValueError(f"group holds {len(group)} labels for {n} training images.")
+        n = len(set(group))
+    if (top is None or group is not None) and 8.0 * queries * n > free_memory(_CPU) / 2:
+        raise InfluenceValueError(
+            f"the influence of {n} images on {queries} queries takes {8e-9 * queries * n:.1f} GB; "
+            "give top=20, or fewer queries at a time."
         )
 
 
@@ -104,48 +126,86 @@ def products(
     kept: Embedded,
     top: int | None,
     group: Sequence[Hashable] | np.ndarray | None,
-    draws: int,
+    normalise: str | None,
     provenance: dict[str, Any],
 ) -> Influence:
     """−φ(q)·φ(i) of all queries and training images, all of them or the ``top`` at both ends."""
-    if top is not None and (not isinstance(top, Integral) or top < 1):
-        raise InfluenceValueError(f"top={top!r} must be None or an integer ≥ 1.")
-    phi = -asked.phi if kept.signs is None else -asked.phi * kept.signs.repeat(draws)
+    phi = asked.phi
+    if normalise == "centred":
+        phi = phi - phi.mean(0)
+    if normalise == "cosine":
+        phi = _unit(phi)
+    if kept.signs is not None:
+        phi = phi * kept.signs.repeat(phi.shape[1] // len(kept.signs))
     index, names, member = kept.index, kept.names, None
     if group is not None:
-        labels, member = _groups(group, len(index))
+        labels, member = _groups(group)
         index, names = np.arange(len(labels)), list(map(str, labels))
-    n, q = len(index), len(phi)
-    if top is None and 8.0 * q * n > free_memory(phi.device) / 2:
-        raise InfluenceValueError(
-            f"the influence of {n} images on {q} queries takes {8e-9 * q * n:.1f} GB; give top=20, "
-            "or fewer queries at a time."
-        )
-    found: list[np.ndarray] = []
-    places: list[np.ndarray] = []
-    for rows in phi.split(max(1, _ENTRIES // len(kept.phi))):
-        values = (rows @ kept.phi.T).double()
+    n, q, start = len(index), len(phi), 0
+    whole = None if top is not None and member is None else np.zeros((q, n))
+    ends = None if top is None else _Ends(q, min(top, n))
+    # φ of the training images may be on a disk, so it is read once.
+    for some in kept.blocks(max(1, _ENTRIES // max(q, phi.shape[1]))):
+        rows = some.to(phi)
+        if normalise == "cosine":
+            rows = _unit(rows)
+        found = -(phi @ rows.T).cpu().numpy()
+        stop = start + len(rows)
         if member is not None:
-            at = torch.from_numpy(member).to(values.device)
-            values = values.new_zeros(len(rows), n).index_add_(1, at, values)
-        if top is not None:
-            values, order = values.sort(stable=True, dim=1)  # ties by position
-            ends = [*range(min(top, n)), *range(max(top, n - top), n)]
-            values, order = values[:, ends], order[:, ends]
-            places.append(order.cpu().numpy())
-        found.append(values.cpu().numpy())
-    values = np.concatenate(found)
-    positions = np.concatenate(places) if places else np.tile(np.arange(n), (q, 1))
+            assert whole is not None
+            np.add.at(whole.T, member[start:stop], found.T)
+        elif whole is not None:
+            whole[:, start:stop] = found
+        elif ends is not None:
+            ends.see(found, start)
+        start = stop
     queries = asked.index.tolist() if asked.names is None else list(asked.names)
-    return Influence(values, positions, index, names, queries, provenance)
+    if ends is None:
+        assert whole is not None
+        return Influence(whole, np.tile(np.arange(n), (q, 1)), index, names, queries, provenance)
+    if whole is not None:
+        ends.see(whole, 0)
+    return Influence(*ends.found(), index, names, queries, provenance)
+
+
+def _unit(phi: Float[Tensor, "b m"]) -> Float[Tensor, "b m"]:
+    """Rows of length 1; a zero row, of a zero gradient, stays zero."""
+    length = phi.norm(dim=1, keepdim=True)
+    return phi / length.where(length > 0, 1)
+
+
+class _Ends:
+    """The ``top`` lowest and highest values of each row, from blocks of columns; ties by column."""
+
+    def __init__(self, rows: int, top: int) -> None:
+        self.top = top
+        self.values: list[np.ndarray] = [np.empty(0)] * rows
+        self.places: list[np.ndarray] = [np.empty(0, np.int64)] * rows
+
+    def see(self, values: Float[np.ndarray, "q b"], start: int) -> None:
+        """The next columns, the first of which is number ``start``."""
+        k, b = self.top, values.shape[1]
+        for i, row in enumerate(values):
+            columns = np.arange(b)
+            if b > 4 * k:
+                sorted_ends = np.partition(row, [k - 1, b - k])
+                columns = np.flatnonzero((row <= sorted_ends[k - 1]) | (row >= sorted_ends[b - k]))
+            found = np.concatenate([self.values[i], row[columns]])
+            places = np.concatenate([self.places[i], columns + start])
+            order = np.lexsort((places, found))
+            n = len(order)
+            order = order[[*range(min(k, n)), *range(max(k, n - k), n)]]
+            self.values[i], self.places[i] = found[order], places[order]
+
+    def found(self) -> tuple[Float64[np.ndarray, "q t"], Int64[np.ndarray, "q t"]]:
+        """Values in ascending order and their columns."""
+        return np.stack(self.values), np.stack(self.places)
 
 
 def _groups(
-    group: Sequence[Hashable] | np.ndarray, n: int
+    group: Sequence[Hashable] | np.ndarray,
 ) -> tuple[list[Hashable], Int64[np.ndarray, " n"]]:
     """The labels in the order of their first image, and each image's place among them."""
-    if len(group) != n:
-        raise InfluenceValueError(f"group holds {len(group)} labels for {n} training images.")
     number: dict[Hashable, int] = {}
     member = [number.setdefault(label, len(number)) for label in group]
     return list(number), np.array(member, dtype=np.int64)

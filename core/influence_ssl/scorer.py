@@ -2,6 +2,7 @@ r"""The method: :math:`I_i = -g_i^\top (H + \lambda I)^{-1} g_i`, Equation 6 of 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -14,17 +15,19 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from influence_ssl._checks import prepare
 from influence_ssl._examples import Dataset, Examples, Indices
 from influence_ssl._fit import Fit, made, project, projections, read, write
+from influence_ssl._kept import HALVES, Embedded, Room
 from influence_ssl._machine import machine
 from influence_ssl._passes import Gradients
 from influence_ssl._store import ENCODER, Probe, Store, fingerprint, origin
 from influence_ssl.curvature import Curvature, LoGra
 from influence_ssl.errors import InfluenceTypeError, InfluenceValueError
 from influence_ssl.gradients import Capture, Objective, untouched
-from influence_ssl.influence import Embedded, Influence, products, refuse_too_large
+from influence_ssl.influence import Influence, products, refuse
 from influence_ssl.objectives import Invariance
 from influence_ssl.processes import gather, place, together
 from influence_ssl.scores import Scores
@@ -110,16 +113,24 @@ class InfluenceScorer:
         images: Tensor | Dataset,
         index: Indices | None = None,
         names: Sequence[str] | None = None,
-        keep: bool = False,
+        keep: bool | torch.dtype = False,
         objective: Objective | None = None,
     ) -> InfluenceScorer:
         """Fit the curvature on ``images``; later calls of :meth:`score` use it.
 
-        ``index`` (N,) gives the examples' indices where they are not 0 … N − 1. ``keep``: whether
-        the images' embeddings φ (N, draws·m) stay in memory with their ``names``, as
-        :meth:`influence` needs. ``objective``: the loss of the fitted images, where it is not the
-        scorer's. An encoder or a setting that changes afterwards is refused until the next fit.
+        - index: (N,) the examples' indices where they are not 0 … N − 1.
+        - names: what the images are called.
+        - keep: whether their embeddings φ (N, draws·m) are kept, as :meth:`influence` needs, in
+          memory or, where the scorer has a ``store``, in a file there that lasts as long as the
+          fit. ``torch.float16`` or ``torch.bfloat16`` halves what they take.
+        - objective: the loss of the fitted images, where it is not the scorer's.
+
+        An encoder or a setting that changes afterwards is refused until the next fit.
         """
+        if not isinstance(keep, bool) and keep not in HALVES:
+            raise InfluenceValueError(
+                f"keep={keep!r} must be True, False, torch.float16 or torch.bfloat16."
+            )
         with self._gradients(images, index, "fit", objective=objective) as gradients:
             self._check_names(names, gradients)
             if keep:
@@ -133,7 +144,7 @@ class InfluenceScorer:
                 origin=origin(self.encoder, gradients.capture),
                 projections=projections(gradients.exact.layers),
                 probe=Probe.take(gradients.exact, *gradients.examples.first()),
-                kept=self._embedded(gradients, form, names) if keep else None,
+                kept=self._keep(gradients, form, names, keep) if keep else None,
             )
         return self
 
@@ -206,6 +217,7 @@ class InfluenceScorer:
         top: int | None = None,
         group: Sequence[Hashable] | np.ndarray | None = None,
         objective: Objective | None = None,
+        normalise: str | None = None,
     ) -> Influence:
         r"""Influence :math:`-g_q^\top(H+\lambda I)^{-1}g_i` of the fitted images on ``queries``.
 
@@ -219,20 +231,32 @@ class InfluenceScorer:
         - top: only the ``top`` images that help each query most and the ``top`` that hurt it most.
         - group: (N,) a label for each training image; influences are summed over each label's.
         - objective: the loss of the queries, where it is not the scorer's.
+        - normalise: ``None``, the derivative itself; ``"cosine"``, divided by the lengths of both
+          φ, from −1 to 1, so that images whose gradients are large for every query do not head
+          every list (RelatIF, Barshan et al. 2020, arXiv:2003.11630, divides by the training
+          image's); or ``"centred"``, minus its mean over the queries, so that what an image does
+          to all of them alike counts for none. A centred value depends on the set of queries.
         """
         fit = getattr(self, "fit_", None)
         if fit is None or fit.kept is None:
             raise InfluenceValueError(
                 "no training images are kept; call fit(images, keep=True) before influence."
             )
-        if index is None:
-            index = torch.arange(len(queries)) + int(fit.kept.index.max()) + 1
+        if hasattr(queries, "__len__"):  # what has no length is refused below
+            refuse(fit.kept, len(queries), top, group, normalise)
+            if index is None:
+                index = torch.arange(len(queries)) + int(fit.kept.index.max()) + 1
         with self._gradients(queries, index, "influence", fit, objective) as gradients:
             self._check_names(names, gradients)
             asked = self._embedded(gradients, fit.form, names)
             provenance = self._provenance(gradients, fit.form, fit.n)
             provenance["query objective"] = repr(gradients.capture.objective)
-        return products(asked, fit.kept, top, group, self.draws, provenance)
+            provenance["normalise"] = normalise
+            provenance["embeddings"] = {
+                "dtype": str(fit.kept.parts[0].dtype).removeprefix("torch."),
+                "bytes": fit.kept.bytes,
+            }
+        return products(asked, fit.kept, top, group, normalise, provenance)
 
     def save(self, folder: str | Path) -> None:
         """Write the fit into ``folder``, for :meth:`load` in another process or next week.
@@ -291,29 +315,42 @@ class InfluenceScorer:
         found.fit_ = replace(fit, settings=found._settings(), objective=found.objective)
         return found
 
+    def _keep(
+        self,
+        gradients: Gradients,
+        form: Callable[[Tensor], Tensor],
+        names: Sequence[str] | None,
+        keep: bool | torch.dtype,
+    ) -> Embedded:
+        """The fitted images' φ, announced in bytes."""
+        dtype = None if isinstance(keep, bool) else keep
+        found = self._embedded(gradients, form, names, dtype, self.store)
+        if gradients.stage:
+            where = "memory" if self.store is None else str(self.store)
+            n, kind = len(found.index), str(found.parts[0].dtype).removeprefix("torch.")
+            words = f"embeddings of {n} images: {found.bytes / 1e9:.2f} GB of {kind} in {where}"
+            tqdm.write(words, file=sys.stderr)
+        return found
+
     def _embedded(
         self,
         gradients: Gradients,
         form: Callable[[Tensor], Tensor],
         names: Sequence[str] | None = None,
+        dtype: torch.dtype | None = None,
+        folder: Path | None = None,
     ) -> Embedded:
-        """φ of all images, from a pass over their gradients."""
+        """φ of all images, from a pass over their gradients; see :class:`Room`."""
         embed = getattr(form, "embed", None)
         if embed is None:
             raise InfluenceTypeError(
                 f"curvature={self.curvature!r} gives scores alone; what its fit returns needs a "
                 "method embed(gradients) -> (B, m) for embeddings and influence."
             )
-        parts: list[Tensor] = []
+        room = Room(gradients.own, gradients.examples.n, self.draws, dtype, folder)
         for g in gradients:
-            parts.append(embed(g))
-            if len(parts) == 1:
-                width = self.draws * parts[0].shape[1]
-                refuse_too_large(gradients.examples.n, width, parts[0])
-        phi = torch.cat(parts)
-        phi = phi.reshape(self.draws, -1, phi.shape[1]).transpose(0, 1).flatten(1)
-        phi = gather(phi.div_(self.draws**0.5))
-        return Embedded(phi, gradients.index.numpy(), names, getattr(form, "signs", None))
+            room.add(embed(g) / self.draws**0.5)
+        return room.embedded(gradients.index.numpy(), names, getattr(form, "signs", None))
 
     @staticmethod
     def _check_names(names: Sequence[str] | None, gradients: Gradients) -> None:

@@ -20,6 +20,8 @@ from influence_ssl import (
     LoGra,
     Supervised,
 )
+from influence_ssl._kept import Embedded
+from influence_ssl.influence import products
 
 CURVATURES = {
     "logra": LoGra(3),
@@ -75,10 +77,13 @@ def test_the_diagonal_is_the_self_score(curvature, dtype, draws):
     np.testing.assert_allclose(-phi @ phi.T, found, atol=tight * abs(found).max())
 
 
-def test_an_indefinite_hessian_has_influence_but_no_embedding():
+def tanh_net():
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 2), nn.Tanh(), nn.Linear(2, 2)).double()
-    x = images(5, size=2)
+    return nn.Sequential(nn.Flatten(), nn.Linear(12, 2), nn.Tanh(), nn.Linear(2, 2)).double()
+
+
+def test_an_indefinite_hessian_has_influence_but_no_embedding():
+    net, x = tanh_net(), images(5, size=2)
     scorer = scorer_of(net, curvature=ExactHessian(damping=1e-3)).fit(x, keep=True)
     assert scorer.score(x).provenance["negative eigenvalues"] > 0
     found = scorer.influence(x, index=range(5)).values
@@ -273,13 +278,154 @@ def test_bad_requests_are_one_line_each(monkeypatch):
         scorer.fit(x, names=["a", "b"], keep=True)
     with pytest.raises(InfluenceError, match=r"the suffix must be one of \.csv, \.parquet"):
         scorer.influence(x).save("influence.npz")
-    monkeypatch.setattr("influence_ssl.influence.free_memory", lambda device: 1000.0)
+    with pytest.raises(InfluenceError, match="keep='half' must be True, False"):
+        scorer.fit(x, keep="half")
     with monkeypatch.context() as patch:
-        patch.setattr("influence_ssl.scorer.refuse_too_large", lambda *_: None)
+        patch.setattr("influence_ssl.influence.free_memory", lambda device: 1000.0)
         with pytest.raises(InfluenceError, match="give top=20, or fewer queries at a time"):
             scorer.influence(x)
+    monkeypatch.setattr("influence_ssl._kept.free_memory", lambda device: 1000.0)
     with pytest.raises(InfluenceError, match=r"more than half of the 0\.0 GB that are free"):
         scorer.fit(x, keep=True)
+
+
+def test_what_cannot_be_asked_is_refused_before_any_pass(monkeypatch):
+    net, x = build(Sequence), images(8)
+    scorer = scorer_of(net).fit(x, keep=True)
+    monkeypatch.setattr(scorer, "_gradients", lambda *_: pytest.fail("a pass was begun"))
+    for request, message in (
+        ({"top": 0}, "top=0 must be None or an integer ≥ 1"),
+        ({"group": [1, 2]}, "group holds 2 labels for 8 training images"),
+        ({"normalise": "l2"}, "normalise='l2' must be None or one of 'cosine', 'centred'"),
+        ({"normalise": "cosine", "group": [0] * 8}, "is of single images, and their sum no cosine"),
+    ):
+        with pytest.raises(InfluenceError, match=message):
+            scorer.influence(x, **request)
+    with pytest.raises(InfluenceError, match="takes off the mean over queries; give two queries"):
+        scorer.influence(x[:1], normalise="centred")
+    hessian = scorer_of(tanh_net(), curvature=ExactHessian(damping=1e-3))
+    with pytest.raises(InfluenceError, match="H \\+ λI is indefinite, so gradients have no length"):
+        hessian.fit(images(5, size=2), keep=True).influence(x, normalise="cosine")
+
+
+def test_queries_without_a_length_are_refused_in_words():
+    net, x = build(Sequence), images(8)
+    with pytest.raises(InfluenceError, match="images is a generator, without a length"):
+        scorer_of(net).fit(x, keep=True).influence(image for image in x)
+
+
+@pytest.mark.parametrize("draws", [1, 3])
+def test_normalised_values_are_those_of_the_plain_ones(draws):
+    """cos = I_qi / √(I_qq I_ii) needs no φ; the centred value is I_qi minus its mean over q."""
+    net, x, y = build(Residual), images(12), images(17)[12:]
+    scorer = scorer_of(net, curvature=EmpiricalFisher(), draws=draws).fit(x, keep=True)
+    plain = scorer.influence(y)
+    own = [-scorer.score(x).values, -scorer.score(y, index=range(12, 17)).values]
+    expected = plain.values / np.sqrt(own[1][:, None] * own[0])
+    found = scorer.influence(y, normalise="cosine")
+    np.testing.assert_allclose(found.values, expected, rtol=1e-8, atol=1e-10)
+    itself = scorer.influence(x, index=range(12), normalise="cosine").values
+    np.testing.assert_allclose(np.diag(itself), -1, rtol=1e-9)
+    assert abs(itself).max() <= 1 + 1e-9
+    centred = scorer.influence(y, normalise="centred")
+    expected = plain.values - plain.values.mean(0)
+    scale = abs(plain.values).max()
+    np.testing.assert_allclose(centred.values, expected, rtol=1e-8, atol=1e-10 * scale)
+    label = np.arange(12) % 3
+    groups = scorer.influence(y, normalise="centred", group=label).values
+    sums = np.stack([expected[:, label == k].sum(1) for k in range(3)], 1)
+    np.testing.assert_allclose(groups, sums, rtol=1e-8, atol=1e-9 * scale)
+    assert [f.provenance["normalise"] for f in (plain, found)] == [None, "cosine"]
+
+
+def test_a_zero_gradient_has_the_cosine_zero():
+    net, x = build(Sequence), images(6)
+    same = Invariance(lambda x, index, draw, seed: x + 0.1 * (index != 2).view(-1, 1, 1, 1))
+    scorer = scorer_of(net, objective=same).fit(x, keep=True)
+    found = scorer.influence(x, index=range(6), normalise="cosine").values
+    assert (found[2] == 0).all()
+    assert (found[:, 2] == 0).all()
+    np.testing.assert_allclose(np.diag(found)[[0, 1, 3, 4, 5]], -1, rtol=1e-9)
+
+
+@pytest.mark.parametrize("top", [1, 3, 15, 40])
+def test_ties_go_to_the_first_images_whatever_the_blocks(top, monkeypatch):
+    """Small whole numbers, whose products are exact and often equal, in parts and in blocks."""
+    rng = torch.Generator().manual_seed(0)
+    phi, asked = (torch.randint(-2, 3, (1, n, 3), generator=rng).double() for n in (40, 5))
+    kept = Embedded([phi[:, :13], phi[:, 13:]], np.arange(40), None, None)
+    queries = Embedded([asked], np.arange(40, 45), None, None)
+    whole = -(asked[0] @ phi[0].T).numpy()
+    assert len(np.unique(whole)) < 25
+    for entries in (5 * 7, 2**25):
+        monkeypatch.setattr("influence_ssl.influence._ENTRIES", entries)
+        np.testing.assert_array_equal(products(queries, kept, None, None, None, {}).values, whole)
+        found = products(queries, kept, top, None, None, {})
+        for row, values, places in zip(whole, found.values, found.positions, strict=True):
+            order = np.argsort(row, kind="stable")
+            expected = [*order[: min(top, 40)], *order[max(top, 40 - top) :]]
+            assert places.tolist() == expected
+            np.testing.assert_array_equal(values, row[expected])
+
+
+@pytest.mark.parametrize("draws", [1, 2])
+def test_embeddings_in_a_store_give_the_same_and_go_with_the_fit(tmp_path, draws):
+    net, x, y = build(Residual), images(12), images(16)[12:]
+    scorer = scorer_of(net, draws=draws).fit(x, keep=True)
+    expected = scorer.influence(y)
+    stored = scorer_of(net, draws=draws, store=tmp_path, batch_size=5).fit(x, keep=True)
+    (path,) = tmp_path.glob("phi-*")
+    assert path.stat().st_size == stored.fit_.kept.bytes == scorer.fit_.kept.bytes
+    found = stored.influence(y)
+    np.testing.assert_allclose(found.values, expected.values, rtol=1e-8, atol=1e-9)
+    stored.save(tmp_path / "fit")
+    loaded = InfluenceScorer.load(tmp_path / "fit", net, progress=False).influence(y)
+    np.testing.assert_allclose(loaded.values, expected.values, rtol=1e-8, atol=1e-9)
+    del stored
+    assert not list(tmp_path.glob("phi-*"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("store", [False, True])
+def test_half_precision_rounds_and_halves(tmp_path, capsys, dtype, store):
+    net, x, y = build(Residual).float(), images(12).float(), images(16)[12:].float()
+    where = tmp_path if store else None
+    whole = scorer_of(net).fit(x, keep=True)
+    half = InfluenceScorer(net, store=where).fit(x, keep=dtype)
+    kind = str(dtype).removeprefix("torch.")
+    assert f"GB of {kind} in {tmp_path if store else 'memory'}" in capsys.readouterr().err
+    phi, asked = whole.fit_.kept.phi, whole.embed(y, index=range(12, 16))
+    assert half.fit_.kept.bytes == 2 * phi.numel()
+    found = half.influence(y)
+    expected = -asked @ phi.to(dtype).to(asked.dtype).T
+    # A number that stands between two neighbours may be rounded either way.
+    tight = torch.finfo(dtype).eps
+    np.testing.assert_allclose(found.values, expected, atol=tight * abs(expected).max())
+    assert found.provenance["embeddings"] == {"dtype": kind, "bytes": half.fit_.kept.bytes}
+    half.save(tmp_path / "fit")
+    loaded = InfluenceScorer.load(tmp_path / "fit", net, progress=False).influence(y)
+    np.testing.assert_allclose(loaded.values, found.values, rtol=1e-4, atol=1e-5)
+
+
+def test_a_range_too_small_is_refused():
+    """Gradients without curvature may be as small as they like."""
+    net, x = build(Sequence), images(6)
+    small = Invariance(
+        lambda x, index, draw, seed: x + 1e-4 * GaussianNoise()(x, index, draw, seed)
+    )
+    scorer = scorer_of(net, objective=small, curvature=Identity())
+    with pytest.raises(InfluenceError, match="its range does not hold φ of all images"):
+        scorer.fit(x, keep=torch.float16)
+    assert scorer.fit(x, keep=torch.bfloat16).influence(x).values.any()
+
+
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
+    net, x = build(Sequence), images(6)
+    usage = type("Usage", (), {"free": 10})()
+    monkeypatch.setattr("influence_ssl._kept.shutil.disk_usage", lambda folder: usage)
+    with pytest.raises(InfluenceError, match=r"GB are free in store .*; give another folder"):
+        scorer_of(net, store=tmp_path).fit(x, keep=True)
+    assert not list(tmp_path.glob("phi-*"))
 
 
 class FormsAlone(LoGra):
