@@ -202,10 +202,27 @@ def ridge_leverages(G: np.ndarray, ridge: float = 0.0) -> np.ndarray:
     if G.dtype == object:
         inverse = _inverse(G.T @ G + ridge * np.eye(G.shape[1], dtype=int), singular=False)
         return ((G @ inverse) * G).sum(-1)
+    return (_leverage_factor(G, ridge) ** 2).sum(1)
+
+
+def leverage_matrix(G: np.ndarray, ridge: float = 0.0) -> np.ndarray:
+    """L = G(GᵀG + ρI)⁻¹Gᵀ, (n, n), with the diagonal `ridge_leverages`.
+
+    With ρ = nλ the influence of example i on example q of an empirical Fisher,
+    −g_qᵀ(GᵀG/n + λI)⁻¹g_i, is −n L_qi.
+    """
+    if G.dtype == object:
+        return G @ _inverse(G.T @ G + ridge * np.eye(G.shape[1], dtype=int), singular=False) @ G.T
+    factor = _leverage_factor(G, ridge)
+    return factor @ factor.T
+
+
+def _leverage_factor(G: np.ndarray, ridge: float) -> np.ndarray:
+    """F (n, r) with FFᵀ = G(GᵀG + ρI)⁻¹Gᵀ."""
     # G's own singular vectors, because GᵀG would square its condition number.
     u, s, _ = np.linalg.svd(G, full_matrices=False)
     kept = s > s[0] * max(G.shape) * np.finfo(float).eps
-    return u[:, kept] ** 2 @ (s[kept] ** 2 / (s[kept] ** 2 + ridge))
+    return u[:, kept] * np.sqrt(s[kept] ** 2 / (s[kept] ** 2 + ridge))
 
 
 def effective_dimension(G: np.ndarray, ridge: float) -> float:

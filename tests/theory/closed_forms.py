@@ -198,6 +198,7 @@ def leverage(net: ModuleType) -> float:
     for n, p in ((6, 3), (4, 7), (5, 5), (3, 1)):
         G, ridge = rng.normal(size=(n, p)), 0.3
         h = np.array([g @ np.linalg.solve(G.T @ G + ridge * np.eye(p), g) for g in G])
+        whole = G @ np.linalg.solve(G.T @ G + ridge * np.eye(p), G.T)
         copied = np.vstack([G[:1], G[:1], G])
         shared = copied[0] @ np.linalg.solve(copied.T @ copied + ridge * np.eye(p), copied[0])
         H = G.T @ G / n + ridge / n * np.eye(p)
@@ -207,6 +208,9 @@ def leverage(net: ModuleType) -> float:
             error(net.ridge_leverages(G, ridge), h),
             error(net.ridge_leverages(G.astype(object), ridge), h),
             error(net.ridge_leverages(G), np.diag(G @ np.linalg.pinv(G))),
+            error(net.leverage_matrix(G, ridge), whole),
+            error(net.leverage_matrix(G.astype(object), ridge), whole),
+            error(net.leverage_matrix(G), G @ np.linalg.pinv(G)),
             error(net.effective_dimension(G, ridge), h.sum()),
             error(net.duplicate_leverage(h[0], 3), shared),
             error(net.leave_one_out_score(n * h[0], n), without),

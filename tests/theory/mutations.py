@@ -53,6 +53,8 @@ IN_CLOSED_FORMS = (
     ("draws", "(relative_error * mean) ** 2", "(relative_error * mean)"),
     ("effective dimension", "(s / (s + ridge))", "(s / (s + 2 * ridge))"),
     ("leverage", "(s[kept] ** 2 + ridge)", "(s[kept] + ridge)"),
+    ("leverage matrix: signs", "return factor @ factor.T", "return abs(factor) @ abs(factor).T"),
+    ("leverage matrix: damping", "return G @ _inverse(G.T @ G + ridge *", "return G @ _inverse(G.T @ G + 2 * ridge *"),
     ("duplicates", "(1 + (copies - 1) * first)", "(1 + copies * first)"),
     ("leave one out", "score / (1 - score / n)", "score / (1 + score / n)"),
     ("cosine: projection", "p = u - alpha * a\n    t_squared", "p = u\n    t_squared"),
@@ -82,6 +84,7 @@ IN_CHAPTERS = (
     ("cosine", "(q - 1) * g", "q * g", None),
     ("cosine", "np.outer(p, q) - (p @ p)", "np.outer(p, q) + (p @ p)", SOURCE),
     ("leverage", "(1 + (copies - 1) * first)", "(1 + copies * first)", SOURCE),
+    ("leverage", "return factor @ factor.T", "return abs(factor) @ abs(factor).T", SOURCE),
     ("collapse", "loss_at_optimum / (1 - leverage) ** 2", "loss_at_optimum / (1 - leverage)", SOURCE),
     ("equations", "+ sign * gradient", "- sign * gradient", None),
 )  # fmt: skip
