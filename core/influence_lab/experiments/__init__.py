@@ -37,6 +37,8 @@ RESULTS = {
     "stream": "streaming",
     "architectures": "architectures",
     "memorisation": "memorisation",
+    "datamodels": "datamodels",
+    "nearest": "nearest_by_influence",
 }
 
 

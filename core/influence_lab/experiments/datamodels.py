@@ -1,0 +1,312 @@
+r"""Which number predicts what leaving images out does to the loss of another image, the query?
+
+The trainings on random halves of :mod:`.memorisation` hold the losses of every image of the pool
+and of queries outside it. A number :math:`\tau_{qi}` for each query q and image i predicts the loss
+after a training on the set S up to a constant,
+
+.. math:: L_q(S) \approx c_q + \sum_{i\in S}\tau_{qi},
+
+and the linear datamodeling score is the rank correlation of both sides over trainings, on average
+over queries (Park et al. 2023, TRAK, arXiv:2303.14186). The influence is such a number, and so are
+the product of gradients without curvature and the negative cosine of representations. A ridge
+regression of the losses on the halves, fitted to other trainings, is the ceiling of every number
+of this form (Ilyas et al. 2022, Datamodels, arXiv:2202.00622).
+
+All numbers come from encoders trained on the whole pool, with noise and views that no measurement
+used. The training images' gradients are those of the alignment of views, which training makes
+small, and the queries' those of the loss that is asked about.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float64
+from scipy.stats import rankdata
+from sklearn.linear_model import RidgeCV
+from torch import Tensor
+
+from influence_ssl import EmpiricalFisher, Identity, InfluenceScorer, Invariance, LoGra
+from influence_ssl.curvature import Curvature
+from influence_ssl.errors import InfluenceValueError
+
+from .. import results
+from ..agreement import RESAMPLES
+from ..files import replacing
+from ..pretrain import run_folder
+from . import Task
+from .left_out import Sampled
+from .memorisation import REGIMES, Study, plan_of, refuse_another
+from .memorisation_effects import SIZES, averaged
+from .predictors import DRAWS, Objective
+from .small_encoders import AlignmentOfViews, Recipe, SmallEncoder
+
+QUANTITIES = ("noise loss", "alignment loss")
+CURVATURES: dict[str, Curvature] = {
+    "LoGra": LoGra(),
+    "exact Fisher": EmpiricalFisher(),
+    "gradients": Identity(),
+}
+INFLUENCE, PAIRS = "influence, LoGra", "influence, LoGra, all pairs of draws"
+GRADIENTS, COSINE = "gradients, no curvature", "cosine of representations"
+FITTED = (25, 50, 100, 200, 400)
+ALPHAS = np.logspace(-1, 4, 11)
+DIGITS = 4
+# Queries have views of their own, as `influence` gives them.
+_QUERIES = 10_000
+
+
+def linear_datamodeling_score(
+    predicted: Float[np.ndarray, "g q t"], losses: Float[np.ndarray, "q t"], seed: int = 0
+) -> Sampled:
+    """Mean rank correlation over trainings of each query's predicted and measured losses.
+
+    On average over the g predictions. Resamples draw trainings and queries with replacement; the
+    ranks are those among all trainings.
+    """
+    q, t = losses.shape
+    rng = np.random.default_rng(seed)
+    weights = rng.multinomial(t, np.full(t, 1 / t), RESAMPLES) / t
+    chosen = rng.multinomial(q, np.full(q, 1 / q), RESAMPLES) / q
+    every = np.concatenate([np.full((1, t), 1 / t), weights])
+    queries = np.concatenate([np.full((1, q), 1 / q), chosen])
+    y = _standard(losses)
+    found = [(_correlations(every, _standard(one), y) * queries).sum(1) for one in predicted]
+    whole = np.mean(found, axis=0)
+    return Sampled(float(whole[0]), whole[1:])
+
+
+def _standard(rows: Float[np.ndarray, "q t"]) -> Float64[np.ndarray, "q t"]:
+    ranks = rankdata(rows, axis=1)
+    return (ranks - ranks.mean(1, keepdims=True)) / ranks.std(1, keepdims=True)
+
+
+def _correlations(
+    weights: Float[np.ndarray, "b t"], x: Float[np.ndarray, "q t"], y: Float[np.ndarray, "q t"]
+) -> Float64[np.ndarray, "b q"]:
+    """Weighted correlations row by row."""
+    x_mean, y_mean, xy, xx, yy = (weights @ rows.T for rows in (x, y, x * y, x * x, y * y))
+    return (xy - x_mean * y_mean) / np.sqrt((xx - x_mean**2) * (yy - y_mean**2))
+
+
+def ridge(
+    inside: Bool[np.ndarray, "t p"], losses: Float[np.ndarray, "q t"]
+) -> Float64[np.ndarray, "q p"]:
+    """A datamodel: what each image's presence adds to each query's loss, by ridge regression.
+
+    The penalty of each query is the one of least leave-one-out error among :data:`ALPHAS`.
+    """
+    model = RidgeCV(alphas=ALPHAS, alpha_per_target=True)
+    return np.atleast_2d(model.fit(inside.astype(np.float64), losses.T).coef_)
+
+
+def of_encoder(
+    encoder: SmallEncoder, recipe: Recipe, images: Float[Tensor, "m 1 8 8"], pool: int, seed: int
+) -> dict[str, dict[str, Float64[np.ndarray, "m p"]]]:
+    """τ by quantity and name, of all images as queries; the first ``pool`` are trained on."""
+    training = AlignmentOfViews(recipe)
+    asked: dict[str, Objective] = dict(zip(QUANTITIES, (Invariance(), training), strict=True))
+    with torch.no_grad():
+        z = torch.nn.functional.normalize(encoder(images), dim=1).double()
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for quantity, objective in asked.items():
+        rows = found[quantity] = {}
+        for name, curvature in CURVATURES.items():
+            scorer = InfluenceScorer(
+                encoder, objective, curvature, draws=DRAWS, seed=seed, progress=False
+            )
+            scorer.fit(images[:pool], keep=True, objective=training)
+            index = np.arange(len(images)) + _QUERIES
+            paired = scorer.influence(images, index=index).values
+            rows[GRADIENTS if name == "gradients" else f"influence, {name}"] = paired
+            if name == "LoGra":
+                kept = scorer.fit_.kept
+                assert kept is not None
+                rows[PAIRS] = all_pairs(scorer.embed(images, index), kept.phi)
+        rows[COSINE] = (-z @ z[:pool].T).numpy()
+    return found
+
+
+def all_pairs(
+    queries: Float[Tensor, "q dm"], kept: Float[Tensor, "n dm"]
+) -> Float64[np.ndarray, "q n"]:
+    """The influence as the mean over all pairs of draws, from embeddings with paired ones."""
+    # Each draw is divided by √draws: their sum is √draws times their mean.
+    one, other = (phi.double().unflatten(1, (DRAWS, -1)).sum(1) for phi in (queries, kept))
+    return (-one @ other.T / DRAWS).numpy()
+
+
+def numbers(study: Study, regime: str) -> dict[str, dict[str, Float64[np.ndarray, "e m p"]]]:
+    """τ of all reference encoders, made once and kept with the run."""
+    task = study.task
+    folder = run_folder("memorisation", task.profile, task.seed, task.runs)
+    path = folder / f"influence-{regime.replace(' ', '-')}.npz"
+    origin = study.trainings.origin | {"references": study.plan.references, "draws": DRAWS}
+    if not path.is_file():
+        pool, recipe = study.plan.pool, study.recipes[regime]
+        made = [
+            of_encoder(encoder, recipe, study.pool.images, pool, seed)
+            for seed, encoder in enumerate(study.references(regime))
+        ]
+        arrays: dict[str, Any] = {
+            f"{quantity}: {name}": np.stack([one[quantity][name] for one in made])
+            for quantity, rows in made[0].items()
+            for name in rows
+        }
+        _write(path, arrays | {"written": np.array(json.dumps(origin))})
+    with np.load(path, allow_pickle=False) as file:
+        refuse_another(path, origin, json.loads(str(file["written"])))
+        found: dict[str, dict[str, np.ndarray]] = {quantity: {} for quantity in QUANTITIES}
+        for key in file.files:
+            if key != "written":
+                quantity, name = key.split(": ")
+                found[quantity][name] = file[key]
+    return found
+
+
+def _write(path: Path, arrays: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)
+
+
+def measure(study: Study) -> dict[str, Any]:
+    """Scores of every number and of datamodels, by regime, quantity and set of queries."""
+    pool = study.plan.pool
+    sets = {"outside the pool": slice(pool, None), "in the pool": slice(pool)}
+    answers: dict[str, Any] = {}
+    for regime in REGIMES:
+        inside = study.inside(regime)
+        held = slice(len(inside) - len(inside) * 3 // 7, None)
+        fitted = [n for n in FITTED if n <= held.start]
+        made = numbers(study, regime)
+        for row, quantity in enumerate(QUANTITIES):
+            losses = study.trainings.values[regime][:, row].T.astype(np.float64)
+            models = {n: ridge(inside[:n], losses[:, :n]) for n in fitted}
+            for name, queries in sets.items():
+                answers.setdefault(regime, {}).setdefault(quantity, {})[name] = _scored(
+                    {key: rows[:, queries] for key, rows in made[quantity].items()},
+                    {n: rows[queries] for n, rows in models.items()},
+                    inside[held], losses[queries, held], study.task.seed,
+                )  # fmt: skip
+    return answers
+
+
+def _scored(
+    made: dict[str, Float64[np.ndarray, "e q p"]],
+    models: dict[int, Float64[np.ndarray, "q p"]],
+    inside: Bool[np.ndarray, "t p"],
+    losses: Float64[np.ndarray, "q t"],
+    seed: int,
+) -> dict[str, Any]:
+    def score(rows: Float64[np.ndarray, "e q p"]) -> Sampled:
+        return linear_datamodeling_score(rows @ inside.T, losses, seed)
+
+    sizes = [size for size in SIZES if size <= len(next(iter(made.values())))]
+    scores = {
+        name: {str(size): score(averaged(rows, size)) for size in sizes}
+        for name, rows in made.items()
+    }
+    most = str(sizes[-1])
+    best = scores[INFLUENCE][most]
+    return {
+        "scores": {
+            name: {size: _numbers(one) for size, one in row.items()} for name, row in scores.items()
+        },
+        "ridge": {str(n): _numbers(score(rows[None])) for n, rows in models.items()},
+        "differences": {
+            "all pairs of draws minus paired draws": {
+                size: _numbers(scores[PAIRS][size] - one) for size, one in scores[INFLUENCE].items()
+            },
+            "influence minus gradients": {most: _numbers(best - scores[GRADIENTS][most])},
+            "influence minus cosine": {most: _numbers(best - scores[COSINE][most])},
+        },
+    }
+
+
+def _numbers(found: Sampled) -> list[float]:
+    return [round(float(number), DIGITS) for number in found.estimate]
+
+
+def reproduce(task: Task) -> str:
+    """Score every number on the recorded trainings, record and draw."""
+    from ..figures import save, use_style
+
+    begin = time.perf_counter()
+    study = Study(plan_of(task.profile), task)
+    counts = {regime: len(rows) for regime, rows in study.trainings.values.items()}
+    if min(counts.values()) < 2 * min(FITTED):
+        raise InfluenceValueError(
+            f"{study.trainings.path}: holds {min(counts.values())} trainings of a regime; first "
+            f"run influence-lab reproduce memorisation --profile {task.profile} --seed {task.seed}"
+        )
+    record = {
+        "images": study.plan.pool,
+        "queries": study.plan.queries,
+        "held out": {regime: count * 3 // 7 for regime, count in counts.items()},
+        "regimes": measure(study),
+        "provenance": results.provenance(
+            task.command, task.profile, task.seed,
+            f"digits ({study.plan.pool} images, and {study.plan.queries} outside the pool)",
+            study.pool.digest, results.device_name("cpu"), time.perf_counter() - begin,
+        ),
+    }  # fmt: skip
+    results.save_json(study.folder / "datamodels.json", record)
+    use_style()
+    save(draw(record), task.picture)
+    return line(record)
+
+
+def line(record: dict[str, Any]) -> str:
+    """The finding in one line, for the terminal."""
+    parts = []
+    for regime, answers in record["regimes"].items():
+        found = answers["alignment loss"]["outside the pool"]
+        row = {name: list(sizes.values())[-1][0] for name, sizes in found["scores"].items()}
+        most, ceiling = list(found["ridge"].items())[-1]
+        parts.append(
+            f"{regime}: influence {row[INFLUENCE]:.3f}, gradients {row[GRADIENTS]:.3f}, cosine "
+            f"{row[COSINE]:.3f}, ridge on {most} trainings {ceiling[0]:.3f}"
+        )
+    return "linear datamodeling score of the alignment loss, " + "; ".join(parts)
+
+
+def draw(record: dict[str, Any], queries: str = "outside the pool") -> Any:
+    """Scores of datamodels against the trainings they took; lines for what takes no training."""
+    import matplotlib.pyplot as plt
+
+    from ..figures import COLORS, WIDTH
+
+    shown = {
+        INFLUENCE: ("influence", "blue", "-"),
+        GRADIENTS: ("gradients, no curvature", "green", "--"),
+        COSINE: ("cosine of representations", "vermilion", "-."),
+    }
+    regimes = record["regimes"]
+    figure, axes = plt.subplots(
+        len(QUANTITIES), len(regimes), figsize=(WIDTH, 6), sharex=True, sharey=True, squeeze=False
+    )
+    for column, (regime, answers) in enumerate(regimes.items()):
+        for row, quantity in enumerate(QUANTITIES):
+            axis, found = axes[row, column], answers[quantity][queries]
+            counts = [int(n) for n in found["ridge"]]
+            value, low, high = np.array(list(found["ridge"].values())).T
+            axis.plot(counts, value, "o-", color=COLORS["black"], label="ridge datamodel")
+            axis.fill_between(counts, low, high, color=COLORS["grey"], alpha=0.3)
+            for name, (label, color, style) in shown.items():
+                value, low, high = list(found["scores"][name].values())[-1]
+                axis.axhline(value, color=COLORS[color], linestyle=style, label=label)
+                axis.axhspan(low, high, color=COLORS[color], alpha=0.12)
+            axis.set(xscale="log", title=f"{regime}: {quantity}")
+            if row == len(QUANTITIES) - 1:
+                axis.set(xlabel="trainings that the datamodel saw")
+            if column == 0:
+                axis.set(ylabel="linear datamodeling score")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=2)
+    return figure

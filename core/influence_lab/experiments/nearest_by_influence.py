@@ -1,0 +1,255 @@
+"""Is the training image of largest influence on an image its near duplicate?
+
+The 5,000 automobiles of :mod:`.near_duplicates`, with the near duplicates that their pixels tell.
+For each image, every ranking names the nearest other image: the one whose influence lowers the
+image's loss most, the one of largest product of gradients without any curvature, and the one of
+most similar representation. Two questions are asked: how often is the nearest image of a near
+duplicate another of its group, and how well does the nearest image's value tell near duplicates
+from the rest? Noise is drawn for each image on its own or is one for all, under which equal images
+have equal gradients. The record also holds what rounding φ to half precision does to the rankings.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64, Int64
+from torch import Tensor
+
+from influence_ssl import GaussianNoise, InfluenceScorer, Invariance, LoGra
+from influence_ssl._embeddings import Same
+from influence_ssl.curvature import Fitted, Gradients
+
+from .. import results
+from ..agreement import Estimate, bootstrap, rounded
+from ..detection import auroc
+from ..perturbations import SharedNoise
+from ..pixel_duplicates import RULES, Found, find
+from ..pretrain import run_folder
+from ..probes import extract
+from ..tasks import data_for
+from . import Task
+from .distributions import LABELS, METHODS
+from .left_out import rank_correlation
+from .near_duplicates import of_class
+from .scored import Scored, available
+
+NOISES = {"noise of its own": GaussianNoise(), "one noise for all": SharedNoise()}
+WITHOUT = "without noise"
+HALVES = torch.float16, torch.bfloat16
+QUERIES = 200
+_ROWS = 512
+
+
+class Nearest(NamedTuple):
+    """Each image's nearest other image by some product, ties to the first, and the product."""
+
+    place: Int64[np.ndarray, " n"]
+    value: Float64[np.ndarray, " n"]
+
+
+def nearest(rows: Float[Tensor, "n m"], cosine: bool = False) -> Nearest:
+    """The other row of largest product with each row, or of largest cosine."""
+    if cosine:
+        rows = torch.nn.functional.normalize(rows, dim=1)
+    places, values = [], []
+    for start in range(0, len(rows), _ROWS):
+        block = rows[start : start + _ROWS] @ rows.T
+        own = torch.arange(len(block))
+        block[own, own + start] = -torch.inf
+        value, place = block.max(1)
+        places.append(place)
+        values.append(value)
+    return Nearest(torch.cat(places).numpy(), torch.cat(values).double().numpy())
+
+
+@dataclass(frozen=True)
+class Uncurved(LoGra):
+    """LoGra's projected gradients as they are: φ(g) = g."""
+
+    def fit(self, gradients: Gradients) -> Fitted:
+        """Looks at no gradient."""
+        return Fitted([(slice(0, sum(layer.size for layer in gradients.layers)), Same())])
+
+
+def share(hit: Float[np.ndarray, " m"], group: Int64[np.ndarray, " m"]) -> Estimate:
+    """The mean of ``hit``; its interval resamples groups, each one piece of evidence."""
+    _, member = np.unique(group, return_inverse=True)
+    hits, sizes = np.bincount(member, hit), np.bincount(member).astype(np.float64)
+    return bootstrap(lambda w, h, s: w @ h / (w @ s), hits, sizes, n=len(sizes))
+
+
+def quality(found: Found, value: Float64[np.ndarray, " n"], place: Any = None) -> dict[str, Any]:
+    """By rule: ``auroc`` of the value for near duplicates, and how often ``place`` is of the group.
+
+    ``same group`` is asked of the near duplicates alone, and of no ranking that names no image.
+    """
+    answers: dict[str, Any] = {}
+    for rule in RULES:
+        truth = found.truth(rule)
+        row = {"auroc": auroc(value[truth], value[~truth], found.group[truth])}
+        if place is not None:
+            hit = (found.group[place] == found.group)[truth].astype(np.float64)
+            row["same group"] = share(hit, found.group[truth])
+        answers[rule] = row
+    return answers
+
+
+def embeddings(
+    encoder: torch.nn.Module,
+    images: Tensor,
+    index: Int64[np.ndarray, " n"],
+    noise: Any,
+    store: Path,
+    device: str = "cpu",
+) -> tuple[Float[Tensor, "n m"], Float[Tensor, "n m"]]:
+    """φ of all images under LoGra fitted on them, and their projected gradients; one pass."""
+    found = []
+    for curvature in (LoGra(), Uncurved()):
+        scorer = InfluenceScorer(
+            encoder, Invariance(noise), curvature, device=device, store=store,
+            progress=sys.stderr.isatty(),
+        )  # fmt: skip
+        found.append(scorer.embed(images, index).float().cpu())
+    return found[0], found[1]
+
+
+def rankings(phi: Tensor, gradients: Tensor, found: Found) -> dict[str, Any]:
+    """The :func:`quality` of all rankings that need gradients."""
+    rows = {}
+    for name, vectors in (("influence", phi), ("gradients", gradients)):
+        for cosine in (False, True):
+            near = nearest(vectors, cosine)
+            rows[f"{name}, cosine" if cosine else name] = quality(found, near.value, near.place)
+    # The lowest scores are claimed to be those of near duplicates.
+    rows["self-score"] = quality(found, -phi.double().square().sum(1).numpy())
+    return rows
+
+
+def rounding(phi: Float[Tensor, "n m"]) -> dict[str, dict[str, float]]:
+    """What half precision of φ does: rank correlation of influences, and nearest images kept.
+
+    Of :data:`QUERIES` images with all others, against φ in float64.
+    """
+    some = torch.from_numpy(np.linspace(0, len(phi) - 1, min(QUERIES, len(phi))).astype(np.int64))
+    exact = phi.double()
+    expected = (exact[some] @ exact.T).numpy()
+    rows = {}
+    for dtype in (torch.float32, *HALVES):
+        found = (phi[some] @ phi.to(dtype).float().T).double().numpy()
+        for values in (expected, found):
+            values[np.arange(len(some)), some] = -np.inf
+        rows[str(dtype).removeprefix("torch.")] = {
+            "bytes per image": phi.shape[1] * dtype.itemsize,
+            "lowest rank correlation": round(float(rank_correlation(found, expected).min()), 6),
+            "nearest kept": float((found.argmax(1) == expected.argmax(1)).mean()),
+        }
+    return rows
+
+
+def measure(one: Scored, found: Found, folder: Path) -> dict[str, Any]:
+    """Everything that is asked of one encoder; gradients are kept in ``folder`` meanwhile."""
+    answers: dict[str, Any] = {}
+    for number, (name, noise) in enumerate(NOISES.items()):
+        phi, gradients = embeddings(
+            one.encoder, one.images, one.index, noise, folder / f"traced-{number}", one.device
+        )
+        answers[name] = rounded(rankings(phi, gradients, found))
+        if number == 0:
+            answers["rounding"] = rounding(phi)
+    near = nearest(extract(one.encoder, one.part.tensor()), cosine=True)
+    answers[WITHOUT] = {"representation": rounded(quality(found, near.value, near.place))}
+    return answers
+
+
+def reproduce(task: Task) -> str:
+    """Ask every recorded self-supervised encoder, record the answers, and draw them."""
+    from ..figures import save, use_style
+
+    begin = time.perf_counter()
+    images = data_for(task.profile, "train")
+    chosen = of_class(images)
+    runs = [(method, task.seed) for method in METHODS if method != "supervised"]
+    scored = available(task, runs, chosen)
+    part = images.subset(chosen.index)
+    found = find(part.images)
+    methods: dict[str, Any] = {}
+    folders = []
+    for (method, seed), one in scored.items():
+        folders.append(run_folder(method, task.profile, seed, task.runs) / "traced")
+        methods[method] = measure(one, found, folders[-1])
+    record = {
+        "class": chosen.name,
+        "images": len(part),
+        "near duplicates": {rule: int(found.truth(rule).sum()) for rule in RULES},
+        "methods": methods,
+        "provenance": results.provenance(
+            task.command, task.profile, task.seed,
+            f"{images.name} train, {len(part):,} of {len(images):,} images ({chosen.name})",
+            images.digest, results.device_name(task.device), time.perf_counter() - begin,
+        ),
+    }  # fmt: skip
+    results.save_json((task.root or results.results_root()) / task.profile / "nearest.json", record)
+    for folder in folders:  # gradients served a stopped run to go on
+        shutil.rmtree(folder, ignore_errors=True)
+    use_style()
+    save(figure(record), task.picture)
+    name = next(iter(NOISES))
+    return f"the nearest {chosen.name} by influence is of the same group: " + ", ".join(
+        f"{LABELS[method]} {Estimate(*rows[name]['influence, cosine'][RULES[1]]['same group'])}"
+        for method, rows in methods.items()
+    )
+
+
+def table(record: dict[str, Any], rule: str = RULES[1]) -> dict[str, dict[str, dict[str, Any]]]:
+    """What was asked, row by row as it is shown: by ranking and noise, then by method."""
+    rows: dict[str, dict[str, dict[str, Any]]] = {}
+    for method, answers in record["methods"].items():
+        for noise in (*NOISES, WITHOUT):
+            for ranking, found in answers[noise].items():
+                name = ranking if noise == WITHOUT else f"{ranking}; {noise}"
+                rows.setdefault(name, {})[method] = found[rule]
+    return dict(sorted(rows.items(), key=lambda row: _place(row[0])))
+
+
+def _place(name: str) -> tuple[int, str]:
+    order = "influence", "gradients", "representation", "self-score"
+    return order.index(name.split(",")[0].split(";")[0]), name
+
+
+def figure(record: dict[str, Any], rule: str = RULES[1]) -> Any:
+    """Both answers for every ranking with intervals, a marker per method."""
+    import matplotlib.pyplot as plt
+
+    from ..figures import COLORS, WIDTH
+
+    rows = table(record, rule)
+    figure, axes = plt.subplots(
+        1, 2, figsize=(WIDTH, 0.55 * len(rows) + 1.4), sharey=True, sharex=True
+    )
+    markers = dict(zip(METHODS, "os^D", strict=True))
+    kinds = {"same group": "nearest image of the same group", "auroc": "AUROC of its value"}
+    for axis, (kind, label) in zip(axes, kinds.items(), strict=True):
+        for row, answers in enumerate(rows.values()):
+            for number, (method, found) in enumerate(answers.items()):
+                if kind not in found:
+                    continue
+                value, low, high = found[kind]
+                axis.errorbar(
+                    value, row + 0.2 * (number - 1), xerr=[[value - low], [high - value]],
+                    marker=markers[method], color=COLORS[method], capsize=2, linewidth=1.4,
+                    linestyle="", label=LABELS[method] if kind == "auroc" and row == 0 else None,
+                )  # fmt: skip
+        axis.set(xlabel=label, xlim=(-0.02, 1.02))
+    axes[1].axvline(0.5, color=COLORS["grey"], linestyle=":", linewidth=1.2)
+    axes[0].set(yticks=range(len(rows)), yticklabels=[name.replace("; ", "\n") for name in rows])
+    axes[0].invert_yaxis()
+    figure.legend(loc="outside upper center", ncols=3)
+    return figure
