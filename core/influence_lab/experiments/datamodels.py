@@ -31,7 +31,7 @@ from scipy.stats import rankdata
 from sklearn.linear_model import RidgeCV
 from torch import Tensor
 
-from influence_ssl import EmpiricalFisher, Identity, InfluenceScorer, Invariance, LoGra
+from influence_ssl import Identity, InfluenceScorer, Invariance, LoGra
 from influence_ssl.curvature import Curvature
 from influence_ssl.errors import InfluenceValueError
 
@@ -47,13 +47,9 @@ from .predictors import DRAWS, Objective
 from .small_encoders import AlignmentOfViews, Recipe, SmallEncoder
 
 QUANTITIES = ("noise loss", "alignment loss")
-CURVATURES: dict[str, Curvature] = {
-    "LoGra": LoGra(),
-    "exact Fisher": EmpiricalFisher(),
-    "gradients": Identity(),
-}
-INFLUENCE, PAIRS = "influence, LoGra", "influence, LoGra, all pairs of draws"
+INFLUENCE, PAIRS = "influence", "influence, all pairs of draws"
 GRADIENTS, COSINE = "gradients, no curvature", "cosine of representations"
+CURVATURES: dict[str, Curvature] = {INFLUENCE: LoGra(), GRADIENTS: Identity()}
 FITTED = (25, 50, 100, 200, 400)
 ALPHAS = np.logspace(-1, 4, 11)
 DIGITS = 4
@@ -122,9 +118,8 @@ def of_encoder(
             )
             scorer.fit(images[:pool], keep=True, objective=training)
             index = np.arange(len(images)) + _QUERIES
-            paired = scorer.influence(images, index=index).values
-            rows[GRADIENTS if name == "gradients" else f"influence, {name}"] = paired
-            if name == "LoGra":
+            rows[name] = scorer.influence(images, index=index).values
+            if name == INFLUENCE:
                 kept = scorer.fit_.kept
                 assert kept is not None
                 rows[PAIRS] = all_pairs(scorer.embed(images, index), kept.phi)
