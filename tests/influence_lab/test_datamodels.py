@@ -141,7 +141,7 @@ def test_reproduce_scores_draws_and_goes_on(trained, monkeypatch, capsys):
     assert main(arguments) == 0
     monkeypatch.setattr(memorisation, "PLANS", {"tiny": replace(PLAN, references=2)})
     assert main(arguments) == 1
-    assert "was made with another references" in capsys.readouterr().err
+    assert "was made with another encoders" in capsys.readouterr().err
 
 
 def test_too_few_trainings_are_refused(tmp_path, monkeypatch, capsys):

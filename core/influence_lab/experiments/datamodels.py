@@ -53,6 +53,7 @@ CURVATURES: dict[str, Curvature] = {INFLUENCE: LoGra(), GRADIENTS: Identity()}
 FITTED = (25, 50, 100, 200, 400)
 ALPHAS = np.logspace(-1, 4, 11)
 DIGITS = 4
+ENCODERS, GROUP = 4, 4
 # Queries have views of their own, as `influence` gives them.
 _QUERIES = 10_000
 
@@ -137,16 +138,29 @@ def all_pairs(
 
 
 def numbers(study: Study, regime: str) -> dict[str, dict[str, Float64[np.ndarray, "e m p"]]]:
-    """τ of all reference encoders, made once and kept with the run."""
-    task = study.task
+    """τ of the reference encoders, made once, a few encoders at a time, and kept with the run."""
+    count = min(study.plan.references, ENCODERS)
+    parts = [
+        _some(study, regime, range(first, min(first + GROUP, count)))
+        for first in range(0, count, GROUP)
+    ]
+    found: dict[str, dict[str, np.ndarray]] = {quantity: {} for quantity in QUANTITIES}
+    for key in parts[0]:
+        quantity, name = key.split(": ")
+        found[quantity][name] = np.concatenate([part[key] for part in parts])
+    return found
+
+
+def _some(study: Study, regime: str, encoders: range) -> dict[str, Float64[np.ndarray, "e m p"]]:
+    task, pool = study.task, study.plan.pool
     folder = run_folder("memorisation", task.profile, task.seed, task.runs)
-    path = folder / f"influence-{regime.replace(' ', '-')}.npz"
-    origin = study.trainings.origin | {"references": study.plan.references, "draws": DRAWS}
+    path = folder / f"influence-{regime.replace(' ', '-')}-{encoders.start}.npz"
+    origin = study.trainings.origin | {"encoders": list(encoders), "draws": DRAWS}
     if not path.is_file():
-        pool, recipe = study.plan.pool, study.recipes[regime]
+        trained = study.references(regime, encoders)
         made = [
-            of_encoder(encoder, recipe, study.pool.images, pool, seed)
-            for seed, encoder in enumerate(study.references(regime))
+            of_encoder(encoder, study.recipes[regime], study.pool.images, pool, seed)
+            for seed, encoder in zip(encoders, trained, strict=True)
         ]
         arrays: dict[str, Any] = {
             f"{quantity}: {name}": np.stack([one[quantity][name] for one in made])
@@ -156,12 +170,7 @@ def numbers(study: Study, regime: str) -> dict[str, dict[str, Float64[np.ndarray
         _write(path, arrays | {"written": np.array(json.dumps(origin))})
     with np.load(path, allow_pickle=False) as file:
         refuse_another(path, origin, json.loads(str(file["written"])))
-        found: dict[str, dict[str, np.ndarray]] = {quantity: {} for quantity in QUANTITIES}
-        for key in file.files:
-            if key != "written":
-                quantity, name = key.split(": ")
-                found[quantity][name] = file[key]
-    return found
+        return {key: file[key] for key in file.files if key != "written"}
 
 
 def _write(path: Path, arrays: dict[str, Any]) -> None:

@@ -232,9 +232,12 @@ class Study:
         self.trainings.add(regime, found, time.perf_counter() - begin)
         return True
 
-    def references(self, regime: str) -> list[SmallEncoder]:
-        """Encoders trained on the whole pool, whose numbers are compared with the truth."""
-        numbers = range(self.plan.references)
+    def references(self, regime: str, numbers: range | None = None) -> list[SmallEncoder]:
+        """Encoders trained on the whole pool, whose numbers are compared with the truth.
+
+        All of the plan's, or those with these ``numbers``.
+        """
+        numbers = range(self.plan.references) if numbers is None else numbers
         seeds = [_training_seed(self.task.seed, _REFERENCE, number) for number in numbers]
         whole = [np.arange(self.plan.pool)] * len(seeds)
         return train_together(self.recipes[regime], self.pool.images, whole, seeds)
