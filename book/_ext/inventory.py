@@ -1,7 +1,8 @@
 """The directive ``paper-index``: where each display and statement of the paper stands in the book.
 
-Rows come from ``book/inventory.yml``, links from the anchors that the chapters really define, and
-commands from the figures' captions. A row without an anchor says "not in the book yet".
+Rows come from ``book/inventory.yml``, links from the anchors that the chapters really define,
+commands from the figures' captions, and a display's status from the data of the claims about it. A
+row without an anchor says "not in the book yet".
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
+
+from influence_lab import claims
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -81,7 +84,8 @@ def _fill(app: Sphinx, doctree: nodes.document, docname: str) -> None:
         kind = place["kind"]
         headings = ["In the paper", "What", "In this book"]
         if kind == "displays":
-            headings.append("Command")
+            headings += ["Status", "Command"]
+            rated = claims.rows()
         rows = []
         for item in inventory[kind]:
             document, command = found.get(item["id"], ("", ""))
@@ -97,6 +101,7 @@ def _fill(app: Sphinx, doctree: nodes.document, docname: str) -> None:
                 _cell(where),
             ]
             if kind == "displays":
+                cells.append(_cell(nodes.Text(claims.status(item["id"], rated))))
                 cells.append(_cell(nodes.literal("", command)) if command else _cell())
             rows.append(nodes.row("", *cells))
         place.replace_self(_table(headings, rows))

@@ -1,10 +1,11 @@
-"""Sphinx extension: the statement ledger, from the records that the chapters left.
+"""Sphinx extension: the statement ledger, from the records that the chapters left; counts.
 
 `{statement-ledger}` becomes a table with one row a statement; `{statement-count}` a sentence
-with the number of each verdict. The records are glue data of `influence_lab.ledger.verdict`,
-so they are there after an execution and after a read from the execution cache alike. A
-statement of the inventory without exactly one record, or a record without its anchor in the
-same chapter, is a warning.
+with the number of each verdict; `{claims-count}` the same of the paper's empirical claims, whose
+verdicts follow from the recorded results. The statements' records are glue data of
+`influence_lab.ledger.verdict`, so they are there after an execution and after a read from the
+execution cache alike. A statement of the inventory without exactly one record, or a record without
+its anchor in the same chapter, is a warning.
 """
 
 import json
@@ -18,6 +19,7 @@ from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
+from influence_lab import claims
 from influence_lab.ledger import PAPER_PREFIX, RECORD_PREFIX, VERDICTS
 
 logger = logging.getLogger(__name__)
@@ -53,6 +55,27 @@ class StatementCount(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         return [count_placeholder()]
+
+
+class ClaimsCount(SphinxDirective):
+    """`{claims-count}`: no argument, no content."""
+
+    def run(self) -> list[nodes.Node]:
+        self.env.note_reread()
+        return [nodes.paragraph("", claims_sentence(claims.rows()))]
+
+
+def claims_sentence(found: list[claims.Row]) -> str:
+    """How many of the paper's empirical claims have each verdict."""
+    counted = Counter(row.verdict for row in found)
+    words = {
+        claims.REPRODUCED: "are reproduced",
+        claims.CONTRADICTED: "are contradicted, for these encoders or by published numbers",
+        claims.INCONCLUSIVE: "are inconclusive",
+        claims.NOT_TESTED: "are not tested here",
+    }
+    *most, last = (f"{counted[verdict]} {text}" for verdict, text in words.items())
+    return f"Of the paper's {len(found)} empirical claims {', '.join(most)}, and {last}."
 
 
 def records(env: BuildEnvironment) -> list[tuple[str, dict]]:
@@ -201,6 +224,7 @@ def setup(app: Sphinx) -> dict:
     app.add_node(count_placeholder)
     app.add_directive("statement-ledger", StatementLedger)
     app.add_directive("statement-count", StatementCount)
+    app.add_directive("claims-count", ClaimsCount)
     app.connect("doctree-read", remember_page)
     app.connect("env-updated", pages_to_rewrite)
     app.connect("env-check-consistency", check)

@@ -104,6 +104,29 @@ class SharedNoise:
         return f"SharedNoise(mean={self.noise.mean}, std={self.noise.std})"
 
 
+class PixelNoise:
+    r"""Noise on pixels in [0, 1], before normalisation: :math:`\hat x = x + (\mu + \sigma\eta)/s`.
+
+    s are the deviations that the encoder's input is divided by. The standard normal numbers are
+    those of :class:`GaussianNoise`, so that the two differ in nothing but the units.
+    """
+
+    def __init__(
+        self, mean: float = 0.05, std: float = 0.2, scale: Sequence[float] = CIFAR10_STD
+    ) -> None:
+        self.noise = GaussianNoise(mean, std)
+        self.scale = tuple(scale)
+
+    def __call__(
+        self, x: Float[Tensor, "b 3 h w"], index: Int64[Tensor, " b"], draw: int, seed: int
+    ) -> Float[Tensor, "b 3 h w"]:
+        noise = self.noise(torch.zeros_like(x), index, draw, seed)
+        return x + noise / torch.tensor(self.scale, dtype=x.dtype, device=x.device).view(3, 1, 1)
+
+    def __repr__(self) -> str:
+        return f"PixelNoise(mean={self.noise.mean}, std={self.noise.std}, scale={self.scale})"
+
+
 flip_grey_blur = Augmented("flip", "grey", "blur")
 flip_jitter_grey = Augmented("flip", "jitter", "grey")
 flip_jitter_blur = Augmented("flip", "jitter", "blur")

@@ -9,7 +9,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from influence_lab import results
-from influence_lab.claims import NOT_REPRODUCED, NOT_TESTED, REPRODUCED
+from influence_lab.claims import CONTRADICTED, INCONCLUSIVE, NOT_TESTED, REPRODUCED
 from influence_lab.cli import main
 from influence_lab.datasets import make_lookalikes, make_scenes
 from influence_lab.encoders import normalise
@@ -145,9 +145,20 @@ def test_verdicts_are_of_real_images_alone(tmp_path):
     results.save_json(tmp_path / "cpu" / "concept.json", record)
     verdicts = {row.id: row.verdict for row in concept.claims(tmp_path)}
     assert verdicts["fig-1-byol-hard-negative"] == REPRODUCED
-    assert verdicts["fig-1-byol-near-duplicate"] == NOT_REPRODUCED
+    assert verdicts["fig-1-byol-near-duplicate"] == INCONCLUSIVE
     assert verdicts["fig-1-byol-atypical"] == NOT_TESTED
     assert verdicts["fig-1-simclr-hard-negative"] == NOT_TESTED
+    # The other pre-training decides together with the first.
+    for low, high, expected in ((0.56, 0.6, REPRODUCED), (0.4, 0.45, INCONCLUSIVE)):
+        numbers = [(low + high) / 2, low, high]
+        second = {"concept": {"hard negative": numbers, "near duplicate": numbers}}
+        results.save_json(tmp_path / "cpu" / "both-seeds.json", {"methods": {"byol": [{}, second]}})
+        verdicts = {row.id: row.verdict for row in concept.claims(tmp_path)}
+        assert verdicts["fig-1-byol-hard-negative"] == expected
+    row["auroc"]["score"] = [0.42, 0.41, 0.43]
+    results.save_json(tmp_path / "cpu" / "concept.json", record)
+    verdicts = {row.id: row.verdict for row in concept.claims(tmp_path)}
+    assert verdicts["fig-1-byol-hard-negative"] == CONTRADICTED
 
 
 def test_figures_show_every_kind_and_measure(planted, measured):

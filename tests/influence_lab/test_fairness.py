@@ -14,7 +14,7 @@ import torch
 from scipy.stats import hypergeom, mannwhitneyu
 
 from influence_lab import claims, results
-from influence_lab.claims import NOT_TESTED, REPRODUCED
+from influence_lab.claims import INCONCLUSIVE, NOT_TESTED, REPRODUCED
 from influence_lab.cli import main
 from influence_lab.datasets import load_fairface, standin_fairface
 from influence_lab.encoders import LargeResNet18, normalise
@@ -176,7 +176,7 @@ def test_claims_on_the_stand_in_are_not_tested(recorded):
     assert {row.verdict for row in rows.values()} == {NOT_TESTED}
     assert rows["fig-8-black"].ours == ""
     assert rows["fig-8-uneven"].ours
-    assert len(rows) == len(fairness.claims(recorded / "nothing")) == 10
+    assert len(rows) == len(fairness.claims(recorded / "nothing")) == 11
 
 
 @pytest.fixture(scope="module")
@@ -226,14 +226,32 @@ def test_claims_on_fairface_are_decided(real):
     race = record["rankings"]["score"]["columns"][0]["values"]
     for value in race:
         name = f"fig-8-{value['value'].lower().replace(' ', '-')}"
-        if name in rows:
+        if value["value"] in fairness.RACES:
             low, high = (end / value["base_rate"] for end in value["interval"])
             more = value["value"] in ("Black", "Middle Eastern")
             holds = low > 1 if more else high < 1
-            assert rows[name].verdict == (REPRODUCED if holds else "not reproduced")
+            assert rows[name].verdict == (REPRODUCED if holds else INCONCLUSIVE)
             assert math.isclose(float(rows[name].ours), value["ratio"], abs_tol=1e-3)
+    ratio = {v["value"]: v["share"] / v["base_rate"] for v in race}
+    asian = (ratio["East Asian"], ratio["Southeast Asian"])
+    steps = [min(ratio["Black"], ratio["Middle Eastern"]) - ratio["White"]]
+    steps += [ratio["White"] - one for one in asian]
+    assert rows["fig-8-white"].found[0].value in [pytest.approx(step) for step in steps]
     assert all(row.verdict != NOT_TESTED for row in rows.values())
     assert claims.report(list(rows.values()))
+
+
+def test_chance_is_a_draw_without_replacement():
+    """Against counts of simulated draws; the table has 86,744 rows."""
+    assert sum(fairness.FAIRFACE.values()) == 86_744
+    counts = list(fairness.FAIRFACE.values())
+    drawn = np.random.default_rng(0).multivariate_hypergeometric(counts, 100, 20_000)
+    found = fairness.by_chance(100)
+    for column, (mean, low, high) in zip(drawn.T, found.values(), strict=True):
+        assert mean == pytest.approx(column.mean(), abs=0.15)
+        assert np.mean(column < low) < 0.03
+        assert np.mean(column > high) < 0.03
+        assert np.mean((column >= low) & (column <= high)) == pytest.approx(0.96, abs=0.02)
 
 
 def test_figures_have_seven_groups(real):

@@ -39,6 +39,7 @@ RESULTS = {
     "memorisation": "memorisation",
     "datamodels": "datamodels",
     "nearest": "nearest_by_influence",
+    "both-seeds": "both_seeds",
 }
 
 

@@ -23,7 +23,7 @@ from influence_ssl import GaussianNoise, InfluenceScorer, Invariance
 
 from .. import results
 from ..agreement import Estimate, average, rounded
-from ..claims import Claim, above, claim
+from ..claims import Reading, above, both, reading
 from ..datasets import Images, make_lookalikes, make_scenes
 from ..detection import auroc
 from ..encoders import normalise
@@ -359,22 +359,23 @@ def picture(planted: Planted, key: Float[np.ndarray, " n"], each: int = 5) -> An
     return figure
 
 
-def claims(root: Path | None = None) -> list[Claim]:
+def claims(root: Path | None = None) -> list[Reading]:
     """Figure 1's three scenarios for the paper's three methods; scenes only stand in."""
-    found = results.largest_record("concept", root)
-    profile, record = found if found is not None else ("", {"cases": {}})
+    largest = results.largest_record("concept", root)
+    profile, record = largest if largest is not None else ("", {"cases": {}})
     rows = []
     for method in METHODS[:3]:
         case = record["cases"].get(case_name(profile, method, 0) if profile else "", {})
         for target, words in CLAIMED.items():
             # The planted outliers are the scenes' atypical images.
             row = case.get(target, case.get("outlier") if target == "atypical" else None)
+            found = None if row is None else Estimate(*row.get("all", row["auroc"])["score"])
             rows.append(
-                claim(
+                reading(
                     f"fig-1-{method}-{target.replace(' ', '-')}", f"{LABELS[method]}: {words}",
-                    "AUROC > 0.5 (our reading)",
-                    None if row is None else Estimate(*row.get("all", row["auroc"])["score"]),
-                    above(0.5), LINK, record.get("provenance", {}).get("data", ""),
+                    "AUROC > 0.5",
+                    both(found, profile, method, "concept", target, root=root), above(0.5), LINK,
+                    record.get("provenance", {}).get("data", ""),
                     f"{LABELS[method]} encoder", profile, stand_in=profile == "tiny",
                 )
             )  # fmt: skip

@@ -19,7 +19,7 @@ from influence_ssl.errors import InfluenceValueError
 
 from .. import results
 from ..agreement import Estimate, gap, rounded
-from ..claims import Claim, above, claim
+from ..claims import Reading, above, reading
 from ..files import replacing
 from ..neighbourhoods import nearest, recorded_features, structure
 from ..tasks import data_for, recorded_or_made
@@ -35,6 +35,7 @@ PANELS = ("random", "lowest", "highest")
 # What each claim compares: the first set has to have more of it than the second. In a claim
 # "beyond", each set counts by what it has more than random images of its classes.
 CLAIMS = {
+    "caption": ("distance", "highest", "lowest"),
     "separated": ("purity", "lowest", "highest"),
     "separated-beyond": ("purity", "lowest", "highest"),
     "silhouette": ("silhouette", "lowest", "highest"),
@@ -44,6 +45,7 @@ CLAIMS = {
     "dispersed": ("distance", "highest", "random"),
 }
 WORDS = {
+    "caption": "the highest are more dispersed than the lowest (distance to the 10 nearest, gap)",
     "separated": "the lowest form clearer class clusters than the highest (label purity, gap)",
     "separated-beyond": "the same, beyond what their mixtures of classes do (label purity, gap)",
     "silhouette": "the lowest form clearer class clusters than the highest (silhouette, gap)",
@@ -265,7 +267,7 @@ def gap_of(sets: dict[str, dict[str, Any]], name: str) -> Estimate:
     return gap(of(more), of(less))
 
 
-def claims(root: Path | None = None) -> list[Claim]:
+def claims(root: Path | None = None) -> list[Reading]:
     """Section 4.2 and Figure 3's caption: separated, tight lowest; mixed, dispersed highest."""
     found = results.largest_record("embedding", root)
     profile, record = found if found is not None else ("", {"methods": {}})
@@ -274,7 +276,7 @@ def claims(root: Path | None = None) -> list[Claim]:
         sets = next(iter(record["methods"].get(method, {}).values()), None)
         for name, words in WORDS.items():
             rows.append(
-                claim(
+                reading(
                     f"fig-3-{method}-{name}", f"{LABELS[method]}, CIFAR-10: {words}", "> 0",
                     None if sets is None else gap_of(sets, name), above(0.0), LINK,
                     record.get("provenance", {}).get("data", ""),

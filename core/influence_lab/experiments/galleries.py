@@ -19,7 +19,7 @@ from influence_ssl import GaussianNoise
 from .. import borders, results
 from ..agreement import Estimate, partial_spearman, rounded, spearman
 from ..borders import MEASURES
-from ..claims import Claim, above, claim
+from ..claims import Reading, Region, above, reading, within
 from ..datasets import Images, data_root, load
 from ..datasets.cifar import CIFAR100
 from ..detection import cliffs_delta, share, share_difference
@@ -275,7 +275,7 @@ def figure_deltas(record: dict[str, Any], measure: str = "border deviation") -> 
     return figure
 
 
-def claims(root: Path | None = None) -> list[Claim]:
+def claims(root: Path | None = None) -> list[Reading]:
     """Sections 4.2 and B.5: uniform, white or black, colourful; and no trend with labels."""
     largest = results.largest_record("galleries", root)
     profile, record = largest if largest is not None else ("", {})
@@ -284,12 +284,12 @@ def claims(root: Path | None = None) -> list[Claim]:
     def end(method: str, ranking: str, which: str) -> Any:
         return methods.get(method, {}).get(ranking, {}).get(which)
 
-    def row(result: str, name: str, words: str, paper: str, found: Any, holds: Any) -> Claim:
+    def row(result: str, name: str, words: str, paper: str, found: Any, claimed: Region) -> Reading:
         method = SHEETS[result].method if result in SHEETS else "simclr"
-        return claim(
-            f"{result}-{name}", f"{LABELS[method]}, CIFAR-100: {words}", paper, found, holds,
+        return reading(
+            f"{result}-{name}", f"{LABELS[method]}, CIFAR-100: {words}", paper, found, claimed,
             f"{LINK}#paper-{result}", record.get("provenance", {}).get("data", ""),
-            f"{LABELS[method]} encoder", profile, record.get("stand-in", True),
+            f"{LABELS[method]} encoder", profile, stand_in=record.get("stand-in", True),
         )  # fmt: skip
 
     top, bottom = (end("simclr", "score", which) for which in ENDS)
@@ -304,15 +304,16 @@ def claims(root: Path | None = None) -> list[Claim]:
         row("fig-14", "colour", "the 400 lowest have more colour than a random sample (Cliff's δ)",
             "> 0", Estimate(*bottom["delta"]["image colour"]) if bottom else None, above(0.0)),
     ]  # fmt: skip
-    for name, ranking in (("labels", LABELLED), ("label-free", "score")):
-        found = end("supervised", ranking, "highest")
+    for result, which, name, ranking in (
+        ("fig-15", "highest", "labels", LABELLED),
+        ("fig-15", "highest", "label-free", "score"),
+        ("fig-16", "lowest", "labels", LABELLED),
+    ):
+        found = end("supervised", ranking, which)
         rows.append(
-            row("fig-15", name, f"no trend in the border's deviation, {ranking} (Cliff's δ of the "
-                f"400 highest, within ±{NEGLIGIBLE})", "none",
-                Estimate(*found["delta"]["border deviation"]) if found else None, _negligible)
+            row(result, name, f"no trend in the border's deviation, {ranking} (Cliff's δ of the "
+                f"400 {which}, within ±{NEGLIGIBLE})", "none",
+                Estimate(*found["delta"]["border deviation"]) if found else None,
+                within(NEGLIGIBLE))
         )  # fmt: skip
     return rows
-
-
-def _negligible(found: Estimate) -> bool:
-    return found.low > -NEGLIGIBLE and found.high < NEGLIGIBLE

@@ -19,7 +19,7 @@ from influence_ssl import GaussianNoise
 
 from .. import results
 from ..agreement import Estimate, difference, mean, overlap, rounded, spearman
-from ..claims import Claim, above, claim, weakest
+from ..claims import Reading, above, reading, weakest
 from . import Task
 from .distributions import LABELS
 from .scored import available, provenance, vectors_of
@@ -157,19 +157,19 @@ def reproduce(task: Task) -> str:
     )
 
 
-def claims(root: Path | None = None) -> list[Claim]:
+def claims(root: Path | None = None) -> list[Reading]:
     """Appendix B.3: a shift to the right, an overlap, correlations above 0.9 that fall slowly."""
     found = results.largest_record("noise", root)
     profile, record = found if found is not None else ("", {})
 
     def row(
         name: str, words: str, paper: str, found: list[list[float]], bound: float, link: str
-    ) -> Claim:
+    ) -> Reading:
         estimate = weakest([Estimate(*numbers) for numbers in found]) if found else None
-        return claim(
+        return reading(
             name, words, paper, estimate, above(bound), link,
             record["provenance"]["data"] if record else "",
-            f"{LABELS[METHOD]} encoder", profile, profile == "tiny",
+            f"{LABELS[METHOD]} encoder", profile, stand_in=profile == "tiny",
         )  # fmt: skip
 
     rows = [

@@ -29,7 +29,7 @@ from jaxtyping import Int64
 from influence_ssl.errors import InfluenceValueError
 
 from .. import results
-from ..claims import Claim
+from ..claims import Reading
 from ..datasets import Images
 from ..encoders import CifarResNet18
 from ..files import locked
@@ -345,7 +345,7 @@ def carry_out(plan: Plan, task: Task, progress: bool = True) -> dict[str, Any]:
     return study.record()
 
 
-def claims(root: Path | None = None) -> list[Claim]:
+def claims(root: Path | None = None) -> list[Reading]:
     """The rows of :func:`.removal_effects.claims`, which imports this module."""
     from . import removal_effects
 
