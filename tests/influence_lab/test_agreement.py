@@ -15,6 +15,16 @@ def columns():
     return x.round(1), (x + rng.normal(size=80)).round(1), rng.normal(size=80)
 
 
+def test_the_interval_by_formula_is_that_of_the_bootstrap():
+    rng = np.random.default_rng(5)
+    x = rng.normal(size=4000)
+    for weight in (0.3, 1.0, 4.0):
+        y = weight * x + rng.normal(size=4000)
+        found, expected = agreement.rank_correlation(x, y), agreement.spearman(x, y)
+        assert found.value == pytest.approx(scipy.stats.spearmanr(x, y).statistic, abs=1e-12)
+        assert tuple(found) == pytest.approx(tuple(expected), abs=0.004)
+
+
 def test_correlations_are_scipys(columns):
     x, y, _ = columns
     assert len(np.unique(x)) < len(x), "ties are part of the test"

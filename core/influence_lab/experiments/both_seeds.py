@@ -2,8 +2,8 @@
 
 The second encoder's weights are not recorded, its scores of all training images are. Whatever is
 asked of a ranking can therefore be asked of both; neighbourhoods are those of the first encoder.
-A few measurements need scores that no figure asks for: noise added before normalisation, each
-family of perturbations under every encoder, and influence with labels.
+Two measurements need scores that no figure asks for: noise added before normalisation, and
+influence with labels.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float64, Int64
 from influence_ssl import GaussianNoise
 
 from .. import borders, results
-from ..agreement import Estimate, gap, mean, rounded, spearman
+from ..agreement import Estimate, gap, mean, rank_correlation, rounded, spearman
 from ..claims import Reading, Region, above, agrees, below, reading, weakest
 from ..datasets import Images
 from ..detection import auroc, cliffs_delta, precision_at, share, share_difference
@@ -30,7 +30,6 @@ from ..tasks import data_for
 from . import Task
 from .concept import LOW, truth_of
 from .distributions import LABELS, METHODS, PAPER, moments
-from .families import COLOURS, FAMILIES
 from .galleries import EXTENT, TOP, ends, sample
 from .near_duplicates import COUNTS, RULES, SHOWN, of_class
 from .scored import Scored, available, fixed_set
@@ -44,7 +43,6 @@ STABILITY = "experiments/stability.html#paper-fig-2"
 GALLERIES = "experiments/galleries.html#paper-fig-5"
 DISTRIBUTIONS = "experiments/score-distributions.html#paper-fig-9"
 DUPLICATES = "experiments/near-duplicates.html#paper-fig-12"
-FAMILIES_LINK = "experiments/perturbations.html#paper-table-4"
 
 Column = Float64[np.ndarray, " n"]
 
@@ -131,20 +129,8 @@ def _auroc(
 def across(scores: dict[str, list[Column]], seed: int) -> dict[str, Estimate]:
     """Rank correlation between each two methods without labels, on all images."""
     return {
-        f"{a} {b}": spearman(scores[a][seed], scores[b][seed])
+        f"{a} {b}": rank_correlation(scores[a][seed], scores[b][seed])
         for a, b in combinations([m for m in SELF if len(scores.get(m, ())) > seed], 2)
-    }
-
-
-def families(scored: dict[str, Scored]) -> dict[str, dict[str, Estimate]]:
-    """Table 4 read as Figure 2: the same draw of a family under another encoder."""
-    columns = {
-        name: {m: one.score(family.perturbation, 0) for m, one in scored.items()}
-        for name, family in FAMILIES.items()
-    }
-    return {
-        name: {f"{a} {b}": spearman(of[a], of[b]) for a, b in combinations(of, 2)}
-        for name, of in columns.items()
     }
 
 
@@ -225,10 +211,9 @@ def reproduce(task: Task) -> str:
             }
             row["bridges"] = bridges(score, near, images.labels, uniform)
     record["between seeds"] = {
-        m: spearman(each[0], each[1]) for m, each in scores.items() if len(each) > 1
+        m: rank_correlation(each[0], each[1]) for m, each in scores.items() if len(each) > 1
     }
     record["across methods"] = [across(scores, seed) for seed in SEEDS]
-    record["families"] = families(own)
     rows = fixed_set(len(images))
     record["noise"] = {m: before_normalisation(one, uniform[rows]) for m, one in own.items()}
     if "supervised" in encoders and "simclr" in known:
@@ -348,32 +333,9 @@ def claims(root: Path | None = None) -> list[Reading]:
             [Estimate(*noisy)] if noisy else [], above(0.0), GALLERIES.replace("5", "15"),
             stand_in=True),
     ]  # fmt: skip
-    return rows + _families(record.get("families", {}), row)
+    return rows
 
 
 def pairwise_hits(hits: tuple[int, ...]) -> list[tuple[tuple[int, int], tuple[int, int]]]:
     """Neighbouring counts among the 18 lowest, each with its 18."""
     return [((a, SHOWN), (b, SHOWN)) for a, b in pairwise(hits)]
-
-
-def _families(found: dict[str, Any], row: Any) -> list[Reading]:
-    """Table 4's order between encoders: each lead is the least over pairs of methods."""
-    rows = []
-    for best, words in (
-        ("gaussian", "Gaussian noise has the highest correlation"),
-        ("crop", "crops come before the four families with flips"),
-        ("gaussian", "Gaussian noise comes before the four families with flips"),
-    ):
-        flips = "flips" in words
-        others = COLOURS if flips else [name for name in FAMILIES if name != best]
-        leads = [
-            gap(Estimate(*found[best][pair]), Estimate(*found[name][pair]))
-            for name in (others if found else ())
-            for pair in found[best]
-        ]
-        rows.append(
-            row(f"table-4-{best}-{'flips' if flips else 'first'}-across",
-                f"{words} (two encoders of different methods, same draw; least lead)", "> 0",
-                [weakest(leads)] if leads else [], above(0.0), FAMILIES_LINK, encoders=3)
-        )  # fmt: skip
-    return rows
