@@ -17,6 +17,7 @@ from influence_lab.cli import main
 from influence_lab.datasets import Images, make_scenes
 from influence_lab.encoders import normalise
 from influence_lab.experiments import Task, galleries, scored
+from influence_lab.keys import key
 from influence_lab.probes import extract
 from influence_lab.tasks import data_for, pretrain_and_record, score_and_record
 from influence_lab.thumbnails import load_sheet
@@ -205,7 +206,7 @@ def test_loss_and_norm_need_no_gradients(tmp_path):
     found = one.without_gradients(GaussianNoise(), 0)
     norm = extract(one.encoder, SCENES.images.tensor()).norm(dim=1).numpy()
     np.testing.assert_allclose(found["norm"], norm, rtol=1e-3)
-    whole_pass = scored.vectors_of("tiny", "simclr", 0)[f"loss, {GaussianNoise()!r}, 0"]
+    whole_pass = scored.vectors_of("tiny", "simclr", 0)[key("loss", GaussianNoise(), 0)]
     np.testing.assert_allclose(found["loss"], whole_pass, rtol=3e-3)
 
 

@@ -13,9 +13,18 @@ from influence_lab import results
 from influence_lab.cli import main
 from influence_lab.encoders import normalise
 from influence_lab.experiments import RESULTS, Task, families, noise, scored, stability
+from influence_lab.keys import described, key
+from influence_lab.perturbations import crop
 from influence_lab.tasks import data_for
 from influence_lab.vectors import Vectors
-from influence_ssl import GaussianNoise, Identity, InfluenceError, InfluenceScorer, Invariance
+from influence_ssl import (
+    GaussianNoise,
+    Identity,
+    InfluenceError,
+    InfluenceScorer,
+    Invariance,
+    LoGra,
+)  # fmt: skip
 
 MAGNITUDE = np.exp(np.random.default_rng(0).normal(7, 1.2, 5000))
 
@@ -135,9 +144,12 @@ def test_measure_recovers_planted_reliabilities():
 
 
 AGAIN = {
-    "stability": {0: ["score, GaussianNoise(mean=0.05, std=0.2), 4"], 1: ["score"]},
-    "noise": {0: ["score, GaussianNoise(mean=0.1, std=0.5)"]},
-    "families": {0: [f"{kind}, Augmented('crop'" for kind in ("score", *scored.RIVALS)]},
+    "stability": {
+        0: [key("score", GaussianNoise(), 4)],
+        1: [key("score", GaussianNoise(), 0)],
+    },
+    "noise": {0: [key("score", GaussianNoise(0.1, 0.5), 0)]},
+    "families": {0: [key(kind, crop, 0) for kind in ("score", *scored.RIVALS)]},
 }
 
 
@@ -152,9 +164,9 @@ def test_a_recorded_result_is_made_again(name, tmp_path, capsys):
         whole = Vectors(tracked / "vectors.npz")
         part = Vectors(place / "vectors.npz", whole.origin)
         dropped = AGAIN[name].get(seed, [])
-        chosen = {kind: next(v for v in whole.notes if v.startswith(kind)) for kind in dropped}
+        assert set(dropped) <= set(whole.notes)
         for vector in whole.notes:
-            if vector not in chosen.values():
+            if vector not in dropped:
                 part.add(vector, whole[vector], **whole.notes[vector])
     result = next(r for r, module in RESULTS.items() if module == name)
     out = tmp_path / "figure.svg"
@@ -183,6 +195,36 @@ def test_recorded_vectors_serve_without_the_second_encoder(tmp_path):
     second = scored.Scored(Task("fig-2", "tiny", root=tmp_path), "simclr", 1)
     with pytest.raises(InfluenceError, match="pretrain simclr --profile tiny --seed 1"):
         second.score(GaussianNoise(), 99)
+
+
+def test_recorded_vectors_are_found_whatever_a_setting_is_printed_as(monkeypatch):
+    """As after a new argument, which enters every repr."""
+    for kind in (GaussianNoise, LoGra):
+        monkeypatch.setattr(kind, "__repr__", lambda self: f"{type(self).__name__}(new=None)")
+    one = scored.Scored(Task("fig-2", "tiny"), "simclr", 0)
+    monkeypatch.setattr(scored, "InfluenceScorer", None)
+    assert len(one.score(GaussianNoise(), 0)) == 512
+    assert key("score", GaussianNoise(0.01, 0.2), 0) in one.vectors
+    assert key("score", GaussianNoise(0.01, 0.2), 99) not in one.vectors
+
+
+def test_a_perturbation_without_a_description_is_refused_by_name():
+    class Other(GaussianNoise):
+        pass
+
+    with pytest.raises(InfluenceError, match=r"Other\(mean=0.05, std=0.2\) has no description"):
+        described(Other())
+
+
+def test_the_vectors_of_every_record_are_named_by_their_settings():
+    for path in sorted(results.results_root().glob("*/*-?/vectors.npz")):
+        vectors = Vectors(path)
+        assert vectors.origin["curvature"] == described(LoGra()), path
+        assert all(len(vectors[name]) == len(vectors[next(iter(vectors.notes))])
+                   for name in vectors.notes), path  # fmt: skip
+    largest = scored.vectors_of("cpu", "simclr", 0)
+    for family in families.FAMILIES.values():
+        assert all(key("score", family.perturbation, noise) in largest for noise in (0, 1))
 
 
 def test_without_an_encoder_the_command_says_what_to_run(tmp_path, capsys):

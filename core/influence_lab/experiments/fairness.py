@@ -30,6 +30,7 @@ from ..claims import Reading, Region, above, below, reading, weakest
 from ..datasets import Grouped, Images, load_fairface, standin_fairface
 from ..encoders import CifarResNet18, normalise
 from ..files import replacing
+from ..keys import described
 from ..pretrain import pretrain, run_folder
 from ..pretrain.methods import build
 from ..pretrain.settings import FAIRFACE_SIZES, fairface_settings
@@ -102,8 +103,8 @@ def rankings(task: Task, images: Images) -> dict[str, Column]:
         "data": images.name,
         "data_sha256": images.digest,
         "encoder_sha256": hashlib.sha256(weights).hexdigest(),
-        "curvature": repr(LoGra()),
-        "noise": repr(NOISE),
+        "curvature": described(LoGra()),
+        "noise": described(NOISE),
     }
     vectors = Vectors(place / "vectors.npz", origin)
     # Not trained, but the very weights that the training began with.

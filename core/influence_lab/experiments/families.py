@@ -17,6 +17,7 @@ from jaxtyping import Float64
 from .. import perturbations, results
 from ..agreement import Estimate, difference, gap, rank_correlation, rounded, spearman
 from ..claims import Reading, Region, above, agrees, reading, weakest
+from ..keys import described, key
 from . import Task
 from .distributions import LABELS
 from .scored import RIVALS, available, provenance, vectors_of
@@ -93,7 +94,9 @@ def reproduce(task: Task) -> str:
             other.score(family.perturbation, SEEDS[0])
     record: dict[str, Any] = {
         "method": METHOD,
-        "perturbations": {name: repr(family.perturbation) for name, family in FAMILIES.items()},
+        "perturbations": {
+            name: described(family.perturbation) for name, family in FAMILIES.items()
+        },
         "left alone": {name: unchanged(pair[0]["score"]) for name, pair in found.items()},
     }
     for kind in ("score", *RIVALS):
@@ -163,7 +166,7 @@ def between(
     under both are left out.
     """
     first, second = (vectors_of(profile, *encoder, root) for encoder in (one, other))
-    names = {name: f"score, {family.perturbation!r}, 0" for name, family in FAMILIES.items()}
+    names = {name: key("score", family.perturbation, 0) for name, family in FAMILIES.items()}
     return {
         name: rank_correlation(first[key], second[key])
         for name, key in names.items()

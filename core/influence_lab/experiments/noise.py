@@ -20,6 +20,7 @@ from influence_ssl import GaussianNoise
 from .. import results
 from ..agreement import Estimate, difference, mean, overlap, rounded, spearman
 from ..claims import Reading, above, reading, weakest
+from ..keys import key
 from . import Task
 from .distributions import LABELS
 from .scored import available, provenance, vectors_of
@@ -69,7 +70,7 @@ def recorded(profile: str, seed: int = 0, root: Path | None = None) -> Grid:
     """The recorded scores of the grid, as far as they go."""
     vectors = vectors_of(profile, METHOD, seed, root)
     names = {
-        (mu, sigma): f"score, {GaussianNoise(mu, sigma)!r}, 0"
+        (mu, sigma): key("score", GaussianNoise(mu, sigma), 0)
         for mu in MEANS
         for sigma in DEVIATIONS
     }

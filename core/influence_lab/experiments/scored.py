@@ -28,6 +28,7 @@ from influence_ssl.scorer import Dataset
 from .. import results
 from ..datasets import Images
 from ..encoders import CifarResNet18, normalise, representation
+from ..keys import described, key
 from ..pretrain import run_folder
 from ..tasks import data_for
 from ..vectors import Vectors
@@ -109,7 +110,7 @@ class Scored:
             "data": f"{images.name} train, {len(self.index):,} of {len(images):,} images",
             "data_sha256": images.digest,
             "encoder_sha256": weights,
-            "curvature": repr(LoGra()),
+            "curvature": described(LoGra()),
         }
         if selection is not None:
             origin["selection"] = selection.name
@@ -141,7 +142,7 @@ class Scored:
 
     def score(self, perturbation: Callable[..., Tensor], noise: int) -> Float64[np.ndarray, " n"]:
         """Magnitudes under one draw of the perturbation, seed ``noise``."""
-        name = f"score, {perturbation!r}, {noise}"
+        name = key("score", perturbation, noise)
         if name not in self.vectors:
             begin = time.perf_counter()
             scores = self._scorer(Invariance(perturbation), noise).score(self.images, self.index)
@@ -152,7 +153,7 @@ class Scored:
         self, perturbation: Callable[..., Tensor], noise: int
     ) -> dict[str, Float64[np.ndarray, " n"]]:
         """The score, the loss and the norm of the projected gradient, from one pass."""
-        names = {kind: f"{kind}, {perturbation!r}, {noise}" for kind in ("score", *RIVALS)}
+        names = {kind: key(kind, perturbation, noise) for kind in ("score", *RIVALS)}
         if not all(name in self.vectors for name in names.values()):
             begin = time.perf_counter()
             scorer = self._scorer(Invariance(perturbation), noise)
@@ -167,7 +168,7 @@ class Scored:
         self, perturbation: Callable[..., Tensor], noise: int
     ) -> dict[str, Float64[np.ndarray, " n"]]:
         """The loss and the norm of the representation, from forward passes alone."""
-        names = {"loss": f"loss, {perturbation!r}, {noise}", "norm": "representation norm"}
+        names = {"loss": key("loss", perturbation, noise), "norm": key("representation norm")}
         if not all(name in self.vectors for name in names.values()):
             begin = time.perf_counter()
             objective, norms = Invariance(perturbation), []
@@ -193,7 +194,7 @@ class Scored:
         self, perturbation: Callable[..., Tensor], noise: int
     ) -> Float64[np.ndarray, " n"]:
         """|g_i|² of the whole gradient; several times the cost of a score."""
-        name = f"squared norm, {perturbation!r}, {noise}"
+        name = key("squared norm", perturbation, noise)
         if name not in self.vectors:
             begin = time.perf_counter()
             scorer = self._scorer(Invariance(perturbation), noise)
@@ -206,7 +207,7 @@ class Scored:
         head = self.classifier.fc
         if head is None or head.out_features != len(self.part.classes):
             return None
-        name = f"score, {Supervised()!r}"
+        name = key("score by labels")
         if name not in self.vectors:
             begin = time.perf_counter()
             scorer = InfluenceScorer(

@@ -20,6 +20,7 @@ from influence_ssl import GaussianNoise
 from .. import results
 from ..agreement import Estimate, pearson, rounded, spearman
 from ..claims import Reading, above, reading
+from ..keys import described, key
 from . import Task
 from .distributions import LABELS
 from .scored import RIVALS, Scored, available, provenance, vectors_of
@@ -73,7 +74,7 @@ def pairs(
     first, second = (vectors_of(profile, method, s, root) for s in (seed, seed + 1))
 
     def run(vectors: Any, number: int) -> Run:
-        name = f"score, {NOISE!r}, {number}"
+        name = key("score", NOISE, number)
         return [vectors[name]] if name in vectors else []
 
     a, b, other = run(first, 0), run(first, 1), run(second, 0)
@@ -142,7 +143,7 @@ def reproduce(task: Task) -> str:
     }
     record = {
         "methods": methods,
-        "noise": repr(NOISE),
+        "noise": described(NOISE),
         "images": len(next(iter(scored.values())).index),
         "provenance": provenance(task, list(scored.values())),
     }
