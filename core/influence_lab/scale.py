@@ -10,9 +10,12 @@ from __future__ import annotations
 import ctypes
 import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +23,11 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from influence_ssl import GaussianNoise, InfluenceScorer, LoGra, Scores
+from influence_ssl.curvature import CHUNK, CHUNK_BYTES, Curvature, Gradients, Layer
 from influence_ssl.errors import InfluenceTypeError
-from influence_ssl.gradients import Seen
 
 from .pretrain.cost import Device
 
-CHUNK, CHUNK_BYTES = 1024, 2**29  # gradients that reach the curvature together, at most
 PER_IMAGE = 80  # bytes of an image's indices, scores, and their copies in one draw
 
 
@@ -58,6 +60,47 @@ def curvature_bytes(sizes: Sequence[int], joint: bool) -> tuple[float, float]:
     return sum(8.0 * k * k for k in blocks), 32.0 * max(blocks) ** 2
 
 
+class _Counting:
+    """Not a curvature: it counts what the pass over one batch keeps, with the layers of another."""
+
+    def __init__(self, inner: Curvature) -> None:
+        self.inner = inner
+        self.saved: dict[int, int] = {}  # bytes by address, of what autograd keeps
+        self.projected = 0  # bytes of the layers' projected inputs
+        self.layers: list[Layer] = []
+
+    def project(self, layers: list[Layer]) -> None:
+        self.inner.project(layers)
+
+    def parameters(self) -> Iterator[Tensor]:
+        """Those of the modules that ran, of a copy of the encoder maybe."""
+        return (p for layer in self.layers for m in layer.modules for p in m.parameters())
+
+    def fit(self, gradients: Gradients) -> Callable[[Tensor], Tensor]:
+        self.layers = gradients.layers
+        with ExitStack() as hooks:
+            for layer in self.layers:
+                for module in layer.modules:
+                    count = partial(self._count, layer)
+                    hooks.enter_context(module.register_forward_hook(count))
+            with saved_tensors_hooks(self._pack, lambda x: x):
+                (g,) = gradients
+        self.width = g.shape[1] * g.element_size()
+        return lambda g: g.sum(1)
+
+    def _pack(self, x: Tensor) -> Tensor:
+        self.saved[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    def _count(self, layer: Layer, module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        """``layer.shape[1]`` numbers of each position and group, or all inputs as they are."""
+        positions = output.numel() // module.weight.shape[0] * getattr(module, "groups", 1)
+        numbers = inputs[0].numel() if layer.own_forward else positions * layer.shape[1]
+        exact = output.dtype == torch.bfloat16 or layer.own_forward
+        dtype = output.dtype if exact else torch.promote_types(output.dtype, torch.float32)
+        self.projected += numbers * dtype.itemsize
+
+
 def memory(
     scorer: InfluenceScorer, sample: Tensor, n: int, *, keep: bool, processes: int = 1
 ) -> Memory:
@@ -68,28 +111,22 @@ def memory(
     """
     if not isinstance(scorer.curvature, LoGra):
         raise InfluenceTypeError("memory: count is for LoGra; give a scorer with that curvature.")
-    saved: dict[int, int] = {}
-
-    def pack(x: Tensor) -> Tensor:
-        saved[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
-        return x
-
-    quiet = InfluenceScorer(
-        scorer.encoder, scorer.objective, scorer.curvature, device=scorer.device,
-        dtype=scorer.dtype, layers=scorer.layers, progress=False,
-    )  # fmt: skip
-    with quiet._gradients(sample, None, "count") as gradients:
-        capture = gradients.capture
-        seen = Seen()
-        with saved_tensors_hooks(pack, lambda x: x):
-            capture.gradients((sample,), gradients.index, 0, seen)
-        parameters = {p.untyped_storage().data_ptr() for p in capture.encoder.parameters()}
-        activations = [size for pointer, size in saved.items() if pointer not in parameters]
-        # In the backward pass three maps of the largest kind are in use besides what was saved.
-        batch = (sum(activations) + 3 * max(activations) + seen.projected) / len(sample)
-        sizes = [layer.size for layer in gradients.layers]
-        width = sum(sizes) * capture.working.itemsize
-        weights = sum(p.numel() * p.element_size() for p in capture.encoder.parameters())
+    counting = _Counting(scorer.curvature)
+    InfluenceScorer(
+        scorer.encoder, scorer.objective, counting, device=scorer.device, dtype=scorer.dtype,
+        layers=scorer.layers, batch_size=len(sample), progress=False,
+    ).fit(sample)  # fmt: skip
+    parameters = [*scorer.encoder.parameters(), *counting.parameters()]
+    pointers = {p.untyped_storage().data_ptr() for p in parameters}
+    activations = [size for pointer, size in counting.saved.items() if pointer not in pointers]
+    # In the backward pass three maps of the largest kind are in use besides what was saved.
+    batch = (sum(activations) + 3 * max(activations) + counting.projected) / len(sample)
+    sizes = [layer.size for layer in counting.layers]
+    width = counting.width
+    weights = sum(
+        p.numel() * (p if scorer.dtype is None else scorer.dtype).itemsize
+        for p in scorer.encoder.parameters()
+    )
     rows = min(CHUNK, int(CHUNK_BYTES // width), n * scorer.draws)
     covariances, solve = curvature_bytes(sizes, scorer.curvature.joint)
     return Memory(

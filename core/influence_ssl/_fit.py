@@ -31,8 +31,7 @@ from influence_ssl.curvature import (
     Relative,
 )
 from influence_ssl.errors import InfluenceOSError, InfluenceTypeError, InfluenceValueError
-from influence_ssl.gradients import Objective
-from influence_ssl.objectives import Invariance, Supervised
+from influence_ssl.objectives import Invariance, Objective, Supervised
 from influence_ssl.perturbations import GaussianNoise
 
 Projections = dict[str, tuple[Tensor | None, Tensor | None]]

@@ -13,14 +13,11 @@ from tqdm import tqdm
 from influence_ssl._examples import Examples
 from influence_ssl._memory import free_memory
 from influence_ssl._store import Columns, Store
+from influence_ssl.curvature import CHUNK, CHUNK_BYTES
 from influence_ssl.errors import InfluenceValueError
-from influence_ssl.gradients import Capture, Layer, Objective
-from influence_ssl.objectives import Batch, Encode, Index
+from influence_ssl.gradients import Capture, Layer
+from influence_ssl.objectives import Batch, Encode, Index, Objective
 from influence_ssl.processes import place, total
-
-# The curvature sees so many gradients at a time, and no more bytes: to add a small product to a
-# large matrix costs more than the product.
-_CHUNK, _CHUNK_BYTES = 1024, 2**29
 
 
 class Gradients:
@@ -53,14 +50,14 @@ class Gradients:
         self.index = examples.index
         self._width = sum(layer.size for layer in self.layers) * capture.working.itemsize
         # Unprojected gradients are large: then fewer examples at a time, which no value notices.
-        (rank, count), n, most = place(), examples.n, int(_CHUNK_BYTES // self._width)
+        (rank, count), n, most = place(), examples.n, int(CHUNK_BYTES // self._width)
         if n < count:
             raise InfluenceValueError(f"{count} processes have {n} images; start at most {n}.")
         step = max(1, min(step, most, n // count))
         rows = [range(start, min(start + step, n)) for start in range(0, n, step)]
         own = rows[len(rows) * rank // count : len(rows) * (rank + 1) // count]
         self._batches = [(draw, part) for draw in range(draws) for part in own]
-        self._chunk = max(1, min(_CHUNK, most) // step)  # batches at a time to the curvature
+        self._chunk = max(1, min(CHUNK, most) // step)  # batches at a time to the curvature
         self._kept: list[Tensor] | None = None
         self._seen: dict[int, Columns] = {}  # by batch: what a pass computes besides gradients
         self.representations = False  # whether they are among it

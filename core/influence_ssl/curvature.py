@@ -24,10 +24,14 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from influence_ssl._embeddings import Dual, Embedding, Same, Spectral, Triangular, stripes
+from influence_ssl._layers import Layer
 from influence_ssl._memory import free_memory
 from influence_ssl.errors import InfluenceTypeError, InfluenceValueError
-from influence_ssl.gradients import Layer
 from influence_ssl.processes import first, gather, total
+
+CHUNK, CHUNK_BYTES = 1024, 2**29
+"""A curvature sees so many gradients at a time, and no more bytes: to add a small product to a
+large matrix costs more than the product."""
 
 
 class Gradients(Protocol):

@@ -29,9 +29,7 @@ from torch import Tensor, nn
 
 from influence_ssl._layers import Layer
 from influence_ssl.errors import InfluenceTypeError, InfluenceValueError
-from influence_ssl.objectives import Batch, Encode, Index
-
-Objective = Callable[[Encode, Batch, Tensor, int, int], Tensor]
+from influence_ssl.objectives import Batch, Encode, Index, Objective
 
 
 @dataclass

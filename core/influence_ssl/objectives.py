@@ -22,6 +22,7 @@ from influence_ssl.perturbations import GaussianNoise, example_seed
 Encode = Callable[[Tensor], Tensor]
 Batch = tuple[Tensor, ...]  # images, and labels where there are any
 Index = Int64[Tensor, " b"]
+Objective = Callable[[Encode, Batch, Tensor, int, int], Tensor]
 
 
 @dataclass(frozen=True)

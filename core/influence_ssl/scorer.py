@@ -26,9 +26,9 @@ from influence_ssl._passes import Gradients
 from influence_ssl._store import ENCODER, Probe, Store, fingerprint, origin
 from influence_ssl.curvature import Curvature, LoGra
 from influence_ssl.errors import InfluenceTypeError, InfluenceValueError
-from influence_ssl.gradients import Capture, Objective, untouched
+from influence_ssl.gradients import Capture, untouched
 from influence_ssl.influence import Influence, products, refuse
-from influence_ssl.objectives import Invariance
+from influence_ssl.objectives import Invariance, Objective
 from influence_ssl.processes import gather, place, together
 from influence_ssl.scores import Scores
 from influence_ssl.version import __version__
@@ -103,6 +103,17 @@ class InfluenceScorer:
         self.store = None if store is None else Path(store)
 
     fit_: Fit  # there after fit or load
+
+    def __repr__(self) -> str:
+        always = "objective", "curvature", "draws", "seed"
+        settings = {name: getattr(self, name) for name in always}
+        for name in ("batch_size", "device", "dtype", "layers", "store"):
+            if (value := getattr(self, name)) is not None:
+                settings[name] = str(value) if name == "store" else value
+        words = ", ".join(f"{name}={value!r}" for name, value in settings.items())
+        fit = getattr(self, "fit_", None)
+        state = "not fitted" if fit is None else f"fitted on {fit.n:,} gradients"
+        return f"InfluenceScorer({type(self.encoder).__name__}, {words}; {state})"
 
     def images_at_once(self, values: int) -> int:
         """The batch size for images of so many values."""
@@ -183,6 +194,22 @@ class InfluenceScorer:
             per_draw.mean(0), error, found, names, provenance,
             loss=loss.mean(0), gradient_norm=norm.mean(0), per_draw=per_draw, representations=z,
         )  # fmt: skip
+
+    def gradients(
+        self, images: Tensor | Dataset, index: Indices | None = None
+    ) -> Iterator[Float[Tensor, "b k"]]:
+        r"""The projected gradients g of ``images``, batch by batch, as the curvature sees them.
+
+        A row (k,) holds the gradients :math:`P G_i Q^\top` of all layers side by side, each
+        flattened row by row; all images of one draw come before the next draw. Until the iteration
+        ends, the encoder is in eval mode and its weights ask for no gradient. Of several processes
+        each gets its own part.
+        """
+        fit, outside = getattr(self, "fit_", None), _modes()
+        with self._gradients(images, index, "gradients", fit) as gradients:
+            for g in gradients:
+                with outside():
+                    yield g
 
     def embed(
         self, images: Tensor | Dataset, index: Indices | None = None
@@ -436,6 +463,26 @@ def _state(value: Any) -> Any:
         return tuple(value)
     fields = getattr(value, "__dict__", None)
     return (type(value), dict(fields)) if fields else value
+
+
+def _modes() -> Callable[[], ExitStack]:
+    """What enters PyTorch's modes of this moment again, for the code between two batches."""
+    grad, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+    casts = [
+        (kind, torch.get_autocast_dtype(kind))
+        for kind in ("cpu", "cuda", "mps")
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    ]
+
+    def enter() -> ExitStack:
+        modes = ExitStack()
+        modes.enter_context(torch.inference_mode(inference))
+        modes.enter_context(torch.set_grad_enabled(grad))
+        for kind, dtype in casts:
+            modes.enter_context(torch.autocast(kind, dtype))
+        return modes
+
+    return enter
 
 
 @contextmanager

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from influence_ssl import InfluenceScorer, Scores
+from influence_ssl.curvature import Curvature, Gradients, Layer
 
 
 class Residual(nn.Module):
@@ -62,6 +65,20 @@ class Windows(nn.Module):
         y = self.mix(windows.reshape(-1, 1, 12)).tanh()
         y = y.reshape(b, -1, 7) if self.example_first else y.reshape(-1, b, 7).transpose(0, 1)
         return y.mean(1)
+
+
+class Kept:
+    """A curvature with the projections of another that keeps the layers and the gradients."""
+
+    def __init__(self, inner: Curvature) -> None:
+        self.inner = inner
+
+    def project(self, layers: list[Layer]) -> None:
+        self.inner.project(layers)
+
+    def fit(self, gradients: Gradients) -> Callable[[Tensor], Tensor]:
+        self.layers, self.rows = gradients.layers, torch.cat(list(gradients))
+        return lambda g: g.sum(1)
 
 
 def build(kind: type[nn.Module], seed: int = 0, **arguments) -> nn.Module:

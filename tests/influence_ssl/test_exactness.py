@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from nets import (
+    Kept,
     Residual,
     Sequence,
     Windows,
@@ -146,8 +147,9 @@ def test_logra_is_the_fisher_of_projected_gradients(joint):
     net, x = build(Residual), images(30)
     curvature = LoGra(rank=3, joint=joint, damping=0.02, seed=5)
     scorer = InfluenceScorer(net, curvature=curvature, progress=False)
-    with scorer._gradients(x, None, "test") as gradients:
-        layers = {layer.name: layer for layer in gradients.layers}
+    kept = Kept(curvature)
+    InfluenceScorer(net, curvature=kept, progress=False).fit(x)
+    layers = {layer.name: layer for layer in kept.layers}
     order = [n for n, m in net.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     projected = {}
     for name, g in zip(order, brute_force_gradients(net, x, perturbed(x)), strict=True):
@@ -157,6 +159,9 @@ def test_logra_is_the_fisher_of_projected_gradients(joint):
         g = g.reshape(len(x), left.shape[1], right.shape[1])
         projected[name] = np.einsum("ro,noi,ci->nrc", left, g, right).reshape(len(x), -1)
     blocks = [np.concatenate(list(projected.values()), 1)] if joint else projected.values()
+    rows = torch.cat(list(scorer.gradients(x)))
+    side_by_side = np.concatenate([projected[name] for name in layers], 1)
+    np.testing.assert_allclose(rows, side_by_side, rtol=1e-8, atol=1e-14)
     expected = -sum(quadratic(g, 0.02) for g in blocks)
     np.testing.assert_allclose(scorer.score(x).values, expected, rtol=1e-8)
     ranks = scorer.score(x).provenance["ranks"]

@@ -6,6 +6,7 @@ import torch
 from nets import Residual, build, images, score
 
 from influence_ssl import GaussianNoise, InfluenceError, InfluenceScorer, LoGra
+from influence_ssl.curvature import CHUNK
 
 pytestmark = [
     pytest.mark.gpu,
@@ -39,16 +40,17 @@ def test_cuda_agrees_with_the_cpu(dtype, joint, draws):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_no_batch_waits_for_the_device(dtype):
     """CUDA reports every call that waits, as an error, from the images to the gradients."""
-    net, x = build(Residual).float(), images(64).float()
-    scorer = InfluenceScorer(net, device="cuda", dtype=dtype, batch_size=8, progress=False)
-    with scorer._gradients(x, None, "test") as gradients:
-        batches = gradients._batches
-        gradients._batch(*batches[0])  # kernels are chosen at the first call
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            found = [gradients._batch(*batch) for batch in batches]
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
+    net, x = build(Residual).float(), images(3 * CHUNK).float()
+    scorer = InfluenceScorer(net, device="cuda", dtype=dtype, batch_size=64, progress=False)
+    gradients = scorer.gradients(x)
+    found = [next(gradients)]  # kernels are chosen in the first batches
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found.append(next(gradients))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    found += gradients
+    assert len(found) == 3
     assert torch.cat(found).isfinite().all()
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from nets import Residual, Sequence, Windows, build, images, score
+from nets import Residual, Sequence, Windows, brute_force_gradients, build, images, score
 from torch import nn
 from torch.nn.utils import parametrizations
 
@@ -315,3 +315,41 @@ def test_representations_are_f_of_x_also_where_the_objective_never_encodes_x():
     found = InfluenceScorer(net, two_views, progress=False).score(x, representations=True)
     with torch.no_grad():
         np.testing.assert_allclose(found.representations, net.eval()(x).float(), rtol=1e-6)
+
+
+def test_gradients_are_those_of_autograd_draw_by_draw():
+    net, x = build(Sequence), images(12)
+    scorer = InfluenceScorer(net, curvature=Identity(), draws=2, batch_size=5, progress=False)
+    expected = [
+        np.hstack(brute_force_gradients(net, x, GaussianNoise()(x, torch.arange(12), draw, 0)))
+        for draw in (0, 1)
+    ]
+    for _ in range(2):  # the second time after a fit
+        found = torch.cat(list(scorer.gradients(x)))
+        np.testing.assert_allclose(found, np.vstack(expected), rtol=1e-8, atol=1e-14)
+        scorer.fit(x)
+
+
+def test_code_between_two_batches_of_gradients_runs_in_its_own_modes():
+    net, x = build(Residual).train(), images(1100)
+    scorer = InfluenceScorer(net, curvature=LoGra(rank=2), progress=False)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        rows = scorer.gradients(x)
+        first = next(rows)
+        assert not torch.is_grad_enabled()
+        assert torch.is_autocast_enabled("cpu")
+        assert first.dtype == next(rows).dtype == torch.float64
+        rows.close()  # before the end
+        assert not torch.is_grad_enabled()
+        assert torch.is_autocast_enabled("cpu")
+    assert torch.is_grad_enabled()
+    assert net.training
+    assert all(p.requires_grad for p in net.parameters())
+
+
+def test_a_scorer_says_what_it_is():
+    net, x = build(Sequence), images(12)
+    scorer = InfluenceScorer(net, curvature=LoGra(rank=2), dtype=torch.float32, progress=False)
+    settings = f"Sequence, objective={Invariance()!r}, curvature={LoGra(rank=2)!r}, draws=1, seed=0"
+    assert repr(scorer) == f"InfluenceScorer({settings}, dtype=torch.float32; not fitted)"
+    assert repr(scorer.fit(x)).endswith("; fitted on 12 gradients)")

@@ -12,8 +12,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from influence_ssl import EmpiricalFisher, LoGra
-from influence_ssl.curvature import Gradients
-from influence_ssl.gradients import Layer
+from influence_ssl.curvature import Gradients, Layer
 
 from .factors import Factors
 

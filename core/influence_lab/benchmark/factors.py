@@ -12,6 +12,7 @@ Source: Martens and Grosse 2015; for convolutions Grosse and Martens 2016 (arXiv
 
 from __future__ import annotations
 
+import copy
 from typing import NamedTuple
 
 import torch
@@ -20,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from influence_ssl.errors import InfluenceValueError
-from influence_ssl.gradients import Objective, untouched
+from influence_ssl.objectives import Objective
 
 
 class Factors(NamedTuple):
@@ -53,22 +54,14 @@ def kronecker_factors(
         rows = rows.reshape(-1, rows.shape[-1])
         s[name] = s.get(name, torch.zeros(())) + rows.T @ rows
 
-    handles = [
-        module.register_forward_hook(lambda m, x, y, name=name: forward(name, m, x[0], y))
-        for name, module in encoder.named_modules()
-        if isinstance(module, (nn.Conv2d, nn.Linear))
-    ]
-    try:
-        with untouched(encoder):
-            for index in torch.arange(len(images)).split(batch_size):
-                batch = (images[index],)
-                losses = objective(
-                    lambda x: encoder(x.detach().requires_grad_()), batch, index, 0, seed
-                )
-                losses.sum().backward()
-    finally:
-        for handle in handles:
-            handle.remove()
+    own = copy.deepcopy(encoder).eval().requires_grad_(False)
+    for name, module in own.named_modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            module.register_forward_hook(lambda m, x, y, name=name: forward(name, m, x[0], y))
+    for index in torch.arange(len(images)).split(batch_size):
+        batch = (images[index],)
+        losses = objective(lambda x: own(x.detach().requires_grad_()), batch, index, 0, seed)
+        losses.sum().backward()
     n = len(images)
     return {name: Factors(a[name] / n, s[name] / positions[name]) for name in a}
 

@@ -22,9 +22,8 @@ from jaxtyping import Float64
 from torch import Tensor, nn
 
 from influence_ssl import GaussianNoise, InfluenceScorer, Invariance, LoGra, Relative
-from influence_ssl.curvature import Gradients
+from influence_ssl.curvature import Gradients, Layer
 from influence_ssl.errors import InfluenceError
-from influence_ssl.gradients import Layer
 
 from .. import results
 from . import Task

@@ -20,8 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from influence_ssl import InfluenceScorer, LoGra
-from influence_ssl.curvature import Gradients
-from influence_ssl.gradients import Layer
+from influence_ssl.curvature import CHUNK, Gradients, Layer
 
 from .. import results
 from ..benchmark.timing import (
@@ -39,7 +38,6 @@ from ..tasks import data_for
 from . import Task
 
 FEW = 2
-CHUNK = 1024
 MAIN = "rank 16"
 TOTALS = (1_024, 50_000)
 """Numbers of images that a whole call is stated for; the aims are for the first of them."""
