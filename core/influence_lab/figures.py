@@ -18,7 +18,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from cycler import cycler
 
-from .files import replacing
+from influence_ssl.files.writing import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -96,7 +96,7 @@ def use_style() -> None:
 
 def save(figure: Figure, path: Path) -> None:
     """Write the figure whole or not at all, in the format of its suffix (SVG without one)."""
-    with replacing(path) as temporary:
+    with replacing(path, parents=True) as temporary:
         figure.savefig(temporary, format=path.suffix.removeprefix(".") or "svg")
     plt.close(figure)
 

@@ -11,11 +11,12 @@ import torch
 from jaxtyping import Float, Float32, Float64, Int64
 from sklearn.metrics import silhouette_samples
 
+from influence_ssl.files.writing import replacing
+
 from . import results
 from .agreement import Estimate, mean
 from .datasets import Images
 from .datasets.base import cache_root
-from .files import replacing
 from .probes import extract
 
 K = 10
@@ -96,7 +97,7 @@ def features(encoder: Any, images: Images, cache: Path | None = None) -> Float32
         return np.load(path)
     z = unit(extract(encoder, images.tensor()).numpy())
     if len(images) >= _CACHED_FROM:
-        with replacing(path) as temporary, temporary.open("wb") as file:
+        with replacing(path, parents=True) as temporary, temporary.open("wb") as file:
             np.save(file, z)
     return z
 

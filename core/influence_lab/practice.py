@@ -10,9 +10,9 @@ from PIL import Image
 
 from influence_ssl.cli import main
 from influence_ssl.errors import InfluenceError
+from influence_ssl.files.writing import replacing
 
 from .datasets.scenes import GROUPS, KINDS, Scenes
-from .files import replacing
 
 
 def write_scenes(scenes: Scenes, folder: Path) -> Path:
@@ -28,7 +28,10 @@ def write_scenes(scenes: Scenes, folder: Path) -> Path:
         truth = images.classes[images.labels[i]], GROUPS[scenes.group[i]], KINDS[scenes.kind[i]]
         rows.append((f"{name}.png", *truth))
     table = folder.with_suffix(".csv")
-    with replacing(table) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with (
+        replacing(table, parents=True) as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as file,
+    ):
         csv.writer(file).writerows([("path", "class", "light", "kind"), *rows])
     return table
 

@@ -24,16 +24,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from influence_ssl import Scores
-from influence_ssl._machine import machine
 from influence_ssl.errors import InfluenceOSError, InfluenceValueError
+from influence_ssl.files.writing import replacing
+from influence_ssl.provenance import made_with
 
 from .encoders import STEMS, CifarResNet18, LargeResNet18
-from .files import replacing
 
 QUANTILES = 1025
 LARGEST = 2**16
 LARGEST_FIRST = ("paper", "gpu", "cpu", "tiny")
-PACKAGES = ("influence-ssl", "torch", "torchvision", "numpy")
 
 
 def results_root() -> Path:
@@ -90,17 +89,15 @@ def provenance(
         "data": data,
         "data_sha256": digest,
         "code": code_version(),
-        "versions": {name: version(name) for name in PACKAGES}
-        | {"python": platform.python_version()},
         "device": device,
-        **machine(),
+        **made_with(),
         "wall_seconds": None if seconds is None else round(seconds, 1),
     }
 
 
 def save_json(path: Path, content: dict[str, Any]) -> None:
     """Write ``content`` whole or not at all."""
-    with replacing(path) as temporary:
+    with replacing(path, parents=True) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
@@ -131,7 +128,7 @@ def save_encoder(encoder: CifarResNet18, path: Path) -> None:
     }
     state = {name: value.contiguous() for name, value in state.items()}
     classes = 0 if encoder.fc is None else encoder.fc.out_features
-    with replacing(path) as temporary:
+    with replacing(path, parents=True) as temporary:
         save_file(state, temporary, {"width": str(encoder.width), "classes": str(classes)})
 
 
@@ -221,7 +218,7 @@ def compress(scores: Scores, extra: dict[str, Any]) -> RecordedScores:
 
 def save_scores(recorded: RecordedScores, path: Path) -> None:
     """Write ranks (uint16), quantiles and provenance as one ``.npz``."""
-    with replacing(path) as temporary, temporary.open("wb") as file:
+    with replacing(path, parents=True) as temporary, temporary.open("wb") as file:
         np.savez_compressed(
             file,
             rank=recorded.rank,

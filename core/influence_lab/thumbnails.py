@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from .files import replacing
+from influence_ssl.files.writing import replacing
 
 
 def sheet(images: UInt8[np.ndarray, "n h w 3"], columns: int) -> UInt8[np.ndarray, "a b 3"]:
@@ -29,7 +29,7 @@ def save_sheet(
     JPEG, without subsampled colour, works on cells of 8 x 8 pixels, so images whose sides are
     multiples of 8 do not run into one another.
     """
-    with replacing(path) as temporary:
+    with replacing(path, parents=True) as temporary:
         Image.fromarray(sheet(images, columns)).save(
             temporary, format="JPEG", quality=quality, optimize=True, subsampling=0
         )

@@ -15,8 +15,7 @@ import numpy as np
 from jaxtyping import Float, Float64, UInt16
 
 from influence_ssl.errors import InfluenceValueError
-
-from .files import replacing
+from influence_ssl.files.writing import replacing
 
 LEVELS = 4095
 
@@ -78,7 +77,7 @@ class Vectors:
             self._ends.append((low, high))
         self.notes[name] = note
         written = {"origin": self.origin, "vectors": self.notes}
-        with replacing(self.path) as temporary, temporary.open("wb") as file:
+        with replacing(self.path, parents=True) as temporary, temporary.open("wb") as file:
             np.savez_compressed(
                 file,
                 codes=np.stack(self._codes),

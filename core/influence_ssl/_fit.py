@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from influence_ssl.curvature import (
     Relative,
 )
 from influence_ssl.errors import InfluenceOSError, InfluenceTypeError, InfluenceValueError
+from influence_ssl.files.writing import replacing
 from influence_ssl.objectives import Invariance, Objective, Supervised
 from influence_ssl.perturbations import GaussianNoise
 
@@ -119,20 +119,10 @@ def write(folder: Path, fit: Fit, settings: dict[str, Any]) -> None:
         "blocks": blocks,
         "kept": kept,
     }
-    folder.mkdir(parents=True, exist_ok=True)
     # The words come last, with the hash of the tensors: half a fit is no fit.
     for name, data in ((_TENSORS, content), (_WORDS, json.dumps(described_fit, indent=1).encode())):
-        part = folder / f".{os.getpid()}-{name}"
-        try:
-            try:
-                part.write_bytes(data)
-                part.replace(folder / name)
-            finally:
-                part.unlink(missing_ok=True)
-        except OSError as error:
-            raise InfluenceOSError(
-                f"{str(folder / name)!r} cannot be written: {error.strerror}."
-            ) from error
+        with replacing(folder / name, parents=True) as temporary:
+            temporary.write_bytes(data)
 
 
 def read(folder: Path, device: torch.device) -> tuple[dict[str, Any], Fit]:

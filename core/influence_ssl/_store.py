@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from influence_ssl.errors import InfluenceOSError, InfluenceValueError
+from influence_ssl.files.writing import replacing
 from influence_ssl.gradients import Capture
 from influence_ssl.objectives import Batch, Index
 from influence_ssl.version import __version__
@@ -147,16 +147,14 @@ class Store:
     def _begin(self, path: Path, parts: dict[str, str], probe: Probe) -> None:
         tensors = {f"batch {number}": part for number, part in enumerate(probe.batch)}
         tensors |= {"index": probe.index, "gradients": probe.gradients}
-        self.folder.mkdir(parents=True, exist_ok=True)
         _write(path, tensors, {"parts": json.dumps(parts)})
 
 
 def _write(path: Path, tensors: Columns, metadata: dict[str, str] | None = None) -> None:
     content = save({name: x.cpu().contiguous() for name, x in tensors.items()}, metadata)
-    part = path.with_suffix(f".{os.getpid()}.part")  # each process of a group writes its own
-    # Not by safetensors, which does not tell a full disk from any other error.
-    part.write_bytes(content)
-    part.replace(path)
+    with replacing(path, parents=True) as temporary:
+        # Not by safetensors, which does not tell a full disk from any other error.
+        temporary.write_bytes(content)
 
 
 def _read(path: Path) -> tuple[dict[str, str], Probe]:

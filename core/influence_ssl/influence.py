@@ -21,8 +21,8 @@ from torch import Tensor
 
 from influence_ssl._kept import Embedded
 from influence_ssl._memory import free_memory
-from influence_ssl.errors import InfluenceTypeError, InfluenceValueError
-from influence_ssl.scores import TABLES, save
+from influence_ssl.errors import InfluenceValueError
+from influence_ssl.files.tables import frame, save
 
 if TYPE_CHECKING:
     import pandas
@@ -57,12 +57,6 @@ class Influence:
 
     def to_pandas(self) -> pandas.DataFrame:
         """One row per query and training image: query, rank, index, name, influence."""
-        try:
-            import pandas
-        except ImportError as error:
-            raise InfluenceTypeError(
-                "pandas is not installed; install it with: pip install 'influence-ssl[report]'"
-            ) from error
         q, t = self.values.shape
         places = self.positions.reshape(-1)
         columns: dict[str, Any] = {
@@ -72,14 +66,14 @@ class Influence:
         }
         if self.names is not None:
             columns["name"] = [self.names[i] for i in places]
-        return pandas.DataFrame({**columns, "influence": self.values.reshape(-1)})
+        return frame({**columns, "influence": self.values.reshape(-1)})
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the table of :meth:`to_pandas` to ``.csv`` or ``.parquet``, whole or not at all.
 
         The provenance stands in the first line of a CSV and in the metadata of a Parquet file.
         """
-        save(self, path, TABLES)
+        save(self, path)
 
 
 def refuse(

@@ -21,7 +21,6 @@ from influence_ssl._checks import prepare
 from influence_ssl._examples import Dataset, Examples, Indices
 from influence_ssl._fit import Fit, made, project, projections, read, write
 from influence_ssl._kept import HALVES, Embedded, Room
-from influence_ssl._machine import machine
 from influence_ssl._passes import Gradients
 from influence_ssl._store import ENCODER, Probe, Store, fingerprint, origin
 from influence_ssl.curvature import Curvature, LoGra
@@ -30,8 +29,8 @@ from influence_ssl.gradients import Capture, untouched
 from influence_ssl.influence import Influence, products, refuse
 from influence_ssl.objectives import Invariance, Objective
 from influence_ssl.processes import gather, place, together
+from influence_ssl.provenance import made_with
 from influence_ssl.scores import Scores
-from influence_ssl.version import __version__
 
 _BATCH, _LEAST = 256, 8  # images of 3 x 64 x 64, and at least so many of any size
 
@@ -451,8 +450,7 @@ class InfluenceScorer:
             "left out": [name for name, x in parameters if id(x) not in used],
             "dtype": str(capture.dtype).removeprefix("torch."),
             "device": str(capture.device),
-            "versions": {"influence_ssl": __version__, "torch": torch.__version__},
-            **machine(),
+            **made_with(),
             **getattr(fitted, "provenance", {}),
         }
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
 from influence_ssl.errors import InfluenceOSError, InfluenceTypeError, InfluenceValueError
+from influence_ssl.files.tables import frame, read_csv, read_parquet, save
 
 if TYPE_CHECKING:
     import pandas
@@ -110,19 +110,13 @@ class Scores:
 
     def to_pandas(self) -> pandas.DataFrame:
         """A table with the columns index, name (where there are names), score, standard_error."""
-        try:
-            import pandas
-        except ImportError as error:
-            raise InfluenceTypeError(
-                "pandas is not installed; install it with: pip install 'influence-ssl[report]'"
-            ) from error
         names = {} if self.names is None else {"name": list(self.names)}
         scores = {"score": self.values, "standard_error": self.standard_error}
-        return pandas.DataFrame({"index": self.index, **names, **scores})
+        return frame({"index": self.index, **names, **scores})
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write to ``.npz``, ``.csv`` or ``.parquet``; the file appears whole or not at all."""
-        save(self, path, _WRITERS)
+        save(self, path, {".npz": _write_npz})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Scores:
@@ -141,26 +135,7 @@ class Scores:
             raise InfluenceValueError(f"{path}: is not a file of scores ({error}).") from error
 
 
-def save(
-    found: Any, path: str | os.PathLike[str], writers: Mapping[str, Callable[[Any, str], None]]
-) -> None:
-    """Write ``found`` by the suffix of ``path``; the file appears whole or not at all."""
-    path = Path(path)
-    write = writers.get(path.suffix)
-    if write is None:
-        raise InfluenceValueError(f"{path}: the suffix must be one of {', '.join(writers)}.")
-    part = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        try:
-            write(found, str(part))
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
-    except OSError as error:
-        raise InfluenceOSError(f"{path}: cannot be written: {error.strerror}.") from error
-
-
-def _write_npz(scores: Scores, path: str) -> None:
+def _write_npz(scores: Scores, path: Path) -> None:
     columns: dict[str, Any] = scores._columns()
     if scores.names is not None:
         columns["names"] = np.array(list(scores.names), dtype=str)
@@ -177,15 +152,19 @@ def _read_npz(path: Path) -> Scores:
     return Scores(names=None if names is None else names.tolist(), provenance=provenance, **columns)
 
 
-def _tables(name: str) -> Callable[..., Any]:
-    """A function on tables; their module comes with the extra ``report``, as pandas does."""
-    return lambda *x: getattr(import_module("influence_ssl.report.tables"), name)(*x)
+def _from_table(table: pandas.DataFrame, provenance: dict[str, Any]) -> Scores:
+    return Scores(
+        np.array([float(value) for value in table["score"]]),
+        # An empty cell of a CSV is no number; a zero is one.
+        np.array([float("nan" if value == "" else value) for value in table["standard_error"]]),
+        table["index"].to_numpy().astype(np.int64),
+        table["name"].tolist() if "name" in table else None,
+        provenance,
+    )
 
 
-TABLES: dict[str, Callable[..., None]] = {
-    ".csv": _tables("write_csv"),
-    ".parquet": _tables("write_parquet"),
+_READERS: dict[str, Callable[[Path], Scores]] = {
+    ".npz": _read_npz,
+    ".csv": lambda path: _from_table(*read_csv(path)),
+    ".parquet": lambda path: _from_table(*read_parquet(path)),
 }
-_WRITERS: dict[str, Callable[..., None]] = {".npz": _write_npz, **TABLES}
-_READERS: dict[str, Callable[..., Scores]] = {".npz": _read_npz, ".csv": _tables("read_csv")}
-_READERS[".parquet"] = _tables("read_parquet")

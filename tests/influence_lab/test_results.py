@@ -16,7 +16,7 @@ from influence_lab.experiments import distributions
 from influence_lab.pretrain import settings_for
 from influence_lab.pretrain.checkpoint import read_checkpoint
 from influence_ssl import InfluenceError, Scores
-from influence_ssl._machine import machine
+from influence_ssl.provenance import made_with
 
 
 def made(n, seed=0, ties=False):
@@ -110,9 +110,8 @@ def test_the_command_records_a_run_with_its_provenance(places):
     origin = record["provenance"]
     assert origin["command"] == "influence-lab pretrain simclr --profile tiny --seed 0"
     assert origin["data_sha256"] == tasks.data_for("tiny", "train").digest
-    assert set(origin["versions"]) == {"influence-ssl", "torch", "torchvision", "numpy", "python"}
     assert origin["wall_seconds"] > 0
-    assert origin.items() >= machine().items()
+    assert origin.items() >= made_with().items()
     assert len(record["epochs"]) == 2
     assert record["settings"]["method"] == "simclr"
     assert 0.15 < record["accuracy"]["knn"] <= 1

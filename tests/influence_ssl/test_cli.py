@@ -212,7 +212,7 @@ def test_provenance_tells_how_the_scores_were_made(work: Path) -> None:
     data = found.provenance["data"]
     assert data["sha256"] == hashlib.sha256(lines.encode()).hexdigest()
     assert (data["images"], data["shape"]) == (24, [3, 10, 10])
-    assert found.provenance["packages"]["torch"] == torch.__version__.partition("+")[0]
+    assert found.provenance["versions"]["torch"] == torch.__version__.partition("+")[0]
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])

@@ -15,8 +15,8 @@ from PIL import Image, ImageOps
 
 from influence_ssl.decoding import BACKGROUND, DEPTHS, decode, reason
 from influence_ssl.errors import InfluenceError, InfluenceOSError
+from influence_ssl.files.writing import replacing
 
-from ..files import replacing
 from .base import cache_root
 
 Pixels = UInt8[np.ndarray, "h w 3"]
@@ -87,9 +87,9 @@ def read_all(
     # A cache that cannot be written costs time and nothing else.
     try:
         if unreadable:
-            with replacing(others) as temporary:
+            with replacing(others, parents=True) as temporary:
                 temporary.write_text(json.dumps(unreadable))
-        with replacing(cache) as temporary, temporary.open("wb") as file:
+        with replacing(cache, parents=True) as temporary, temporary.open("wb") as file:
             np.save(file, pixels)
     except InfluenceError as error:
         print(f"not cached: {error}", file=sys.stderr)

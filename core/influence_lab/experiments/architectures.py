@@ -206,8 +206,6 @@ def keys(profile: str) -> list[str]:
 
 def reproduce(task: Task) -> str:
     """Check every model that is not recorded yet; record after each."""
-    import timm
-
     path = path_of(task.profile, task.root)
     record = results.load_record(task.profile, "architectures", task.root) or {"models": {}}
     rows, begin = record["models"], time.perf_counter()
@@ -223,7 +221,6 @@ def reproduce(task: Task) -> str:
             task.command, task.profile, task.seed, f"{IMAGES} images of noise", "", "cpu",
             record.get("provenance", {}).get("wall_seconds", 0) + time.perf_counter() - begin,
         )  # fmt: skip
-        record["provenance"]["versions"]["timm"] = timm.__version__
         begin = time.perf_counter()
         results.save_json(path, record)
         if sys.stderr.isatty():

@@ -34,10 +34,10 @@ from torch import Tensor
 from influence_ssl import Identity, InfluenceScorer, Invariance, LoGra
 from influence_ssl.curvature import Curvature
 from influence_ssl.errors import InfluenceValueError
+from influence_ssl.files.writing import replacing
 
 from .. import results
 from ..agreement import RESAMPLES
-from ..files import replacing
 from ..pretrain import run_folder
 from . import Task
 from .left_out import Sampled
@@ -175,7 +175,7 @@ def _some(study: Study, regime: str, encoders: range) -> dict[str, Float64[np.nd
 
 def _write(path: Path, arrays: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary, temporary.open("wb") as file:
+    with replacing(path, parents=True) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)
 
 

@@ -16,11 +16,11 @@ from jaxtyping import Float16, Float32, Int64, UInt8, UInt16
 from sklearn.manifold import TSNE
 
 from influence_ssl.errors import InfluenceValueError
+from influence_ssl.files.writing import replacing
 
 from .. import results
 from ..agreement import Estimate, gap, rounded
 from ..claims import Reading, above, reading
-from ..files import replacing
 from ..neighbourhoods import nearest, recorded_features, structure
 from ..tasks import data_for, recorded_or_made
 from . import Task
@@ -161,7 +161,7 @@ def load_map(profile: str, method: str, seed: int = 0, root: Path | None = None)
 
 def save_map(found: Map, path: Path) -> None:
     """Write a map as one ``.npz``, about 6 bytes a point."""
-    with replacing(path) as temporary, temporary.open("wb") as file:
+    with replacing(path, parents=True) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **found._asdict())
 
 

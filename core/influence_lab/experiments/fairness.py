@@ -23,13 +23,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from influence_ssl import GaussianNoise, InfluenceScorer, Invariance, LoGra
+from influence_ssl.files.writing import replacing
 
 from .. import results
 from ..agreement import Estimate, gap, rounded
 from ..claims import Reading, Region, above, below, reading, weakest
 from ..datasets import Grouped, Images, load_fairface, standin_fairface
 from ..encoders import CifarResNet18, normalise
-from ..files import replacing
 from ..keys import described
 from ..pretrain import pretrain, run_folder
 from ..pretrain.methods import build
@@ -185,7 +185,7 @@ def reproduce(task: Task) -> str:
     record = measure(grouped, ranked) | {"shown": extremes}
     record |= _origin(task, grouped.images, seconds)
     results.save_json(place / "fairness.json", record)
-    with replacing(place / "fairness.npz") as temporary, temporary.open("wb") as file:
+    with replacing(place / "fairness.npz", parents=True) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **pictures)
     use_style()
     figure = figure_7(record, pictures) if task.result == "fig-7" else figure_8(record)

@@ -33,10 +33,11 @@ from tqdm import tqdm
 
 from influence_ssl import GaussianNoise
 from influence_ssl.errors import InfluenceValueError
+from influence_ssl.files.writing import replacing
 
 from .. import results
 from ..datasets import Images, load_digits
-from ..files import locked, replacing
+from ..files import locked
 from ..pretrain import run_folder
 from . import Task
 from .small_encoders import Recipe, SmallEncoder, View, train_together
@@ -177,7 +178,7 @@ class Trainings:
         self.seconds[regime] = round(self.seconds[regime] + seconds, 1)
         self.code = list(dict.fromkeys([*self.code, results.code_version()]))
         written = {"origin": self.origin, "seconds": self.seconds, "code": self.code}
-        with replacing(self.path) as temporary, temporary.open("wb") as file:
+        with replacing(self.path, parents=True) as temporary, temporary.open("wb") as file:
             arrays: dict[str, Any] = {"written": np.array(json.dumps(written)), **self.values}
             np.savez_compressed(file, **arrays)
 

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from influence_ssl.files.writing import replacing
+
 from .. import results
 from ..agreement import Estimate
-from ..files import replacing
 from .left_out import LeftOut, Sampled, detectable, rank_correlation, reliability
 from .memorisation import QUANTITIES, REGIMES, Study, refuse_another
 from .predictors import DRAWS, Rows, predictors
@@ -51,7 +52,7 @@ def predicted(study: Study) -> dict[str, dict[str, Rows]]:
         found = predictors(study.references(regime), study.recipes[regime], images, labels)
         arrays |= {f"{regime}: {name}": rows.astype(np.float32) for name, rows in found.items()}
         arrays["written"] = np.array(json.dumps(origin))
-        with replacing(path) as temporary, temporary.open("wb") as stream:
+        with replacing(path, parents=True) as temporary, temporary.open("wb") as stream:
             np.savez_compressed(stream, **arrays)
     numbers: dict[str, dict[str, Rows]] = {regime: {} for regime in REGIMES}
     for key, rows in arrays.items():

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from influence_ssl.errors import InfluenceOSError, InfluenceValueError
+from influence_ssl.files.writing import replacing
 
 from ..encoders import CifarResNet18
-from ..files import replacing
 from .methods import Method
 from .settings import Augmentation, Settings
 

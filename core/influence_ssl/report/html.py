@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json as jsonlib
 import math
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
-from influence_ssl.errors import InfluenceOSError, InfluenceValueError
+from influence_ssl.errors import InfluenceValueError
+from influence_ssl.files.writing import replacing
 from influence_ssl.report.chart import chart
 from influence_ssl.report.content import content, number
 from influence_ssl.report.pictures import Pictures
@@ -59,9 +58,10 @@ def write(
     found = _finite(found)
     page = _render(found, {} if pictures is None else pictures.uris)
     text = jsonlib.dumps(found, ensure_ascii=False, allow_nan=False, default=str)
-    _replace(out, page)
-    if json is not None:
-        _replace(json, text)
+    for path, written in ((out, page), (json, text)):
+        if path is not None:
+            with replacing(path) as temporary:
+                temporary.write_text(written, encoding="utf-8", errors="backslashreplace")
 
 
 def _finite(value: Any) -> Any:
@@ -152,22 +152,3 @@ def _short(value: float | None) -> str:
 
 def _fixed(value: float | None, digits: int = 3) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
-
-
-def _replace(path: Path, text: str) -> None:
-    name = None
-    try:
-        handle, name = tempfile.mkstemp(suffix=path.suffix, dir=path.parent)
-        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text)
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(name, 0o666 & ~mask)
-        os.replace(name, path)
-    except OSError as error:
-        raise InfluenceOSError(
-            f"{str(path)!r} cannot be written: {error.strerror or error}."
-        ) from error
-    finally:
-        if name is not None:
-            Path(name).unlink(missing_ok=True)

@@ -13,10 +13,8 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +26,7 @@ from influence_ssl.curvature import Curvature, EmpiricalFisher, Identity, LoGra,
 from influence_ssl.errors import InfluenceError, InfluenceOSError, InfluenceValueError
 from influence_ssl.objectives import Invariance
 from influence_ssl.perturbations import GaussianNoise
+from influence_ssl.provenance import made_with
 from influence_ssl.report.loading import described, import_function, load_encoder, source_code
 from influence_ssl.report.rivals import Group, duplicate_groups, nearest
 from influence_ssl.report.sources import counted, refuse_overwriting
@@ -42,7 +41,6 @@ if TYPE_CHECKING:
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}
 _NEEDS = {".npz": (), ".csv": ("pandas",), ".parquet": ("pandas", "pyarrow")}
-_PACKAGES = ("influence-ssl", "torch", "torchvision", "timm", "numpy", "pillow")
 _LISTED = 20
 _NOT_THE_ENCODER = (OSError, MemoryError, torch.OutOfMemoryError)
 
@@ -187,7 +185,7 @@ def _key(
         for name, value in vars(options).items()
         if name not in ("run", "command", "traceback", "strict", "out", "device")
     }
-    content = hashlib.sha256(json.dumps([given, str(device), _versions()]).encode())
+    content = hashlib.sha256(json.dumps([given, str(device), made_with()["versions"]]).encode())
     for name, tensor in encoder.state_dict().items():
         if isinstance(tensor, Tensor):
             content.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -303,14 +301,6 @@ def _digest(images: Images) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in _PACKAGES:
-        with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
-
-
 def _provenance(options: argparse.Namespace, images: Images) -> dict[str, Any]:
     found: dict[str, Any] = {
         "arguments": {
@@ -327,7 +317,6 @@ def _provenance(options: argparse.Namespace, images: Images) -> dict[str, Any]:
             "other files": images.ignored,
             "converted": images.converted,
         },
-        "packages": _versions(),
     }
     if options.weights not in (None, "pretrained"):
         found["weights sha256"] = hashlib.sha256(Path(options.weights).read_bytes()).hexdigest()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from influence_ssl.errors import InfluenceOSError, InfluenceValueError
+from influence_ssl.errors import InfluenceValueError
+from influence_ssl.files.writing import replacing
 from influence_ssl.report.table import Table, read_scores
 
 
@@ -58,23 +57,8 @@ def write_list(names: list[str], out: Path) -> None:
     unsafe = next((name for name in names if "\n" in name or "\r" in name), None)
     if unsafe is not None:
         raise InfluenceValueError(f"{unsafe!r} holds a line break; rename it and score again.")
-    temporary = None
-    try:
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", newline="\n", dir=out.parent, delete=False
-        ) as file:
-            temporary = Path(file.name)
-            file.writelines(f"{name}\n" for name in names)
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
-        temporary.replace(out)
-    except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        raise InfluenceOSError(
-            f"--out {str(out)!r} cannot be written: {error.strerror}."
-        ) from error
+    with replacing(out) as temporary:
+        temporary.write_text("".join(f"{name}\n" for name in names), encoding="utf-8", newline="\n")
 
 
 def _duplicates(table: Table, dropped: np.ndarray, path: Path) -> np.ndarray:

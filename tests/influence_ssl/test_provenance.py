@@ -1,29 +1,30 @@
-"""What a provenance says about the processor, wherever the scores are made."""
+"""What a provenance says about versions and processor, wherever the scores are made."""
 
 import platform
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from torch import nn
 
-from influence_ssl import InfluenceScorer, _machine
+from influence_ssl import InfluenceScorer, __version__, provenance
 
 
 @pytest.fixture
 def processor() -> Iterator[object]:
     """The processor's name, asked for anew."""
-    _machine.processor.cache_clear()
-    yield _machine.processor
-    _machine.processor.cache_clear()
+    provenance.processor.cache_clear()
+    yield provenance.processor
+    provenance.processor.cache_clear()
 
 
 def test_the_model_is_the_systems_own(processor, tmp_path: Path, monkeypatch) -> None:
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text("processor\t: 0\nmodel\t\t: 1\nmodel name\t: Some Maker  12-Core @ 3 GHz\n\n"
                        "processor\t: 1\nmodel name\t: another\n")  # fmt: skip
-    monkeypatch.setattr(_machine, "_CPUINFO", cpuinfo)
+    monkeypatch.setattr(provenance, "_CPUINFO", cpuinfo)
     assert processor() == "Some Maker  12-Core @ 3 GHz"
 
 
@@ -41,7 +42,7 @@ def test_where_the_system_names_no_model(
     cpuinfo = tmp_path / "cpuinfo"
     if text is not None:
         cpuinfo.write_text(text)
-    monkeypatch.setattr(_machine, "_CPUINFO", cpuinfo)
+    monkeypatch.setattr(provenance, "_CPUINFO", cpuinfo)
     monkeypatch.setattr(platform, "processor", lambda: family)
     monkeypatch.setattr(platform, "machine", lambda: kind)
     assert processor() == expected
@@ -55,7 +56,9 @@ def test_scores_say_on_what_they_were_computed() -> None:
         found = InfluenceScorer(nn.Linear(6, 3), progress=False).score(images).provenance
     finally:
         torch.set_num_threads(threads)
-    assert found["processor"] == _machine.processor() != ""
+    assert found["versions"]["influence-ssl"] == __version__
+    assert found["versions"]["timm"] == timm.__version__
+    assert found["processor"] == provenance.processor() != ""
     assert found["vector extensions"] == torch.backends.cpu.get_cpu_capability()
     assert found["threads"] == threads + 1
     assert found["torch build"].startswith(f"{torch.__version__}, BLAS ")

@@ -1,15 +1,20 @@
-"""What the last digits of a result depend on: processor, vector extensions, threads, build."""
+"""What every provenance says of where a result was made: versions, processor, threads, build."""
 
 from __future__ import annotations
 
 import platform
 import re
+from contextlib import suppress
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from influence_ssl.version import __version__
+
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow")
 _CPUINFO = Path("/proc/cpuinfo")
 
 
@@ -30,16 +35,22 @@ def processor() -> str:
     return platform.processor() or platform.machine() or "unknown"
 
 
-def machine() -> dict[str, Any]:
+def made_with() -> dict[str, Any]:
     """The part of a provenance that explains why two machines differ in the last digits.
 
     Returns:
-        ``processor`` (model name), ``vector extensions`` (those that PyTorch's kernels use, after
-        its environment variables), ``threads``, and ``torch build`` (version with its local tag,
-        and the BLAS library that it was built with).
+        ``versions`` of this package, of Python, and of :data:`PACKAGES` as far as they are
+        installed; ``processor`` (model name), ``vector extensions`` (those that PyTorch's kernels
+        use, after its environment variables), ``threads``, and ``torch build`` (version with its
+        local tag, and the BLAS library that it was built with).
     """
+    versions = {"influence-ssl": __version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        with suppress(PackageNotFoundError):
+            versions[package] = version(package)
     blas = re.search(r"BLAS_INFO=(\w+)", torch.__config__.show())
     return {
+        "versions": versions,
         "processor": processor(),
         "vector extensions": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),

@@ -1,0 +1,51 @@
+"""Files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from influence_ssl.errors import InfluenceOSError
+
+_WRITERS = ("PytorchStreamWriter", "inline_container", "os error")
+
+
+@contextmanager
+def replacing(path: Path, *, parents: bool = False) -> Iterator[Path]:
+    """A temporary path beside ``path`` that takes its place when the block ends well.
+
+    After an error, also a full disk, the temporary file is gone and an earlier ``path`` is as it
+    was. An ``OSError`` becomes an :class:`InfluenceOSError` that names the file. ``parents``:
+    whether folders that are missing above it are made.
+    """
+    # Its own in each process of a group, with the suffix by which writers choose a format.
+    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        try:
+            if parents:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            # safetensors makes files for the owner's eyes only; these are for everyone's.
+            mask = os.umask(0)
+            os.umask(mask)
+            temporary.chmod(0o666 & ~mask)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise _unwritable(path, str(error.strerror or error)) from error
+    except (RuntimeError, SafetensorError) as error:
+        # Neither torch.save's zip writer nor safetensors reports a full disk as an OSError.
+        if not any(text in str(error) for text in _WRITERS):
+            raise
+        raise _unwritable(path, str(error).splitlines()[0]) from error
+
+
+def _unwritable(path: Path, reason: str) -> InfluenceOSError:
+    return InfluenceOSError(
+        f"{str(path)!r} cannot be written ({reason}); free space or choose another folder."
+    )
