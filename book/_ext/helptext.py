@@ -1,6 +1,6 @@
 """The directive ``command-help``: what ``--help`` prints, taken from the parser at build time.
 
-``{command-help} influence_ssl.cli`` calls that module's ``parser()``: a section for its help and
+``{command-help} influence_ssl.command.main`` calls that module's ``parser()``: a section for its help and
 one for each subcommand, in their order.
 """
 

@@ -152,15 +152,6 @@ def _error(found: Estimate) -> float:
     return (found.high - found.low) / (2 * _Z)
 
 
-def spearman_brown(one: float, draws: int) -> float:
-    r"""Reliability of a mean of ``draws`` from that of one: :math:`m r / (1 + (m - 1) r)`.
-
-    Exact for Pearson's correlation of means of independent draws with equal variances (Spearman
-    1910, Brown 1910), an approximation for rank correlations.
-    """
-    return draws * one / (1 + (draws - 1) * one)
-
-
 def rounded(found: Any) -> Any:
     """A tree of dictionaries and estimates as a record keeps it: lists of four-digit numbers."""
     if isinstance(found, dict):

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int64
 from scipy.stats import rankdata
 
-from influence_ssl.report.statistics import wilson
+from influence_ssl.analysis.shares import wilson
 
 from .agreement import CONFIDENCE, Estimate, around
 

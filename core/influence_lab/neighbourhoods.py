@@ -1,16 +1,16 @@
-"""Who stands beside whom: nearest neighbours, label purity, silhouettes."""
+"""Representations as sets: purity of neighbourhoods, silhouettes; features of a data set."""
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Float, Float32, Float64, Int64
+from jaxtyping import Float32, Int64
 from sklearn.metrics import silhouette_samples
 
+from influence_ssl.analysis.neighbours import nearest, unit
 from influence_ssl.files.writing import replacing
 
 from . import results
@@ -20,52 +20,8 @@ from .datasets.base import cache_root
 from .probes import extract
 
 K = 10
-_ROWS = 512
 # Below this many images a pass of the encoder costs less than the file.
 _CACHED_FROM = 5000
-
-
-class Neighbours(NamedTuple):
-    """Places of the k nearest other rows of each row, nearest first, and cosine similarities."""
-
-    place: Int64[np.ndarray, "n k"]
-    similarity: Float32[np.ndarray, "n k"]
-
-    @property
-    def distance(self) -> Float32[np.ndarray, " n"]:
-        """Mean cosine distance to the k nearest."""
-        return 1 - self.similarity.mean(1)
-
-    def purity(
-        self, labels: Int64[np.ndarray, " n"], own: Int64[np.ndarray, " m"] | None = None
-    ) -> Float64[np.ndarray, " m"]:
-        """The share of each row's k nearest with its label; ``own``: labels of the queries."""
-        own = labels if own is None else own
-        return (labels[self.place] == own[:, None]).mean(1)
-
-
-def unit(z: Float[np.ndarray, "n d"]) -> Float32[np.ndarray, "n d"]:
-    """Rows of length 1; a zero row stays zero."""
-    return np.asarray(z / np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12), np.float32)
-
-
-def nearest(
-    z: Float32[np.ndarray, "n d"], k: int = K, rows: Int64[np.ndarray, " m"] | None = None
-) -> Neighbours:
-    """The k nearest by cosine among all other rows, of each row or of ``rows`` alone.
-
-    ``z`` has unit rows; k is cut to n − 1. Cost: m n d multiplications, in blocks.
-    """
-    bank = torch.from_numpy(z)
-    asked = torch.arange(len(z)) if rows is None else torch.from_numpy(rows)
-    found = []
-    for part in asked.split(_ROWS):
-        cosine = bank[part] @ bank.T
-        cosine[torch.arange(len(part)), part] = -torch.inf
-        found.append(cosine.topk(min(k, len(z) - 1), dim=1))
-    place, similarity = (torch.cat([getattr(f, what) for f in found]).numpy()
-                         for what in ("indices", "values"))  # fmt: skip
-    return Neighbours(place, similarity)
 
 
 def structure(
@@ -95,7 +51,7 @@ def features(encoder: Any, images: Images, cache: Path | None = None) -> Float32
     path = folder / f"{images.name}-{sha.hexdigest()[:16]}.npy"
     if path.is_file():
         return np.load(path)
-    z = unit(extract(encoder, images.tensor()).numpy())
+    z = unit(extract(encoder, images.tensor())).numpy()
     if len(images) >= _CACHED_FROM:
         with replacing(path, parents=True) as temporary, temporary.open("wb") as file:
             np.save(file, z)

@@ -1,7 +1,7 @@
 """Near duplicates by their pixels alone: correlation, perceptual hashes, and groups of both.
 
 Strict and quick, for 32 x 32 images as they are. What a practitioner runs on a folder, crops and
-the encoder included, is :mod:`influence_ssl.report.rivals`.
+the encoder included, is :mod:`influence_ssl.analysis.duplicates`.
 """
 
 from __future__ import annotations

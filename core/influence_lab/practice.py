@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from influence_ssl.cli import main
+from influence_ssl.command.main import main
 from influence_ssl.errors import InfluenceError
 from influence_ssl.files.writing import replacing
 

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import UInt8, UInt16
 
-from influence_ssl.report.sources import one_line
+from influence_ssl.errors import one_line
 
 try:
     from PIL import Image, UnidentifiedImageError

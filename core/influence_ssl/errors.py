@@ -15,3 +15,13 @@ class InfluenceTypeError(InfluenceError, TypeError):
 
 class InfluenceOSError(InfluenceError, OSError):
     """A file cannot be read or written."""
+
+
+def one_line(error: BaseException) -> str:
+    """An error's message without line breaks and final stop."""
+    return " ".join(str(error).split()).rstrip(".")
+
+
+def described(error: BaseException) -> str:
+    """An error's type and message on one line."""
+    return f"{type(error).__name__}: {one_line(error)}"

@@ -28,8 +28,13 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from influence_ssl.decoding import DEPTHS, Image, TooLarge, decode, reason
-from influence_ssl.errors import InfluenceOSError, InfluenceTypeError, InfluenceValueError
-from influence_ssl.report.sources import EXTENSIONS, counted, one_line, open_source
+from influence_ssl.errors import (
+    InfluenceOSError,
+    InfluenceTypeError,
+    InfluenceValueError,
+    one_line,
+)
+from influence_ssl.files.sources import EXTENSIONS, counted, open_source
 
 _CHUNK = 256
 _CHECKED = 16

@@ -5,7 +5,7 @@ import pytest
 import scipy.stats
 
 from influence_lab import agreement
-from influence_lab.agreement import Estimate, around, average, gap, spearman_brown
+from influence_lab.agreement import Estimate, around, average, gap
 
 
 @pytest.fixture(scope="module")
@@ -80,18 +80,6 @@ def test_overlap_of_what_is_known():
     assert agreement.overlap(x, x + 20).value == 0
     one_apart = 2 * scipy.stats.norm.cdf(-0.5)
     assert agreement.overlap(x, rng.normal(1, 1, 4000)).value == pytest.approx(one_apart, abs=0.03)
-
-
-def test_spearman_brown_predicts_means_of_parallel_draws():
-    """Simulated: true scores and independent noise of equal variance, 20,000 examples."""
-    rng = np.random.default_rng(0)
-    truth = rng.normal(size=20_000)
-    a, b = (truth + rng.normal(0, 1.5, (8, 20_000)) for _ in range(2))
-    one = np.corrcoef(a[0], b[0])[0, 1]
-    for draws in (2, 4, 8):
-        measured = np.corrcoef(a[:draws].mean(0), b[:draws].mean(0))[0, 1]
-        assert measured == pytest.approx(spearman_brown(one, draws), abs=0.02)
-    assert spearman_brown(one, 1) == one
 
 
 def test_constant_scores_have_no_correlation():

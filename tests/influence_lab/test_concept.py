@@ -14,8 +14,8 @@ from influence_lab.cli import main
 from influence_lab.datasets import make_lookalikes, make_scenes
 from influence_lab.encoders import normalise
 from influence_lab.experiments import concept
-from influence_lab.neighbourhoods import Neighbours
 from influence_ssl import GaussianNoise, InfluenceError, InfluenceScorer, Invariance
+from influence_ssl.analysis.neighbours import Neighbours
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,9 @@ from influence_lab import results
 from influence_lab.claims import INCONCLUSIVE, NOT_TESTED, REPRODUCED
 from influence_lab.cli import main
 from influence_lab.experiments import embedding
-from influence_lab.neighbourhoods import features, unit
+from influence_lab.neighbourhoods import features
 from influence_lab.tasks import data_for
+from influence_ssl.analysis.neighbours import unit
 
 RNG = np.random.default_rng(5)
 
@@ -36,9 +37,9 @@ def test_controls_have_the_classes_of_their_sets():
 def test_planted_structure_is_measured():
     """The lowest in pure clumps, the highest without any class, all equally many."""
     labels = RNG.integers(5, size=600)
-    centres = unit(RNG.normal(size=(5, 16)))
+    centres = unit(RNG.normal(size=(5, 16))).numpy()
     noise = np.geomspace(0.02, 3, 600)[:, None] * RNG.normal(size=(600, 16))
-    z = unit(centres[labels] + noise)
+    z = unit(centres[labels] + noise).numpy()
     found = next(iter(embedding.measure(z, labels, np.arange(600)).values()))
     assert found["lowest"]["purity"].value > 0.99
     assert found["highest"]["purity"].high < 0.4

@@ -24,7 +24,7 @@ from influence_lab.encoders import (
     standardise,
 )
 from influence_ssl import Identity, InfluenceError, InfluenceScorer
-from influence_ssl.cli import main
+from influence_ssl.command.main import main
 from influence_ssl.report.loading import load_encoder
 
 SPEC = "influence_lab.encoders:solo_cifar10"

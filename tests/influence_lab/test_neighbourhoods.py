@@ -1,31 +1,19 @@
-"""Neighbours and purity against brute force."""
+"""Purity, silhouettes and distances of sets against brute force."""
 
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import silhouette_score
-from sklearn.neighbors import NearestNeighbors
 
 from influence_lab import neighbourhoods as nb
 from influence_lab.datasets import make_scenes
 from influence_lab.encoders import cifar_resnet18
 from influence_lab.probes import extract
+from influence_ssl.analysis.neighbours import unit
 
 RNG = np.random.default_rng(0)
-Z = nb.unit(RNG.normal(size=(700, 12)))
+Z = unit(RNG.normal(size=(700, 12))).numpy()
 LABELS = RNG.integers(3, size=700)
-
-
-def test_neighbours_are_scikit_learns():
-    distance, index = NearestNeighbors(n_neighbors=11, metric="cosine").fit(Z).kneighbors(Z)
-    found = nb.nearest(Z)
-    np.testing.assert_array_equal(found.place, index[:, 1:])
-    np.testing.assert_allclose(found.distance, distance[:, 1:].mean(1), atol=1e-5)
-    chosen = np.array([3, 699, 40])
-    some = nb.nearest(Z, rows=chosen)
-    np.testing.assert_array_equal(some.place, index[chosen, 1:])
-    np.testing.assert_array_equal(some.purity(LABELS, LABELS[chosen]), found.purity(LABELS)[chosen])
-    assert nb.nearest(Z[:4]).place.shape == (4, 3)
 
 
 def test_structure_is_what_loops_find():
@@ -47,8 +35,8 @@ def test_structure_is_what_loops_find():
 
 
 def test_structure_sees_planted_classes():
-    centres = nb.unit(RNG.normal(size=(3, 12)))
-    z = nb.unit(centres[LABELS] + 0.1 * RNG.normal(size=(700, 12)))
+    centres = unit(RNG.normal(size=(3, 12))).numpy()
+    z = unit(centres[LABELS] + 0.1 * RNG.normal(size=(700, 12))).numpy()
     found = nb.structure(z, LABELS)
     assert found["purity"].value > 0.99
     assert found["silhouette"].value > 0.7

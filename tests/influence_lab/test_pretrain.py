@@ -148,7 +148,7 @@ def test_a_disk_that_fills_up_loses_nothing_that_was_there(what, limit, tmp_path
         arguments, capture_output=True, text=True, cwd=Path(__file__).parent, timeout=120
     )
     assert done.returncode == 0, done.stderr
-    assert re.fullmatch(rf".*{name}: cannot be written .*free space.*\n", done.stdout), done.stdout
+    assert re.fullmatch(rf".*{name}' cannot be written .*free space.*\n", done.stdout), done.stdout
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 

@@ -8,7 +8,7 @@ from torch import nn
 from torchvision.transforms import functional as TF
 
 from influence_ssl import Scores
-from influence_ssl.cli import main
+from influence_ssl.command.main import main
 
 ENCODERS = """
 import signal

@@ -9,7 +9,7 @@ from commands import listing
 from PIL import Image
 
 from influence_ssl import Scores
-from influence_ssl.cli import main
+from influence_ssl.command.main import main
 
 COMMANDS = ("score", "report", "compare", "select")
 MINE = """

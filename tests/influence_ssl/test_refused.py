@@ -14,8 +14,7 @@ from commands import listing, outputs, run, small
 from PIL import Image
 from torch import nn
 
-from influence_ssl.cli import main
-from influence_ssl.scores import _WRITERS
+from influence_ssl.command.main import main
 
 
 def foreign_weights() -> None:
@@ -233,8 +232,12 @@ def test_a_disk_that_is_full_at_the_end_loses_nothing(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
+    def replaced(self: Path, target: Path) -> Path:
+        return full() if target.name == f"s{suffix}" else replace(self, target)
+
+    replace = Path.replace
     with monkeypatch.context() as patch:
-        patch.setitem(_WRITERS, suffix, full)
+        patch.setattr(Path, "replace", replaced)
         assert run("--out", f"s{suffix}") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "no space left on the disk" in line

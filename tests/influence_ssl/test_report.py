@@ -1,4 +1,4 @@
-"""The report: statistics against SciPy, content against planted truth."""
+"""The report: its content against planted truth."""
 
 import json
 import math
@@ -14,7 +14,6 @@ from reports import N, make, save, scored
 
 from influence_ssl import InfluenceError, Scores
 from influence_ssl.report.html import write
-from influence_ssl.report.statistics import fisher_exact, holm, spearman, wilson
 
 
 @pytest.fixture(scope="module")
@@ -27,49 +26,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def content(made: Path) -> dict[str, Any]:
     return json.loads((made / "report.json").read_text())
-
-
-# Statistics
-
-
-@pytest.mark.parametrize(("successes", "trials"), [(0, 10), (3, 10), (10, 10), (57, 4321)])
-def test_wilson_equals_scipy(successes: int, trials: int) -> None:
-    expected = scipy.stats.binomtest(successes, trials).proportion_ci(0.95, method="wilson")
-    assert wilson(successes, trials) == pytest.approx((expected.low, expected.high), abs=1e-12)
-
-
-def test_fisher_equals_scipy() -> None:
-    rng = np.random.default_rng(0)
-    for _ in range(200):
-        total = int(rng.integers(2, 60_000))
-        marked, draws = int(rng.integers(0, total + 1)), int(rng.integers(0, min(total, 200) + 1))
-        found = int(rng.hypergeometric(marked, total - marked, draws))
-        table = [[found, draws - found], [marked - found, total - marked - draws + found]]
-        expected = scipy.stats.fisher_exact(table).pvalue
-        assert fisher_exact(found, draws, marked, total) == pytest.approx(expected, rel=1e-8)
-
-
-def test_fisher_far_out_in_the_tail() -> None:
-    expected = scipy.stats.hypergeom.pmf(100, 50_000, 500, 100)
-    assert fisher_exact(100, 100, 500, 50_000) == pytest.approx(expected, rel=1e-6)
-
-
-def test_holm_by_hand() -> None:
-    assert holm([0.04, 0.01, 0.03, 0.9]) == pytest.approx([0.09, 0.04, 0.09, 0.9])
-    assert holm([0.6, 0.7]) == [1.0, 1.0]
-    assert holm([]) == []
-
-
-def test_spearman_equals_scipy() -> None:
-    rng = np.random.default_rng(0)
-    x, y = rng.integers(0, 9, 200).astype(float), rng.normal(size=200)
-    assert spearman(x, x + y) == pytest.approx(scipy.stats.spearmanr(x, x + y).statistic)
-    y[3] = math.nan
-    assert spearman(x, y) == pytest.approx(scipy.stats.spearmanr(x, y, nan_policy="omit").statistic)
-    assert math.isnan(spearman(x, np.ones(200)))
-
-
-# Content
 
 
 def test_galleries_are_the_ends_of_the_order(made: Path, content: dict[str, Any]) -> None:

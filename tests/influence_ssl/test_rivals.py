@@ -22,11 +22,10 @@ from influence_lab.datasets.base import data_root
 from influence_lab.encoders import cifar_preprocess
 from influence_lab.experiments import duplicates
 from influence_ssl import GaussianNoise, Identity, InfluenceScorer, Invariance, Scores
-from influence_ssl.cli import main
-from influence_ssl.report import rivals, select
-from influence_ssl.report.compare import compare
-from influence_ssl.report.rivals import duplicate_groups
-from influence_ssl.report.statistics import reliability
+from influence_ssl.analysis import selection as select
+from influence_ssl.analysis.comparison import compare
+from influence_ssl.analysis.duplicates import RIDGE, duplicate_groups, whitened
+from influence_ssl.command.main import main
 from influence_ssl.report.table import read_scores
 
 COLUMNS = [
@@ -179,15 +178,9 @@ def test_no_space_left_is_one_line_and_loses_nothing(
     assert Path("calls").read_text() == "xx"
 
 
-def test_reliability_is_the_correlation_of_two_runs(
+def test_the_command_says_how_reliable_its_scores_are(
     work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rng = np.random.default_rng(0)
-    truth = rng.normal(size=4000)
-    a, b = (truth + 0.8 * rng.normal(size=(4, 4000)) for _ in range(2))
-    found = spearmanr(a.mean(0), b.mean(0)).statistic
-    assert reliability(a) == pytest.approx(found, abs=0.02)
-    assert reliability(a[:1]) is None
     assert run() == 0
     assert "not estimated with one draw" in capsys.readouterr().out
     assert run("--draws", 3) == 0
@@ -235,10 +228,10 @@ def test_whitening_is_that_of_the_whole_covariance(n: int) -> None:
     z = torch.randn(n, 20, generator=torch.Generator().manual_seed(0)).double()
     centred = z - z.mean(0)
     values, axes = np.linalg.eigh((centred.T @ centred / n).numpy())
-    root = axes @ np.diag((values.clip(0) + rivals._RIDGE * values.clip(0).mean()) ** -0.5) @ axes.T
+    root = axes @ np.diag((values.clip(0) + RIDGE * values.clip(0).mean()) ** -0.5) @ axes.T
     expected = centred.numpy() @ root
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
-    found = rivals._whitened(z).numpy()
+    found = whitened(z).numpy()
     np.testing.assert_allclose(found @ found.T, expected @ expected.T, atol=1e-5)
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from torchvision import models
 
 from influence_ssl import InfluenceScorer, Invariance, Scores
-from influence_ssl.cli import main
+from influence_ssl.command.main import main
 from influence_ssl.report.zoo import from_zoo
 
 MINE = """

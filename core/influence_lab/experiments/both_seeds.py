@@ -17,13 +17,14 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from influence_ssl import GaussianNoise
+from influence_ssl.analysis.neighbours import Neighbours, nearest
 
 from .. import borders, results
 from ..agreement import Estimate, gap, mean, rank_correlation, rounded, spearman
 from ..claims import Reading, Region, above, agrees, below, reading, weakest
 from ..datasets import Images
 from ..detection import auroc, cliffs_delta, precision_at, share, share_difference
-from ..neighbourhoods import Neighbours, nearest, recorded_features
+from ..neighbourhoods import K, recorded_features
 from ..perturbations import PixelNoise
 from ..pixel_duplicates import Found, find, pixel_twins
 from ..tasks import data_for
@@ -209,7 +210,7 @@ def reproduce(task: Task) -> str:
             z = recorded_features(task.profile, method, 0, images, task.root)
         if z is None:
             continue
-        near = known[method] = nearest(z)
+        near = known[method] = nearest(z, K)
         truth = truth_of(near, None, images.labels, twin)
         for row, score in zip(record["methods"][method], each, strict=True):
             row["concept"] = {

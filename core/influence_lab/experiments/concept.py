@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Int64, UInt8
 
 from influence_ssl import GaussianNoise, InfluenceScorer, Invariance
+from influence_ssl.analysis.neighbours import Neighbours, nearest
 
 from .. import results
 from ..agreement import Estimate, average, rounded
@@ -27,7 +28,7 @@ from ..claims import Reading, above, both, reading
 from ..datasets import Images, make_lookalikes, make_scenes
 from ..detection import auroc
 from ..encoders import normalise
-from ..neighbourhoods import Neighbours, features, nearest, recorded_features
+from ..neighbourhoods import K, features, recorded_features
 from ..pixel_duplicates import pixel_twins
 from ..tasks import TINY_SCENES, data_for
 from . import Task
@@ -148,7 +149,7 @@ def keys_of_scenes(encoder: Any, planted: Planted, noise: int = 0) -> tuple[Keys
     images = planted.images
     scorer = InfluenceScorer(encoder, Invariance(GaussianNoise()), seed=noise, progress=False)
     keys: Keys = dict(score_with_rivals(scorer, normalise(images.tensor()), np.arange(len(images))))
-    near = nearest(features(encoder, images))
+    near = nearest(features(encoder, images), K)
     keys |= {"distance": near.distance, **pixel_keys(images.images, noise)}
     crossed = hard(near, images.labels)
     truth = planted.truth | {
@@ -295,7 +296,7 @@ def _neighbours(task: Task, images: Images, method: str) -> Neighbours | None:
     z: Float32[np.ndarray, "n d"] | None = recorded_features(
         task.profile, method, task.seed, images, task.root
     )
-    return None if z is None else nearest(z)
+    return None if z is None else nearest(z, K)
 
 
 def chart(case: dict[str, Any]) -> Any:

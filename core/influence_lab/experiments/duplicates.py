@@ -3,7 +3,7 @@
 ``python -m influence_lab.experiments.duplicates`` plants copies, re-encodings and crops of CIFAR-10
 test images of one class, runs ``influence-ssl score`` on the folder, and records precision and
 recall of the duplicate groups beside those of the score, of representation kNN and of a perceptual
-hash. The thresholds of :mod:`influence_ssl.report.rivals` were chosen on the same plants.
+hash. The thresholds of :mod:`influence_ssl.analysis.duplicates` were chosen on the same plants.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from PIL import Image
 from influence_lab import results
 from influence_lab.datasets import load
 from influence_lab.pixel_duplicates import perceptual_hashes
-from influence_ssl.cli import main as command
+from influence_ssl.command.main import main as command
 from influence_ssl.errors import InfluenceError
 from influence_ssl.report.table import Table, read_scores
 

@@ -15,13 +15,14 @@ import numpy as np
 from jaxtyping import Float16, Float32, Int64, UInt8, UInt16
 from sklearn.manifold import TSNE
 
+from influence_ssl.analysis.neighbours import nearest
 from influence_ssl.errors import InfluenceValueError
 from influence_ssl.files.writing import replacing
 
 from .. import results
 from ..agreement import Estimate, gap, rounded
 from ..claims import Reading, above, reading
-from ..neighbourhoods import nearest, recorded_features, structure
+from ..neighbourhoods import K, recorded_features, structure
 from ..tasks import data_for, recorded_or_made
 from . import Task
 from .distributions import LABELS
@@ -114,7 +115,7 @@ def measure(
         found[str(size)] = {}
         for name, index in subsets(order, labels, size).items():
             share = np.bincount(labels[index]) / len(index)
-            everywhere = nearest(z, rows=index).purity(labels, labels[index])
+            everywhere = nearest(z, K, index).purity(labels, labels[index])
             found[str(size)][name] = {
                 **structure(z[index], labels[index]),
                 "purity in all": float(everywhere.mean()),

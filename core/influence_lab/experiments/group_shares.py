@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 import pandas
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Float64, Int64
 
 from influence_ssl.report.breakdown import breakdown
 
 from ..agreement import Estimate
 from ..datasets import Grouped, Images
+from ..detection import auroc
 
 TOP = 100
 DRAWS = 100_000
@@ -80,25 +81,6 @@ def appearance(images: Images) -> dict[str, Column]:
     return found
 
 
-def superiority(values: Column, chosen: Bool[np.ndarray, " n"]) -> Estimate:
-    """Probability that a chosen image has the larger value of a chosen and another one (AUROC).
-
-    Ties count half. 95 % interval with DeLong's variance (E. R. DeLong et al. 1988, Biometrics 44).
-    """
-    a, b = values[chosen], values[~chosen]
-    one = _share_below(b, a)
-    other = 1 - _share_below(a, b)
-    value = float(one.mean())
-    error = float(np.sqrt(one.var(ddof=1) / len(a) + other.var(ddof=1) / len(b)))
-    return Estimate(value, max(0.0, value - 1.96 * error), min(1.0, value + 1.96 * error))
-
-
-def _share_below(among: Column, values: Column) -> Column:
-    ascending = np.sort(among)
-    below, upto = (np.searchsorted(ascending, values, side) for side in ("left", "right"))
-    return (below + upto) / (2 * len(among))
-
-
 def looks(images: Images, magnitude: Column) -> dict[str, dict[str, Estimate]]:
     """For the highest and the lowest: how their :data:`QUANTITIES` compare with all others'."""
     measured, k = appearance(images), top_of(len(images))
@@ -106,5 +88,7 @@ def looks(images: Images, magnitude: Column) -> dict[str, dict[str, Estimate]]:
     for which, sign in (("highest", 1), ("lowest", -1)):
         chosen = np.zeros(len(images), bool)
         chosen[first(sign * magnitude, k)] = True
-        found[which] = {name: superiority(values, chosen) for name, values in measured.items()}
+        found[which] = {
+            name: auroc(values[chosen], values[~chosen]) for name, values in measured.items()
+        }
     return found

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Float64, Int64, UInt8
 
 from influence_ssl import GaussianNoise
-from influence_ssl.report.rivals import nearest
+from influence_ssl.analysis.neighbours import nearest, unit
 
 from .. import results
 from ..agreement import Estimate, rounded
@@ -84,7 +84,7 @@ def keys_of(scored: Scored, score: Float64[np.ndarray, " n"]) -> dict[str, np.nd
         "the same, one noise for all": -scored.score(SharedNoise(), 0),
         "loss": -own["loss"],
         "gradient norm": -own["gradient norm"],
-        "representation kNN": nearest(z).similarity.astype(np.float64),
+        "representation kNN": nearest(unit(z)).similarity[:, 0].astype(np.float64),
     }
 
 

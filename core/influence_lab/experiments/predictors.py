@@ -16,8 +16,8 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from influence_ssl import EmpiricalFisher, Identity, InfluenceScorer, Invariance, LoGra
+from influence_ssl.analysis.neighbours import nearest, unit
 
-from ..neighbourhoods import nearest, unit
 from .small_encoders import AlignmentOfViews, Recipe, SmallEncoder
 
 DRAWS = 4
@@ -78,7 +78,7 @@ def _of_encoder(
             found[f"{kind} gradient norm"] = np.sqrt(magnitude(Identity(), store=store))
         found[f"{kind} loss"] = losses(encoder, objective, images, seed)
     with torch.no_grad():
-        near = nearest(unit(encoder(images).numpy()), NEIGHBOURS)
+        near = nearest(unit(encoder(images)), NEIGHBOURS)
     found["disagreement"] = 1 - near.purity(labels)
     found["kNN distance"] = near.distance.astype(np.float64)
     return found

@@ -67,9 +67,9 @@ def save(run: Run, optimiser: torch.optim.Optimizer, digest: str, place: Place) 
         "epochs": run.epochs,
         "place": vars(place),
     }
-    with replacing(run.folder / "checkpoint.pt") as path:
+    with replacing(run.folder / "checkpoint.pt", parents=True) as path:
         torch.save(state, path)
-    with replacing(run.folder / "curves.json") as path:
+    with replacing(run.folder / "curves.json", parents=True) as path:
         path.write_text(json.dumps(run.epochs, indent=1))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas
 from jaxtyping import Float64
 
-from influence_ssl.report.statistics import fisher_exact, holm, wilson
+from influence_ssl.analysis.shares import fisher_exact, holm, wilson
 
 VALUES = 20
 _BINNED = 12

@@ -9,8 +9,8 @@ import numpy as np
 import pandas
 from jaxtyping import Float64
 
+from influence_ssl.analysis.reliability import spearman
 from influence_ssl.report.breakdown import breakdown
-from influence_ssl.report.statistics import spearman
 from influence_ssl.report.table import Table
 from influence_ssl.version import __version__
 

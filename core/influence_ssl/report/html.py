@@ -15,7 +15,6 @@ from influence_ssl.files.writing import replacing
 from influence_ssl.report.chart import chart
 from influence_ssl.report.content import content, number
 from influence_ssl.report.pictures import Pictures
-from influence_ssl.report.sources import refuse_overwriting
 from influence_ssl.report.table import read_labels, read_scores
 
 _FOLDER = Path(__file__).parent
@@ -34,9 +33,6 @@ def write(
     pictures. ``table`` is a CSV with the images' paths and any columns to break the scores down by.
     Files appear whole or not at all. Raises :class:`InfluenceError`.
     """
-    refuse_overwriting("--out", out, [scores, table, images])
-    if json is not None:
-        refuse_overwriting("--json", json, [scores, table, images, out])
     rows = read_scores(scores)
     if not rows.named and (images is not None or table is not None):
         raise InfluenceValueError(

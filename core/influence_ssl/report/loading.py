@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from influence_ssl.errors import InfluenceOSError, InfluenceTypeError, InfluenceValueError
+from influence_ssl.errors import (
+    InfluenceOSError,
+    InfluenceTypeError,
+    InfluenceValueError,
+    described,
+)
 from influence_ssl.report.checkpoints import kind, read_tensors
 from influence_ssl.report.parts import Part, few, find_part
 from influence_ssl.report.zoo import from_zoo
@@ -163,8 +168,3 @@ def _load_weights(
     # What may be missing are counters of batches, which nothing in eval mode reads.
     module.load_state_dict({own: tensors[name] for own, name in part.names.items()}, strict=False)
     return part
-
-
-def described(error: BaseException) -> str:
-    """An error's type and message on one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split()).rstrip('.')}"

@@ -13,7 +13,7 @@ import pandas
 from jaxtyping import Float64, Int64
 
 from influence_ssl.errors import InfluenceOSError, InfluenceValueError
-from influence_ssl.report.sources import PATH_COLUMNS, separator
+from influence_ssl.files.sources import PATH_COLUMNS, separator
 from influence_ssl.scores import Scores
 
 KEYS = (*PATH_COLUMNS, "name")

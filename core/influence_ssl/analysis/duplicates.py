@@ -1,4 +1,4 @@
-"""What finds duplicates without any influence: nearest neighbours, pixels, and groups of both."""
+"""Likely duplicates, found without any influence: by representations, by pixels, by both."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, Int64, UInt8
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 from tqdm import tqdm
+
+from influence_ssl.analysis.neighbours import nearest, unit
 
 # Measured on 10,000 CIFAR-10 test images with planted copies, re-encodings and crops
 # (`influence_lab.experiments.duplicates`): each keeps unrelated images out.
@@ -21,18 +25,11 @@ REPRESENTATION = 0.95  # or the whitened representation alone.
 _FEW = 16
 _CANDIDATES = 5
 _ROWS = 512
-_RIDGE = 0.1
+RIDGE = 0.1
 _COARSE = 8
 _FINE = 16
 _SCALES = (1.0, 0.95, 0.9, 0.85, 0.8)
 _SHIFTS = 5
-
-
-class Neighbours(NamedTuple):
-    """Each image's most similar other image (N,), and the similarity (N,)."""
-
-    nearest: Int64[np.ndarray, " n"]
-    similarity: Float32[np.ndarray, " n"]
 
 
 class Group(NamedTuple):
@@ -47,12 +44,6 @@ class Group(NamedTuple):
     reasons: list[str]
     pixels: float
     representation: float
-
-
-def nearest(z: Float[Tensor, "n d"]) -> Neighbours:
-    """The most similar other row by cosine; ties go to the first."""
-    index, similarity = _top(_unit(z.float()), 1)
-    return Neighbours(index[:, 0].cpu().numpy(), similarity[:, 0].cpu().numpy())
 
 
 def duplicate_groups(
@@ -80,12 +71,12 @@ def duplicate_groups(
     n = len(sha256)
     if n < 2:
         return []
-    white = _whitened(z)
+    white = whitened(z)
     alone = REPRESENTATION if z.shape[1] >= _FEW else torch.inf
     grey = torch.from_numpy(thumbnails).to(white)
-    coarse = _unit(_centred(torch.nn.functional.adaptive_avg_pool2d(grey, _COARSE).flatten(1)))
+    coarse = unit(_centred(torch.nn.functional.adaptive_avg_pool2d(grey, _COARSE).flatten(1)))
     k = min(_CANDIDATES, n - 1)
-    near = torch.cat([_top(white, k)[0], _top(coarse, k)[0]], 1).cpu()
+    near = torch.cat([_places(white, k), _places(coarse, k)], 1)
     here = torch.arange(n)[:, None].expand_as(near)
     pairs = torch.stack([torch.minimum(here, near), torch.maximum(here, near)], 2).flatten(0, 1)
     pairs = torch.unique(pairs, dim=0).to(white.device)
@@ -116,27 +107,19 @@ def duplicate_groups(
 
 
 def _components(n: int, edges: list[tuple[int, int, str, float, float]]) -> list[Group]:
-    parent = list(range(n))
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
-
-    for a, b, *_ in edges:
-        a, b = sorted((root(a), root(b)))
-        parent[b] = a
+    ends = np.array([edge[:2] for edge in edges], dtype=np.int64).reshape(-1, 2).T
+    graph = coo_array((np.ones(ends.shape[1]), tuple(ends)), shape=(n, n))
+    _, label = connected_components(graph, directed=False)
     groups: dict[int, Group] = {}
     for a, b, reason, pixels, cosine in edges:
-        known = groups.get(root(a), Group([], [], 1.0, 1.0))
-        groups[root(a)] = Group(
+        known = groups.get(label[a], Group([], [], 1.0, 1.0))
+        groups[label[a]] = Group(
             sorted({*known.members, a, b}),
             sorted({*known.reasons, reason}),
             min(known.pixels, pixels),
             min(known.representation, cosine),
         )
-    return [groups[key] for key in sorted(groups)]
+    return sorted(groups.values(), key=lambda group: group.members[0])
 
 
 def _aligned(
@@ -150,7 +133,7 @@ def _aligned(
         return torch.empty(0, device=grey.device)
     windows = _windows(grey.shape[-1], cells, grey.device)
     whole = windows[0][0]
-    base = _unit(_centred((whole @ grey @ whole.T).flatten(1)))
+    base = unit(_centred((whole @ grey @ whole.T).flatten(1)))
     best = torch.full((len(pairs),), -1.0, device=grey.device)
     for cropped, other in ((0, 1), (1, 0)):
         order = pairs[:, cropped].argsort()
@@ -189,7 +172,9 @@ def _windows(side: int, cells: int, device: torch.device) -> list[Float32[Tensor
     return found
 
 
-def _whitened(z: Float[Tensor, "n d"]) -> Float32[Tensor, "n d"]:
+def whitened(z: Float[Tensor, "n d"]) -> Float32[Tensor, "n d"]:
+    """Unit rows of (z − mean)(C + :data:`RIDGE` × mean eigenvalue × I)^(-1/2), C their covariance,
+    up to a rotation."""
     centred = z.double() - z.double().mean(0)
     n, d = z.shape
     if n < d:  # the directions that have any variance, without a d x d matrix
@@ -198,29 +183,16 @@ def _whitened(z: Float[Tensor, "n d"]) -> Float32[Tensor, "n d"]:
     else:
         values, axes = torch.linalg.eigh(centred.T @ centred / n)
         values = values.clamp(min=0)
-    scale = (values + _RIDGE * values.sum() / d).clamp(min=1e-300).rsqrt()
-    return _unit((centred @ (axes * scale)).float())
+    scale = (values + RIDGE * values.sum() / d).clamp(min=1e-300).rsqrt()
+    return unit((centred @ (axes * scale)).float())
 
 
 def _centred(rows: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
     return rows - rows.mean(1, keepdim=True)
 
 
-def _unit(rows: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-    return rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-12)
-
-
-def _top(unit: Float[Tensor, "n d"], k: int) -> tuple[Int64[Tensor, "n k"], Float[Tensor, "n k"]]:
-    """The k most similar other rows of each row, block by block: never an N x N matrix."""
-    indices, values = [], []
-    for start in range(0, len(unit), _ROWS):
-        block = unit[start : start + _ROWS] @ unit.T
-        block[torch.arange(len(block)), torch.arange(start, start + len(block))] = -torch.inf
-        # Of equal values topk promises no order; the maximum alone is the first.
-        found = block.max(1, keepdim=True) if k == 1 else block.topk(k, 1)
-        indices.append(found.indices)
-        values.append(found.values)
-    return torch.cat(indices), torch.cat(values)
+def _places(rows: Float32[Tensor, "n d"], k: int) -> Int64[Tensor, "n k"]:
+    return torch.from_numpy(nearest(rows, k).place)
 
 
 def _columns(pairs: Int64[Tensor, "e 2"]) -> Iterator[tuple[Tensor, Tensor]]:

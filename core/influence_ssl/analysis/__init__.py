@@ -1,0 +1,1 @@
+"""What scores and representations show: duplicates, neighbours, reliability, shares of labels."""

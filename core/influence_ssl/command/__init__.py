@@ -1,0 +1,1 @@
+"""The ``influence-ssl`` command, one module per sub-command."""

@@ -1,0 +1,33 @@
+"""``influence-ssl compare``: two score files in, their agreement on the terminal."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from influence_ssl.command.options import Command, natural
+
+
+def add(commands: Any) -> None:
+    """The sub-command's options."""
+    command = Command(
+        commands,
+        "compare",
+        run,
+        "A B",
+        "Compare two score files of the same images: rank correlation, and what moved most.",
+        "scores.parquet other.parquet",
+    )
+    command.add("a", "A", "a file of influence-ssl score", type=Path)
+    command.add("b", "B", "another one", type=Path)
+    command.add(
+        "--top", "N", "images to list of those that moved most (10)", type=natural, default=10
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    """Compare and print."""
+    from influence_ssl.analysis.comparison import compare, show
+
+    print(show(compare(options.a, options.b, options.top), options.a, options.b))

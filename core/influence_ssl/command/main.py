@@ -1,0 +1,93 @@
+"""The ``influence-ssl`` command."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from typing import NoReturn
+
+import torch
+
+from influence_ssl.command import compare, report, score, select
+from influence_ssl.command.options import layout, partial_folder
+from influence_ssl.errors import InfluenceError, described
+
+_THREE = (
+    "score --data photos --encoder mine.py:encoder --out scores.parquet",
+    "report scores.parquet --images photos --out report.html",
+    "select scores.parquet --drop-duplicates --out keep.txt",
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns 0, 2 after an error (one line on stderr), or 130 after Ctrl-C."""
+    options = parser().parse_args(arguments)
+    # A terminal that cannot show a name must not fail after hours of work.
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        options.run(options)
+    except KeyboardInterrupt:
+        print(f"influence-ssl: interrupted; {_kept(options)}", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if options.traceback:
+            traceback.print_exc()
+        print(f"influence-ssl: error: {_message(error, options)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line. Its ``--help`` is the source of the reference page."""
+    found = _Parser(
+        "influence-ssl",
+        description="Label-free influence of images on an encoder.",
+        epilog="\n  influence-ssl ".join(["three commands:", *_THREE]),
+        formatter_class=layout,
+    )
+    commands = found.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in (score, report, compare, select):
+        command.add(commands)
+    return found
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"influence-ssl: error: {message}; see {self.prog} --help\n")
+
+
+def _kept(options: argparse.Namespace) -> str:
+    if options.command == "score" and (folder := partial_folder(options.out)).is_dir():
+        return f"what is done is kept in {folder}; the same command again goes on from there"
+    return "nothing was written"
+
+
+def _message(error: Exception, options: argparse.Namespace) -> str:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return "out of memory; give a smaller --batch-size or a lower --rank."
+    if any(_disk_is_full(part) for part in _causes(error)):
+        return f"no space left on the disk; free some, and note: {_kept(options)}."
+    if isinstance(error, InfluenceError | ImportError):
+        return " ".join(str(error).split())
+    return f"{described(error)}; --traceback shows where."
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _disk_is_full(error: BaseException) -> bool:
+    # NumPy reports a short write in words, without a number.
+    return isinstance(error, OSError) and (
+        error.errno in (errno.ENOSPC, errno.EDQUOT) or "requested and" in str(error)
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

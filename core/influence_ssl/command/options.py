@@ -1,0 +1,83 @@
+"""What the sub-commands' options have in common."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from influence_ssl.errors import InfluenceValueError
+from influence_ssl.files.sources import EXTENSIONS
+
+# Seeds are multiplied before they are taken, in 64 bits.
+_LARGEST = 10**9
+
+
+def layout(prog: str) -> argparse.HelpFormatter:
+    """Help that fits a screen of 99 columns."""
+    return argparse.RawDescriptionHelpFormatter(prog, max_help_position=24, width=99)
+
+
+def natural(text: str) -> int:
+    """An integer from 0 on."""
+    if not text.isdecimal() or int(text) > _LARGEST:
+        raise argparse.ArgumentTypeError(f"{text!r} is no integer from 0 to {_LARGEST:,}")
+    return int(text)
+
+
+def threshold(text: str) -> float:
+    """A number, infinite ones included."""
+    number = float(text)
+    if math.isnan(number):
+        raise ValueError
+    return number
+
+
+class Command:
+    """One sub-command: its options, its example, and what it runs."""
+
+    def __init__(
+        self,
+        commands: Any,
+        name: str,
+        run: Callable[[argparse.Namespace], None],
+        usage: str,
+        about: str,
+        example: str,
+    ) -> None:
+        parser = commands.add_parser(
+            name,
+            help=about[0].lower() + about[1:].rstrip("."),
+            description=about,
+            epilog=f"example: influence-ssl {name} {example}",
+            formatter_class=layout,
+            usage=f"influence-ssl {name} {usage} [options]",
+            add_help=False,
+        )
+        parser.set_defaults(run=run)
+        # A screen is short: what a reader of the help has found already is not in it, nor what the
+        # error that it belongs to names.
+        parser.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
+        parser.add_argument("--traceback", action="store_true", help=argparse.SUPPRESS)
+        self.options = parser.add_argument_group()
+
+    def add(self, flag: str, metavar: str, text: str, **settings: Any) -> None:
+        self.options.add_argument(flag, metavar=metavar, help=text, **settings)
+
+    def switch(self, flag: str, text: str) -> None:
+        self.options.add_argument(flag, action="store_true", help=text)
+
+
+def partial_folder(out: Path) -> Path:
+    """Where the unfinished work of ``influence-ssl score`` is kept until ``out`` is written."""
+    return out.with_name(out.name + ".partial")
+
+
+def refuse_overwriting(option: str, out: Path, inputs: Iterable[Path | None]) -> None:
+    """Raise where ``out`` is a file that the command reads, or would take an image's place."""
+    if any(path is not None and out.resolve() == path.resolve() for path in inputs):
+        raise InfluenceValueError(f"{option} {str(out)!r} would overwrite what it is made from.")
+    if out.suffix.lower() in {*EXTENSIONS, ".zip"}:
+        raise InfluenceValueError(f"{option} {str(out)!r} has the suffix of images; take another.")

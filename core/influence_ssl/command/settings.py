@@ -1,0 +1,98 @@
+"""The options of ``influence-ssl score`` as what a scorer takes, each refused in one line."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from influence_ssl.curvature import Curvature, EmpiricalFisher, Identity, LoGra, Relative
+from influence_ssl.errors import InfluenceOSError, InfluenceValueError
+from influence_ssl.perturbations import GaussianNoise
+from influence_ssl.report.loading import import_function
+
+_NEEDS = {".npz": (), ".csv": ("pandas",), ".parquet": ("pandas", "pyarrow")}
+
+
+def perturbation(options: argparse.Namespace) -> Callable[..., Tensor]:
+    """The noise, or one's own function."""
+    noise = {"mean": options.noise_mean, "std": options.noise_std}
+    given = {name: value for name, value in noise.items() if value is not None}
+    if options.perturbation is None:
+        return GaussianNoise(**given)
+    if given:
+        raise InfluenceValueError(
+            "--noise-mean and --noise-std belong to the Gaussian noise; leave them out with "
+            "--perturbation."
+        )
+    return import_function(options.perturbation, "--perturbation")
+
+
+def curvature(options: argparse.Namespace) -> Curvature:
+    """The curvature with its rank and damping."""
+    damping: dict[str, Any] = (
+        {} if options.damping is None else {"damping": _damping(options.damping)}
+    )
+    rank = {} if options.rank is None else {"rank": options.rank}
+    if rank and options.curvature != "logra":
+        raise InfluenceValueError(f"--rank belongs to logra; {options.curvature} has none.")
+    if options.curvature == "logra":
+        return LoGra(**rank, **damping, seed=options.seed)
+    if options.curvature == "fisher":
+        return EmpiricalFisher(**damping)
+    if damping:
+        raise InfluenceValueError("--damping: identity has no curvature to damp; leave it out.")
+    return Identity()
+
+
+def _damping(text: str) -> float | Relative:
+    number = text.removeprefix("relative:")
+    try:
+        value = float(number)
+    except ValueError as error:
+        raise InfluenceValueError(
+            f"--damping {text!r}: give a number, or relative:C such as relative:0.1."
+        ) from error
+    return value if number == text else Relative(value)
+
+
+def device(name: str | None) -> torch.device | None:
+    """The device; ``None`` is the encoder's own."""
+    if name is None:
+        return torch.device("cuda") if torch.cuda.is_available() else None
+    try:
+        torch.zeros(1, device=name).cpu()
+    except (RuntimeError, AssertionError) as error:
+        raise InfluenceValueError(
+            f"--device {name!r} cannot be used here: {str(error).splitlines()[0].split('. ')[0]}; "
+            "leave it out or give cpu."
+        ) from error
+    return torch.device(name)
+
+
+def check_output(path: Path) -> None:
+    """Raise where ``--out`` cannot be written."""
+    if path.suffix not in _NEEDS:
+        raise InfluenceValueError(f"--out {str(path)!r} must end in {', '.join(_NEEDS)}.")
+    for package in _NEEDS[path.suffix]:
+        if importlib.util.find_spec(package) is None:
+            raise InfluenceValueError(
+                f"--out {str(path)!r} needs {package}; pip install 'influence-ssl[report]', or "
+                "write .npz."
+            )
+    if path.is_dir():
+        raise InfluenceOSError(f"--out {str(path)!r} is a folder; name a file in it.")
+    if not path.parent.is_dir():
+        raise InfluenceOSError(f"--out {str(path)!r}: {str(path.parent)!r} is no folder; make it.")
+    try:
+        tempfile.NamedTemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise InfluenceOSError(
+            f"--out {str(path)!r} cannot be written: {error.strerror}; choose another folder."
+        ) from error
