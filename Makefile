@@ -118,7 +118,7 @@ _build/bench/cost _build/bench/fidelity: .venv/installed
 $(call measured,ours ours_joint ours_bf16): OPTIONS := --rounds 5
 $(call measured,torch_func pydvl_harmonic traker_trak): OPTIONS := --batch 16
 _build/bench/logix_ai-64.json: OPTIONS := --rank 64 --further 8
-PEER = OMP_NUM_THREADS=2 PYTHONPATH=core _build/peers/bin/python -W ignore -m influence_lab.benchmark.peers $< $@ $(OPTIONS) $(SPEED)
+PEER = OMP_NUM_THREADS=2 PYTHONPATH=core _build/peers/bin/python -W ignore -m influence_lab.experiments.peers $< $@ $(OPTIONS) $(SPEED)
 KEEP = @mkdir -p book/results/cpu/peers && cp $@ book/results/cpu/peers/
 
 _build/bench/%-64.json: benchmarks/peers/%.py _build/peers/installed $(if $(SPEED),,_build/bench/fidelity)

@@ -1,7 +1,7 @@
 """The directive ``command-help``: what ``--help`` prints, taken from the parser at build time.
 
-``{command-help} influence_ssl.command.main`` calls that module's ``parser()``: a section for its help and
-one for each subcommand, in their order.
+``{command-help} influence_ssl.command.main`` calls that module's ``parser()``: a section for its
+help and one for each subcommand, in their order.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
 
 from influence_lab import claims
+from influence_lab.experiments import catalogue
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -85,7 +86,7 @@ def _fill(app: Sphinx, doctree: nodes.document, docname: str) -> None:
         headings = ["In the paper", "What", "In this book"]
         if kind == "displays":
             headings += ["Status", "Command"]
-            rated = claims.rows()
+            rated = catalogue.rows()
         rows = []
         for item in inventory[kind]:
             document, command = found.get(item["id"], ("", ""))

@@ -20,6 +20,7 @@ from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
 from influence_lab import claims
+from influence_lab.experiments import catalogue
 from influence_lab.ledger import PAPER_PREFIX, RECORD_PREFIX, VERDICTS
 
 logger = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ class ClaimsCount(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         self.env.note_reread()
-        return [nodes.paragraph("", claims_sentence(claims.rows()))]
+        return [nodes.paragraph("", claims_sentence(catalogue.rows()))]
 
 
 def claims_sentence(found: list[claims.Row]) -> str:

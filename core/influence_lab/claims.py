@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from importlib import import_module
 from math import inf, isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -316,21 +315,6 @@ class Row:
         return next((test.why for test in self.deciding if test.why), "")
 
 
-def collect(root: Path | None = None) -> list[Reading]:
-    """The readings of every experiment that has some, in the order of its results."""
-    from .experiments import RESULTS
-
-    found: list[Reading] = []
-    for name in dict.fromkeys(RESULTS.values()):
-        module: Any = import_module(f"{__package__}.experiments.{name}")
-        if hasattr(module, "claims"):
-            found += module.claims(root)
-    twice = [name for name, count in Counter(one.id for one in found).items() if count > 1]
-    if twice:
-        raise ValueError(f"readings with the same id: {', '.join(twice)}")
-    return found
-
-
 def sentences(path: Path | None = None) -> list[Claim]:
     """The paper's empirical sentences, from ``book/inventory.yml``."""
     path = results.results_root().parent / "inventory.yml" if path is None else path
@@ -344,11 +328,6 @@ def sentences(path: Path | None = None) -> list[Claim]:
         Claim(**{**entry, **{name: tuple(entry.get(name, ())) for name in names}})
         for entry in listed
     ]
-
-
-def rows(root: Path | None = None, path: Path | None = None) -> list[Row]:
-    """One row for each sentence, with its readings; each reading has to belong to one at least."""
-    return match(sentences(path), collect(root))
 
 
 def match(listed: Sequence[Claim], readings: Sequence[Reading]) -> list[Row]:

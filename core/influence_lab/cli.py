@@ -9,7 +9,7 @@ from pathlib import Path
 
 from influence_ssl.errors import InfluenceError
 
-from .experiments import RESULTS
+from .experiments.catalogue import RESULTS
 
 METHODS = ("simclr", "byol", "barlow", "supervised")
 PROFILES = ("tiny", "cpu", "gpu", "paper")
@@ -154,7 +154,8 @@ def _score(options: argparse.Namespace) -> None:
 def _reproduce(options: argparse.Namespace) -> None:
     from matplotlib.backend_bases import FigureCanvasBase
 
-    from .experiments import Task, reproduce
+    from .experiments.catalogue import reproduce
+    from .experiments.task import Task
 
     if options.result == "all" and options.out is not None:
         raise InfluenceError("--out is the file of one picture; leave it out with `all`")

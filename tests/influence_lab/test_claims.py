@@ -39,6 +39,8 @@ from influence_lab.experiments import (
     removal,
     stability,
 )
+from influence_lab.experiments.catalogue import collect
+from influence_lab.experiments.catalogue import rows as rows_of
 from influence_ssl import InfluenceError
 
 HIGH = Estimate(0.97, 0.965, 0.975)
@@ -194,12 +196,12 @@ def test_an_inventory_that_is_not_there_says_so(tmp_path):
 
 @pytest.fixture(scope="module")
 def readings():
-    return claims.collect()
+    return collect()
 
 
 @pytest.fixture(scope="module")
 def rows():
-    return claims.rows()
+    return rows_of()
 
 
 def test_every_experiment_has_its_readings(readings):
@@ -232,8 +234,8 @@ def test_links_lead_to_the_anchors_of_chapters(readings):
 
 
 def test_without_results_nothing_is_claimed(tmp_path):
-    empty = claims.collect(tmp_path)
-    assert [row.id for row in empty] == [row.id for row in claims.collect()]
+    empty = collect(tmp_path)
+    assert [row.id for row in empty] == [row.id for row in collect()]
     empty = [row for row in empty if row.profile != PUBLISHED]
     assert {row.verdict for row in empty} == {NOT_TESTED}
     assert {row.ours for row in empty} == {""}
@@ -242,7 +244,7 @@ def test_without_results_nothing_is_claimed(tmp_path):
 def test_scenes_are_a_stand_in(tmp_path):
     """The tiny records have numbers, and no verdict on the paper's data."""
     shutil.copytree(results.results_root() / "tiny", tmp_path / "tiny")
-    rows = [row for row in claims.collect(tmp_path) if row.ours and row.profile != PUBLISHED]
+    rows = [row for row in collect(tmp_path) if row.ours and row.profile != PUBLISHED]
     assert len(rows) > 20
     assert {row.verdict for row in rows} == {NOT_TESTED}
     assert {row.profile for row in rows} == {"tiny"}
@@ -251,7 +253,7 @@ def test_scenes_are_a_stand_in(tmp_path):
 def test_real_records_have_verdicts(tmp_path):
     """The same numbers, said to come from real data."""
     shutil.copytree(results.results_root() / "tiny", tmp_path / "cpu")
-    verdicts = {row.id: row.verdict for row in claims.collect(tmp_path)}
+    verdicts = {row.id: row.verdict for row in collect(tmp_path)}
     record = json.loads((tmp_path / "cpu" / "noise.json").read_text())
     shifts = [low for _, low, _ in record["shift"].values()]
     assert verdicts["fig-10-shift"] == (REPRODUCED if min(shifts) > 0 else INCONCLUSIVE)

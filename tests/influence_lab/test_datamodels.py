@@ -9,7 +9,7 @@ import torch
 from scipy.stats import spearmanr
 
 from influence_lab.cli import main
-from influence_lab.experiments import Task, datamodels, memorisation
+from influence_lab.experiments import datamodels, memorisation
 from influence_lab.experiments.datamodels import (
     COSINE,
     GRADIENTS,
@@ -24,6 +24,7 @@ from influence_lab.experiments.datamodels import (
 from influence_lab.experiments.memorisation import Plan, Study
 from influence_lab.experiments.predictors import DRAWS
 from influence_lab.experiments.small_encoders import AlignmentOfViews, Recipe, SmallEncoder
+from influence_lab.experiments.task import Task
 from influence_ssl import GaussianNoise
 
 PLAN = Plan(pool=64, queries=10, trainings=56, together=28, references=4, epochs=1)

@@ -18,7 +18,8 @@ from influence_lab.claims import INCONCLUSIVE, NOT_TESTED, REPRODUCED
 from influence_lab.cli import main
 from influence_lab.datasets import load_fairface, standin_fairface
 from influence_lab.encoders import LargeResNet18, normalise
-from influence_lab.experiments import Task, fairness, group_shares
+from influence_lab.experiments import fairness, group_shares
+from influence_lab.experiments.task import Task
 from influence_lab.pretrain.settings import fairface_settings
 from influence_ssl import InfluenceError, InfluenceScorer
 

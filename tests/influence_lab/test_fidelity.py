@@ -11,20 +11,22 @@ import torch
 from scipy.stats import spearmanr
 
 from influence_lab import results, scale
-from influence_lab.benchmark import peers, timing
+from influence_lab.benchmark import timing
 from influence_lab.benchmark.candidates import CANDIDATES, LOSS
 from influence_lab.cli import main
-from influence_lab.experiments import fidelity
+from influence_lab.experiments import fidelity, peers
 from influence_lab.vectors import Vectors
-from influence_ssl import InfluenceError, cli
+from influence_ssl import InfluenceError
+from influence_ssl.command.main import parser
+from influence_ssl.command.score import DRAWS
 
 
 def test_the_command_takes_the_fewest_draws_that_are_reliable_enough():
     profile, reliability = fidelity.recorded("reliability")
     assert profile != "tiny"
-    assert fidelity.draws_needed(reliability) == cli.DRAWS
+    assert fidelity.draws_needed(reliability) == DRAWS
     given = ["score", "--data", "d", "--encoder", "e", "--out", "o"]
-    assert cli.parser().parse_args(given).draws == cli.DRAWS
+    assert parser().parse_args(given).draws == DRAWS
     assert fidelity.draws_needed({"1": [0.9, 0, 1], "2": [0.949, 0, 1]}) is None
     assert fidelity.draws_needed({"1": [0.9, 0, 1], "2": [0.95, 0, 1], "3": [0.99, 0, 1]}) == 2
 

@@ -16,7 +16,8 @@ from influence_lab.claims import INCONCLUSIVE, NOT_TESTED, REPRODUCED
 from influence_lab.cli import main
 from influence_lab.datasets import Images, make_scenes
 from influence_lab.encoders import normalise
-from influence_lab.experiments import Task, galleries, scored
+from influence_lab.experiments import galleries, scored
+from influence_lab.experiments.task import Task
 from influence_lab.keys import key
 from influence_lab.probes import extract
 from influence_lab.tasks import data_for, pretrain_and_record, score_and_record

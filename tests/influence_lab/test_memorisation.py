@@ -9,7 +9,7 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 
 from influence_lab.cli import main
-from influence_lab.experiments import Task, left_out, memorisation, memorisation_effects
+from influence_lab.experiments import left_out, memorisation, memorisation_effects
 from influence_lab.experiments import predictors as candidates
 from influence_lab.experiments.memorisation import (
     DRAWS,
@@ -33,6 +33,7 @@ from influence_lab.experiments.small_encoders import (
     train_together,
     training_views,
 )
+from influence_lab.experiments.task import Task
 from influence_lab.losses import nt_xent
 from influence_lab.pretrain.optim import learning_rate
 from influence_ssl import InfluenceError, InfluenceScorer, Invariance

@@ -12,8 +12,9 @@ from influence_lab import results, tasks
 from influence_lab.cli import main
 from influence_lab.datasets import make_scenes
 from influence_lab.encoders import cifar_resnet18, normalise
-from influence_lab.experiments import Task, removal
+from influence_lab.experiments import removal
 from influence_lab.experiments.removal import PLANS, Plan, Training
+from influence_lab.experiments.task import Task
 from influence_lab.files import locked
 from influence_lab.pretrain import METHODS, PROFILES, cost, pretrain, settings_for
 from influence_lab.pretrain.methods import build

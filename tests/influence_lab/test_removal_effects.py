@@ -9,7 +9,6 @@ from scipy import stats
 
 from influence_lab import results
 from influence_lab.claims import CONTRADICTED, INCONCLUSIVE, NOT_TESTED, REPRODUCED, together
-from influence_lab.experiments import removal
 from influence_lab.experiments import removal_effects as effects
 from influence_lab.experiments.distributions import LABELS
 from influence_lab.experiments.removal import ORDERS
@@ -171,7 +170,7 @@ def test_stand_ins_are_not_tested_and_unfinished_plans_cannot_tell():
 def test_the_ledger_has_a_row_for_each_method_and_comparison(tmp_path):
     record = invented(as_claimed)
     results.save_json(tmp_path / "cpu" / "removal.json", record)
-    rows = {row.id: row for row in removal.claims(tmp_path)}
+    rows = {row.id: row for row in effects.claims(tmp_path)}
     assert len(rows) == 2 * (3 + 1 + 4) + 1
     for finding in effects.findings(record):
         for method in finding.readings:

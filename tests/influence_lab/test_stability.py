@@ -12,7 +12,9 @@ from scipy.stats import spearmanr
 from influence_lab import results
 from influence_lab.cli import main
 from influence_lab.encoders import normalise
-from influence_lab.experiments import RESULTS, Task, families, noise, scored, stability
+from influence_lab.experiments import families, noise, scored, stability
+from influence_lab.experiments.catalogue import RESULTS
+from influence_lab.experiments.task import Task
 from influence_lab.keys import described, key
 from influence_lab.perturbations import crop
 from influence_lab.tasks import data_for

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from influence_lab import claims, claims_table
+from influence_lab.experiments import catalogue
 from pages import ROOT
 from test_browser import DESKTOP, PHONE, opened, violations
 
@@ -16,7 +17,7 @@ SHOWN = "() => [...document.querySelectorAll('tr.claim')].filter(e => e.offsetPa
 
 @pytest.fixture(scope="module")
 def rows() -> list[claims.Row]:
-    return claims.rows()
+    return catalogue.rows()
 
 
 @pytest.fixture

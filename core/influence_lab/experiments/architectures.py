@@ -26,7 +26,7 @@ from influence_ssl.curvature import Gradients, Layer
 from influence_ssl.errors import InfluenceError
 
 from .. import results
-from . import Task
+from .task import Task
 
 TORCHVISION = (
     "alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "googlenet", "inception_v3",

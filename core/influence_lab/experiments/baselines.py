@@ -11,7 +11,7 @@ from ..encoders import cifar_resnet18, normalise
 from ..pretrain import settings_for
 from ..probes import extract, knn_accuracy
 from ..tasks import data_for
-from . import Task
+from .task import Task
 
 
 def reproduce(task: Task) -> str:

@@ -28,12 +28,12 @@ from ..neighbourhoods import K, recorded_features
 from ..perturbations import PixelNoise
 from ..pixel_duplicates import Found, find, pixel_twins
 from ..tasks import data_for
-from . import Task
 from .concept import LOW, truth_of
 from .distributions import LABELS, METHODS, PAPER, TELLING, moments
 from .galleries import EXTENT, TOP, ends, sample
 from .near_duplicates import COUNTS, RULES, SHOWN, of_class
 from .scored import Scored, available, fixed_set
+from .task import Task
 
 SEEDS = (0, 1)
 SELF = ("simclr", "byol", "barlow")

@@ -31,9 +31,9 @@ from ..encoders import normalise
 from ..neighbourhoods import K, features, recorded_features
 from ..pixel_duplicates import pixel_twins
 from ..tasks import TINY_SCENES, data_for
-from . import Task
 from .distributions import LABELS
 from .scored import Scored, fixed_set, score_with_rivals
+from .task import Task
 
 METHODS = ("simclr", "byol", "barlow", "supervised")
 # Whose neighbourhoods say what is atypical, where the encoder's own are a rival.

@@ -35,7 +35,7 @@ from ..benchmark.timing import (
 from ..encoders import cifar_resnet18, normalise
 from ..pretrain.train import fast_in_bf16
 from ..tasks import data_for
-from . import Task
+from .task import Task
 
 FEW = 2
 MAIN = "rank 16"

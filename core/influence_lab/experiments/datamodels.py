@@ -39,12 +39,12 @@ from influence_ssl.files.writing import replacing
 from .. import results
 from ..agreement import RESAMPLES
 from ..pretrain import run_folder
-from . import Task
 from .left_out import Sampled
 from .memorisation import REGIMES, Study, plan_of, refuse_another
 from .memorisation_effects import SIZES, averaged
 from .predictors import DRAWS, Objective
 from .small_encoders import AlignmentOfViews, Recipe, SmallEncoder
+from .task import Task
 
 QUANTITIES = ("noise loss", "alignment loss")
 INFLUENCE, PAIRS = "influence", "influence, all pairs of draws"

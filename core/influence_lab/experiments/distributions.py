@@ -17,7 +17,7 @@ from .. import results
 from ..agreement import Estimate, around, gap
 from ..claims import PUBLISHED, Reading, Region, above, agrees, reading, weakest
 from ..tasks import recorded_or_made
-from . import Task
+from .task import Task
 
 METHODS = ("simclr", "byol", "barlow", "supervised")
 LABELS = {

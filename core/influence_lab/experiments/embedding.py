@@ -24,8 +24,8 @@ from ..agreement import Estimate, gap, rounded
 from ..claims import Reading, above, reading
 from ..neighbourhoods import K, recorded_features, structure
 from ..tasks import data_for, recorded_or_made
-from . import Task
 from .distributions import LABELS
+from .task import Task
 
 METHODS = ("simclr", "byol", "barlow", "supervised")
 # The caption's number and the text's; of a small data set the same shares of it, five times over.

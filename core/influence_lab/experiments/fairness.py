@@ -35,9 +35,9 @@ from ..pretrain import pretrain, run_folder
 from ..pretrain.methods import build
 from ..pretrain.settings import FAIRFACE_SIZES, fairface_settings
 from ..vectors import Vectors
-from . import Task
 from .group_shares import Column, first, groups, looks, top_of
 from .scored import RIVALS, score_with_rivals
+from .task import Task
 
 NAME = "fairface-byol"
 NOISE = GaussianNoise()

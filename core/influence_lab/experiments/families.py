@@ -18,9 +18,9 @@ from .. import perturbations, results
 from ..agreement import Estimate, difference, gap, rank_correlation, rounded, spearman
 from ..claims import Reading, Region, above, agrees, reading, weakest
 from ..keys import described, key
-from . import Task
 from .distributions import LABELS
 from .scored import RIVALS, available, provenance, vectors_of
+from .task import Task
 
 METHOD = "simclr"
 OTHERS = ("simclr", "byol", "barlow")

@@ -33,8 +33,8 @@ from ..benchmark.estimators import ESTIMATORS, Estimator
 from ..benchmark.exact import Gram
 from ..benchmark.factors import Factors, kronecker_factors
 from ..vectors import Vectors
-from . import Task
 from .scored import Scored
+from .task import Task
 
 METHOD = "simclr"
 DAMPINGS = (0.01, 0.1, 1.0)

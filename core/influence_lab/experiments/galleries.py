@@ -25,9 +25,9 @@ from ..datasets.cifar import CIFAR100
 from ..detection import cliffs_delta, share, share_difference
 from ..tasks import data_for
 from ..thumbnails import load_sheet, save_sheet
-from . import Task
 from .distributions import LABELS, METHODS
 from .scored import Scored, Selection, available, fixed_set, provenance, whole
+from .task import Task
 
 EXTENT = 400
 TOP = 12

@@ -19,7 +19,6 @@ from influence_ssl import GaussianNoise, InfluenceScorer, Invariance, LoGra, Rel
 from .. import results
 from ..agreement import Estimate, rounded, spearman
 from ..claims import Reading, above, agrees, reading
-from . import Task
 from .distributions import (
     LABELS,
     LINK,
@@ -32,6 +31,7 @@ from .distributions import (
     order_words,
 )
 from .scored import available
+from .task import Task
 
 LOGIX = (64, 0.1)
 DEFAULT = (16, 0.1)

@@ -39,8 +39,8 @@ from .. import results
 from ..datasets import Images, load_digits
 from ..files import locked
 from ..pretrain import run_folder
-from . import Task
 from .small_encoders import Recipe, SmallEncoder, View, train_together
+from .task import Task
 
 QUANTITIES = ("noise loss", "alignment loss", "disagreement")
 REGIMES = {"crops": Recipe(noise=False), "crops and noise": Recipe(noise=True)}
@@ -276,16 +276,3 @@ def carry_out(study: Study, progress: bool = True) -> None:
         ) as bar:  # fmt: skip
             while study.advance():
                 bar.update(done() - bar.n)
-
-
-def reproduce(task: Task) -> str:
-    """Do what is missing, record what it shows, and draw which number predicts it."""
-    from ..figures import save, use_style
-    from . import memorisation_effects
-
-    study = Study(plan_of(task.profile), task)
-    carry_out(study)
-    found = memorisation_effects.record(study)
-    use_style()
-    save(memorisation_effects.draw(found), task.picture)
-    return memorisation_effects.line(found)

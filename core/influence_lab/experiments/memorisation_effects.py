@@ -19,8 +19,9 @@ from influence_ssl.files.writing import replacing
 from .. import results
 from ..agreement import Estimate
 from .left_out import LeftOut, Sampled, detectable, rank_correlation, reliability
-from .memorisation import QUANTITIES, REGIMES, Study, refuse_another
+from .memorisation import QUANTITIES, REGIMES, Study, carry_out, plan_of, refuse_another
 from .predictors import DRAWS, Rows, predictors
+from .task import Task
 
 SIZES = (1, 4, 16)
 SCORE = "noise score, LoGra"
@@ -230,3 +231,15 @@ def draw(found: dict[str, Any]) -> Any:
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=3)
     return figure
+
+
+def reproduce(task: Task) -> str:
+    """Do what is missing, record what it shows, and draw which number predicts it."""
+    from ..figures import save, use_style
+
+    study = Study(plan_of(task.profile), task)
+    carry_out(study)
+    found = record(study)
+    use_style()
+    save(draw(found), task.picture)
+    return line(found)

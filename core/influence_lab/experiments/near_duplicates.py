@@ -30,9 +30,9 @@ from ..pixel_duplicates import BITS, RULES, Found, find
 from ..probes import extract
 from ..tasks import data_for
 from ..thumbnails import load_sheet, save_sheet
-from . import Task
 from .distributions import LABELS, METHODS
 from .scored import Scored, Selection, available, provenance, whole
+from .task import Task
 
 CLASS = "automobile"
 COUNTS = (5, 18, 100)

@@ -35,11 +35,11 @@ from ..pixel_duplicates import RULES, Found, find
 from ..pretrain import run_folder
 from ..probes import extract
 from ..tasks import data_for
-from . import Task
 from .distributions import LABELS, METHODS
 from .left_out import rank_correlation
 from .near_duplicates import of_class
 from .scored import Scored, available
+from .task import Task
 
 NOISES = {"noise of its own": GaussianNoise(), "one noise for all": SharedNoise()}
 WITHOUT = "without noise"

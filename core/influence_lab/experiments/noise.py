@@ -21,9 +21,9 @@ from .. import results
 from ..agreement import Estimate, difference, mean, overlap, rounded, spearman
 from ..claims import Reading, above, reading, weakest
 from ..keys import key
-from . import Task
 from .distributions import LABELS
 from .scored import available, provenance, vectors_of
+from .task import Task
 
 METHOD = "simclr"
 MEANS = (0.01, 0.05, 0.1)

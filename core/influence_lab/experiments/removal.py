@@ -29,7 +29,6 @@ from jaxtyping import Int64
 from influence_ssl.errors import InfluenceValueError
 
 from .. import results
-from ..claims import Reading
 from ..datasets import Images
 from ..encoders import CifarResNet18
 from ..files import locked
@@ -37,8 +36,8 @@ from ..pretrain import METHODS, Settings, pretrain, removal_settings, run_folder
 from ..pretrain.methods import build
 from ..probes import extract, knn_accuracy, linear_accuracy
 from ..tasks import data_for, recorded_or_made
-from . import Task
 from .distributions import LABELS
+from .task import Task
 
 ORDERS = ("highest", "lowest", "random")
 MEASURES = ("knn", "linear", "classifier")
@@ -343,24 +342,3 @@ def carry_out(plan: Plan, task: Task, progress: bool = True) -> dict[str, Any]:
         pass
     study.measure_start()
     return study.record()
-
-
-def claims(root: Path | None = None) -> list[Reading]:
-    """The rows of :func:`.removal_effects.claims`, which imports this module."""
-    from . import removal_effects
-
-    return removal_effects.claims(root)
-
-
-def reproduce(task: Task) -> str:
-    """Do what is missing, and draw Figure 6 from what is recorded."""
-    from ..figures import save, use_style
-    from . import removal_effects
-
-    plan = PLANS[task.profile]
-    record = carry_out(plan, task)
-    use_style()
-    save(removal_effects.draw(record), task.picture)
-    done = f"{len(record['outcomes'])} of {len(plan.trainings())} trainings recorded"
-    findings = [f"{f.statement.words}: {f.verdict}" for f in removal_effects.findings(record)[::2]]
-    return "; ".join([done, *findings])

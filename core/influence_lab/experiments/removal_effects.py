@@ -19,7 +19,8 @@ from influence_ssl.errors import InfluenceOSError, InfluenceValueError
 from .. import agreement, results
 from ..claims import POWER, Reading, above, below, reading, together
 from .distributions import LABELS, TOP_1
-from .removal import BEFORE, NOTHING, ORDERS
+from .removal import BEFORE, NOTHING, ORDERS, PLANS, carry_out
+from .task import Task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -308,3 +309,15 @@ def draw(record: dict[str, Any]) -> Figure:
     figure.supxlabel("images removed", fontsize=12)
     figure.supylabel("accuracy minus random removal's, points", fontsize=12)
     return figure
+
+
+def reproduce(task: Task) -> str:
+    """Do what is missing, and draw Figure 6 from what is recorded."""
+    from ..figures import save, use_style
+
+    plan = PLANS[task.profile]
+    record = carry_out(plan, task)
+    use_style()
+    save(draw(record), task.picture)
+    done = f"{len(record['outcomes'])} of {len(plan.trainings())} trainings recorded"
+    return "; ".join([done, *(f"{f.statement.words}: {f.verdict}" for f in findings(record)[::2])])

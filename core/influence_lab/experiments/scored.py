@@ -32,7 +32,7 @@ from ..keys import described, key
 from ..pretrain import run_folder
 from ..tasks import data_for
 from ..vectors import Vectors
-from . import Task
+from .task import Task
 
 SUBSET = 5000
 RIVALS = ("loss", "gradient norm")

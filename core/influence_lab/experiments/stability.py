@@ -21,9 +21,9 @@ from .. import results
 from ..agreement import Estimate, pearson, rounded, spearman
 from ..claims import Reading, above, reading
 from ..keys import described, key
-from . import Task
 from .distributions import LABELS
 from .scored import RIVALS, Scored, available, provenance, vectors_of
+from .task import Task
 
 METHODS = ("simclr", "byol", "barlow")
 DRAWS = (1, 2, 4, 8)

@@ -10,7 +10,7 @@ from typing import Any
 from influence_ssl.errors import InfluenceValueError
 
 from .. import results, scale
-from . import Task
+from .task import Task
 
 SIZES = {"tiny": (1_000, 2_000)}
 LARGE = (10_000, 100_000, 1_000_000)

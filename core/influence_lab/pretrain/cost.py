@@ -1,7 +1,8 @@
 """What a training takes: floating-point operations, seconds and bytes, predicted from its settings.
 
 Seconds per step are a device's fixed time per step plus operations over its sustained rate; bytes
-are those of weights, optimiser, data and activations. Both are counted from the layers' shapes.
+are those of weights, optimiser, data and activations. Operations are counted by PyTorch, bytes from
+the layers' shapes.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from ..datasets.base import Images
 from ..encoders import STEMS
+from .methods import build
 from .processes import count
 from .settings import Settings
 
@@ -69,20 +72,16 @@ def here(device: torch.device, bf16: bool) -> Device:
 def step_flops(settings: Settings, classes: int) -> int:
     """Operations of one step (a multiplication and an addition are two), convolutions and matrices.
 
-    A layer's backward pass costs two forward passes, for its weights and for its input; the first
-    layer's input needs none. BYOL's target network runs forward only.
+    Counted by PyTorch on the device without memory, where nothing is computed.
     """
-    views = settings.batch * (1 if settings.method == "supervised" else 2)
-    encoder, stem = _encoder_flops(settings)
-    head, predictor = (_linear(sizes) for sizes in _heads(settings, classes))
-    flops = views * (3 * (encoder + head + predictor) - stem)
-    if settings.method == "byol":
-        flops += views * (encoder + head)
-    if settings.method == "simclr":
-        flops += 3 * 2 * views**2 * settings.output
-    if settings.method == "barlow":
-        flops += 3 * 2 * settings.batch * settings.output**2
-    return flops
+    side = settings.augmentation.crop
+    with torch.device("meta"):
+        method = build(settings, classes, 0)
+        views = [torch.empty(settings.batch, 3, side, side) for _ in range(method.views)]
+        labels = torch.empty(settings.batch, dtype=torch.long)
+    with FlopCounterMode(display=False) as counter:
+        method.loss(views, labels).backward()
+    return counter.get_total_flops()
 
 
 def _stages(settings: Settings) -> list[tuple[int, int, int]]:
@@ -107,16 +106,6 @@ def _stem_weights(settings: Settings) -> int:
     return 3 * STEMS[settings.stem].STEM[0] ** 2 * settings.width
 
 
-def _encoder_flops(settings: Settings) -> tuple[int, int]:
-    """Operations of one image's forward pass through the encoder, and of its first layer alone."""
-    stem = 2 * _stem_weights(settings) * _stem_side(settings) ** 2
-    flops = stem
-    for stage, (inputs, outputs, side) in enumerate(_stages(settings)):
-        shortcut = inputs if stage else 0
-        flops += 2 * side**2 * outputs * (9 * (inputs + 3 * outputs) + shortcut)
-    return flops, stem
-
-
 def _heads(settings: Settings, classes: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Sizes of what stands on the encoder, and of BYOL's predictor on that."""
     features, hidden, output = 8 * settings.width, settings.hidden, settings.output
@@ -129,7 +118,7 @@ def _heads(settings: Settings, classes: int) -> tuple[tuple[int, ...], tuple[int
 
 
 def _linear(sizes: tuple[int, ...]) -> int:
-    return sum(2 * inputs * outputs for inputs, outputs in pairwise(sizes))
+    return sum(inputs * outputs for inputs, outputs in pairwise(sizes))
 
 
 def seconds(settings: Settings, images: int, classes: int, device: Device) -> float:
@@ -177,7 +166,7 @@ def _weights(settings: Settings, classes: int) -> tuple[int, int, int]:
     encoder = _stem_weights(settings)
     for stage, (inputs, outputs, _) in enumerate(_stages(settings)):
         encoder += outputs * (9 * (inputs + 3 * outputs) + (inputs if stage else 0))
-    head, predictor = (_linear(sizes) // 2 for sizes in _heads(settings, classes))
+    head, predictor = (_linear(sizes) for sizes in _heads(settings, classes))
     return encoder, head, predictor
 
 

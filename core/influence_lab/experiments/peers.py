@@ -5,7 +5,7 @@ A peer is a script that defines ``PACKAGE``, ``METHOD`` and
 library would not write; one that takes ``rank`` can be measured at another. It runs in an
 environment of its own:
 
-    python -m influence_lab.benchmark.peers benchmarks/peers/logix_ai.py OUT.json --rank 64
+    python -m influence_lab.experiments.peers benchmarks/peers/logix_ai.py OUT.json --rank 64
 
 Fidelity is measured on the encoder, images and noise of ``fidelity``, speed and memory on an
 untrained ResNet-18 of width 64, where values do not matter. Encoder and images come in the memory
@@ -38,12 +38,12 @@ from influence_ssl.errors import InfluenceError, InfluenceValueError
 
 from .. import results
 from ..agreement import rounded, spearman
+from ..benchmark import timing
 from ..encoders import cifar_resnet18
-from ..experiments import Task
-from ..experiments.fidelity import EXACT, MAIN, Fidelity
 from ..pretrain.train import fast_in_bf16
 from ..scale import peak
-from . import timing
+from .fidelity import EXACT, MAIN, Fidelity
+from .task import Task
 
 SCRIPTS = (
     "ours", "ours_joint", "ours_bf16", "logix_ai", "logix_ai-64", "torch_func",
