@@ -9,7 +9,7 @@ from torch import nn
 from influence_lab import results
 from influence_lab.cli import main
 from influence_lab.experiments import architectures
-from influence_ssl._layers import Layer
+from influence_ssl.curvature import Layer
 
 # Residual, attention, tokens first, windows, depth-wise, TensorFlow's padding, standardised
 # weights, float32 inside, gradients that vanish.

@@ -9,12 +9,12 @@ from mutations import IN_CLOSED_FORMS, mutated
 
 
 @pytest.mark.parametrize(
-    ("right", "wrong"),
+    ("function", "right", "wrong"),
     [m[1:] for m in IN_CLOSED_FORMS],
     ids=[m[0] for m in IN_CLOSED_FORMS],
 )
-def test_a_wrong_formula_is_found(right, wrong):
-    module = mutated(right, wrong)
+def test_a_wrong_formula_is_found(function, right, wrong):
+    module = mutated(function, right, wrong)
     for check in CHECKS.values():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

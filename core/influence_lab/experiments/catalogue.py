@@ -1,4 +1,4 @@
-"""All experiments by what they make: run one of them, collect what they say of the paper's claims."""
+"""All experiments by what they make: run one, collect what they say of the paper's claims."""
 
 from __future__ import annotations
 

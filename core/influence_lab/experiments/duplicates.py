@@ -8,6 +8,7 @@ hash. The thresholds of :mod:`influence_ssl.analysis.duplicates` were chosen on 
 
 from __future__ import annotations
 
+import shlex
 import tempfile
 import time
 from pathlib import Path
@@ -20,8 +21,7 @@ from PIL import Image
 from influence_lab import results
 from influence_lab.datasets import load
 from influence_lab.pixel_duplicates import perceptual_hashes
-from influence_ssl.command.main import main as command
-from influence_ssl.errors import InfluenceError
+from influence_lab.practice import shell
 from influence_ssl.report.table import Table, read_scores
 
 KINDS = ("copy", "jpeg", "crop")
@@ -134,8 +134,8 @@ def run(
     with tempfile.TemporaryDirectory() as work:
         folder, out = Path(work, "images"), Path(work, "scores.parquet")
         planted = plant(pixels, sources, folder, np.random.default_rng(seed))
-        if command(["score", "--data", str(folder), "--out", str(out), *arguments]):
-            raise InfluenceError("influence-ssl score failed; its message is above.")
+        line = ["influence-ssl", "score", "--data", str(folder), "--out", str(out), *arguments]
+        shell(shlex.join(line))
         return measure(read_scores(out), planted, folder)
 
 

@@ -24,8 +24,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from influence_ssl import GaussianNoise, InfluenceScorer, Invariance, LoGra
-from influence_ssl._embeddings import Same
-from influence_ssl.curvature import Fitted, Gradients
+from influence_ssl.curvature import Fitted, Gradients, Same
 
 from .. import results
 from ..agreement import Estimate, bootstrap, rounded
