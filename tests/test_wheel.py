@@ -1,13 +1,17 @@
 """The wheel holds what it needs, and the library runs where no extra is installed."""
 
+import os
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
-ALONE = """
+# Put in front of what runs without any extra.
+REFUSE = """
 import sys
 
 class Refuse:
@@ -19,6 +23,9 @@ class Refuse:
             raise ImportError(f"{name} is an extra")
 
 sys.meta_path.insert(0, Refuse())
+"""
+
+SCORE = """
 import torch
 import influence_ssl
 
@@ -28,29 +35,65 @@ scores.save(sys.argv[1])
 assert (influence_ssl.Scores.load(sys.argv[1]).values == scores.values).all()
 """
 
+HELP = """
+from influence_ssl.command import main
 
-def test_the_library_needs_no_extra(tmp_path):
-    command = [sys.executable, "-W", "error", "-c", ALONE, str(tmp_path / "scores.npz")]
-    subprocess.run(command, check=True, cwd=tmp_path)
+assert main.__file__.startswith(sys.argv[1]), main.__file__
+main.main(["--help"])
+"""
 
 
-def test_the_wheel_holds_the_report_s_files_and_the_licences(tmp_path):
-    # Built from a copy, so that nothing is left in the working tree.
-    listed = subprocess.run(
+def run(code: str, *arguments: str, **settings: object) -> str:
+    command = [sys.executable, "-W", "error", "-c", REFUSE + code, *arguments]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, **settings)
+    return done.stdout
+
+
+def test_the_library_needs_no_extra(tmp_path: Path) -> None:
+    run(SCORE, str(tmp_path / "scores.npz"), cwd=tmp_path)
+
+
+def tracked() -> list[str]:
+    found = subprocess.run(
         ["git", "ls-files", "core", "pyproject.toml", "README.md", "LICENSE", "LICENSE-TEXT"],
         cwd=ROOT, check=True, capture_output=True, text=True,
-    ).stdout.split()  # fmt: skip
-    for name in listed:
-        copy = tmp_path / "source" / name
+    )  # fmt: skip
+    return found.stdout.split()
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from a copy, so that nothing is left in the working tree."""
+    folder = tmp_path_factory.mktemp("wheel")
+    for name in tracked():
+        copy = folder / "source" / name
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes((ROOT / name).read_bytes())
     subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation",
-         "-w", str(tmp_path), str(tmp_path / "source")],
+         "-w", str(folder), str(folder / "source")],
         check=True,
     )  # fmt: skip
-    (wheel,) = tmp_path.glob("*.whl")
+    (found,) = folder.glob("*.whl")
+    return found
+
+
+def test_the_wheel_holds_every_file_and_the_licences(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    expected = {name.removeprefix("core/") for name in listed if name.startswith("core/")}
+    expected = {name.removeprefix("core/") for name in tracked() if name.startswith("core/")}
     assert expected <= names
     assert any(name.endswith("LICENSE-TEXT") for name in names)
+
+
+def test_the_command_s_help_runs_from_the_wheel_alone(wheel: Path, tmp_path: Path) -> None:
+    place = tmp_path / "installed"
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index",
+         "--target", str(place), str(wheel)],
+        check=True,
+    )  # fmt: skip
+    alone = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": str(place)}}
+    assert "score" in run(HELP, str(place), **alone)
+    script = [sys.executable, place / "bin" / "influence-ssl", "--help"]
+    shown = subprocess.run(script, check=True, stdout=subprocess.PIPE, text=True, **alone).stdout
+    assert "Label-free influence" in shown
