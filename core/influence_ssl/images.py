@@ -69,7 +69,7 @@ def to_tensor(image: Image.Image) -> Float[Tensor, "3 height width"]:
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous() / 255.0
 
 
-class Images(Dataset[tuple[Tensor]]):
+class ImageFiles(Dataset[tuple[Tensor]]):
     """A map-style data set of image files; item k is ``(preprocess(image k),)``.
 
     ``source`` is one of
@@ -142,7 +142,7 @@ class Images(Dataset[tuple[Tensor]]):
         """The bits in use of the 16-bit images that do not say so; None before one was read."""
         return self._bits[0] if self._bits else None
 
-    def readable(self, strict: bool = False, progress: bool = False) -> Images:
+    def readable(self, strict: bool = False, progress: bool = False) -> ImageFiles:
         """The data set without the images that cannot be read, after trying each of them once.
 
         Every image is decoded and preprocessed, so that nothing of this comes up hours into a run.

@@ -11,7 +11,7 @@ from PIL import Image, PngImagePlugin
 
 from influence_ssl.decoding import BACKGROUND, DEPTHS
 from influence_ssl.errors import InfluenceOSError
-from influence_ssl.images import Images
+from influence_ssl.images import ImageFiles
 
 RNG = np.random.default_rng(0)
 DEEP = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4}
@@ -131,7 +131,7 @@ def test_fewer_bits_in_16_give_the_8_bit_copy(
     (tmp_path / f"a.{ {'png': 'png', 'por': 'ppm', 'tif': 'tif'}[form[:3]] }").write_bytes(
         FILES[form](mode, array)
     )
-    images = Images(tmp_path).readable()
+    images = ImageFiles(tmp_path).readable()
     np.testing.assert_array_equal(np.asarray(images.image(0)), upper(array, bits))
     assert images.bits == bits
     assert images.converted[f"of 16 bits ({bits} in use)"] == 1
@@ -144,7 +144,7 @@ def test_one_number_of_bits_holds_for_the_whole_data_set(tmp_path: Path) -> None
     (tmp_path / "b.tif").write_bytes(tiff(bright))
     Image.fromarray(np.full((5, 7, 3), 255, np.uint8)).save(tmp_path / "c.png")
     (tmp_path / "d.png").write_bytes(png(values("L", 16))[:70])  # not readable, so not counted
-    for images in (Images(tmp_path), Images(tmp_path).readable()):
+    for images in (ImageFiles(tmp_path), ImageFiles(tmp_path).readable()):
         np.testing.assert_array_equal(np.asarray(images.image(0)), upper(dark, 12))
         np.testing.assert_array_equal(np.asarray(images.image(1)), upper(bright, 12))
         assert np.asarray(images.image(2)).min() == 255
@@ -154,7 +154,7 @@ def test_one_number_of_bits_holds_for_the_whole_data_set(tmp_path: Path) -> None
 def test_images_that_come_out_nearly_black_are_told(tmp_path: Path) -> None:
     for k, bits in enumerate((16, 16, 12)):
         (tmp_path / f"{k}.png").write_bytes(png(values("L", bits)))
-    assert Images(tmp_path).readable().converted == {
+    assert ImageFiles(tmp_path).readable().converted == {
         "grey": 3,
         "of 16 bits (16 in use)": 2,
         "of 16 bits (16 in use, nearly black: 12 would do)": 1,
@@ -167,7 +167,7 @@ def test_the_bits_that_a_file_declares_are_its_own(tmp_path: Path) -> None:
     (tmp_path / "a.tif").write_bytes(tiff(array, bits=12))
     (tmp_path / "b.pgm").write_bytes(pgm(array, 4095))
     (tmp_path / "c.png").write_bytes(png(values("L", 16)))
-    images = Images(tmp_path)
+    images = ImageFiles(tmp_path)
     assert images.image(2) is not None
     for k in (0, 1):
         np.testing.assert_array_equal(np.asarray(images.image(k)), upper(array, 12))
@@ -178,7 +178,7 @@ def test_sbit_does_not_change_values_that_the_standard_has_scaled(tmp_path: Path
     array = values("L", 12)
     scaled = array << 4 | array >> 8
     (tmp_path / "a.png").write_bytes(png(scaled, before=chunk(b"sBIT", b"\x0c")))
-    np.testing.assert_array_equal(np.asarray(Images(tmp_path).image(0)), upper(array, 12))
+    np.testing.assert_array_equal(np.asarray(ImageFiles(tmp_path).image(0)), upper(array, 12))
 
 
 @pytest.mark.parametrize("deflate", [True, False])
@@ -186,7 +186,7 @@ def test_colours_in_separate_planes_are_listed(tmp_path: Path, deflate: bool) ->
     array = values("RGB", 16)
     (tmp_path / "a.tif").write_bytes(tiff(array, deflate=deflate, planes=2))
     with pytest.raises(InfluenceOSError, match="separate planes"):
-        Images(tmp_path).image(0)
+        ImageFiles(tmp_path).image(0)
 
 
 def over_grey(colours: np.ndarray, opacity: np.ndarray) -> np.ndarray:
@@ -220,10 +220,10 @@ def test_cut_outs_lie_on_mid_grey(tmp_path: Path, form: str) -> None:
             Image.fromarray(colours).save(path, transparency=(10 + 90 * k,) * 3)
         else:
             image.save(path, **({"lossless": True, "exact": True} if form == "WEBP" else {}))
-        found.append(np.asarray(Images(path.parent).image(k)).astype(float))
+        found.append(np.asarray(ImageFiles(path.parent).image(k)).astype(float))
         np.testing.assert_allclose(found[k], over_grey(colours, opacity), atol=1)
     np.testing.assert_array_equal(*found)
-    assert Images(tmp_path).readable().converted["with transparency (laid on mid-grey)"] == 2
+    assert ImageFiles(tmp_path).readable().converted["with transparency (laid on mid-grey)"] == 2
 
 
 def test_cut_outs_of_16_bits_lie_on_mid_grey(tmp_path: Path) -> None:
@@ -241,7 +241,7 @@ def test_cut_outs_of_16_bits_lie_on_mid_grey(tmp_path: Path) -> None:
         png(array[..., :3], chunk(b"tRNS", key.astype(">u2").tobytes()))
     )
     expected = over_grey((array[..., :3] >> 4).astype(float), (array[..., 3] >> 4).astype(float))
-    images = Images(tmp_path)
+    images = ImageFiles(tmp_path)
     for k, slack in enumerate((1, 1, 3)):
         np.testing.assert_allclose(np.asarray(images.image(k)).astype(float), expected, atol=slack)
     keyed = over_grey((array[..., :3] >> 4).astype(float), np.where(hidden, 0, 255))
@@ -252,7 +252,7 @@ def test_full_opacity_of_16_bits_beside_colours_of_12(tmp_path: Path) -> None:
     array = values("RGBA", 12)
     array[..., 3] = 65535
     (tmp_path / "a.png").write_bytes(png(array))
-    np.testing.assert_array_equal(np.asarray(Images(tmp_path).image(0)), upper(array, 12))
+    np.testing.assert_array_equal(np.asarray(ImageFiles(tmp_path).image(0)), upper(array, 12))
 
 
 def test_each_way_of_converting_is_counted(tmp_path: Path) -> None:
@@ -263,7 +263,7 @@ def test_each_way_of_converting_is_counted(tmp_path: Path) -> None:
     picture.save(tmp_path / "6.tif", save_all=True, append_images=[picture.rotate(90)])
     data = picture.quantize(16)
     data.save(tmp_path / "7.gif", save_all=True, append_images=[data.rotate(90)])
-    assert Images(tmp_path).readable().converted == {
+    assert ImageFiles(tmp_path).readable().converted == {
         "grey": 2,
         "palette": 2,
         "CMYK": 1,
@@ -284,6 +284,6 @@ def test_long_texts_of_a_png_do_not_matter(tmp_path: Path, compressed: bool, pla
     texts = {place: chunk(kind, data) * (1 if compressed else many)}
     (tmp_path / "a.png").write_bytes(png(array, **texts))
     (tmp_path / "b.png").write_bytes(png(array, before=profile))
-    images = Images(tmp_path).readable(strict=True)
+    images = ImageFiles(tmp_path).readable(strict=True)
     for k in range(2):
         np.testing.assert_array_equal(np.asarray(images.image(k)), upper(array, 16))

@@ -23,7 +23,7 @@ from influence_ssl.errors import (
     InfluenceTypeError,
     InfluenceValueError,
 )
-from influence_ssl.images import Images, to_tensor
+from influence_ssl.images import ImageFiles, to_tensor
 
 RNG = np.random.default_rng(0)
 
@@ -68,23 +68,23 @@ def test_folder_is_recursive_sorted_and_counts_other_files(folder: Path) -> None
     (folder / "._a.png").write_bytes(b"resource fork")
     (folder / ".cache").mkdir()
     picture().save(folder / ".cache" / "thumb.png")
-    images = Images(folder)
+    images = ImageFiles(folder)
     assert images.names == ("a.png", "b.png", "deep/d.PNG", "deep/er/c.png", "ünï/é.png")
     assert images.ignored == {".txt": 1, "hidden": 1}
     assert images.index.tolist() == [0, 1, 2, 3, 4]
 
 
 def test_items_are_torchvisions_tensors(folder: Path) -> None:
-    for (item,), name in zip(Images(folder), Images(folder).names, strict=True):
+    for (item,), name in zip(ImageFiles(folder), ImageFiles(folder).names, strict=True):
         expected = TF.to_tensor(Image.open(folder / name))
         assert item.dtype == torch.float32
         torch.testing.assert_close(item, expected, rtol=0, atol=0)
 
 
 def test_zip_and_csv_give_the_items_of_the_folder(folder: Path) -> None:
-    expected = Images(folder)
+    expected = ImageFiles(folder)
     for source in (zipped(folder), listed(folder), listed(folder, header=None)):
-        images = Images(source)
+        images = ImageFiles(source)
         assert sorted(images.names) == list(expected.names)
         for k, name in enumerate(images.names):
             assert torch.equal(images[k][0], expected[expected.names.index(name)][0])
@@ -93,9 +93,9 @@ def test_zip_and_csv_give_the_items_of_the_folder(folder: Path) -> None:
 def test_csv_finds_its_column_and_reads_absolute_paths(folder: Path, tmp_path: Path) -> None:
     table = tmp_path / "labels.csv"
     table.write_text(f'\ufeffage,File\n"3",pictures/a.png\n\n"4",{folder / "b.png"}\n')
-    images = Images(table)
+    images = ImageFiles(table)
     assert images.names == ("pictures/a.png", str(folder / "b.png"))
-    assert torch.equal(images[1][0], Images(folder)[1][0])
+    assert torch.equal(images[1][0], ImageFiles(folder)[1][0])
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
@@ -108,7 +108,7 @@ def test_csvs_of_other_programs(folder: Path, separator: str, column: str | None
     table = folder / "list.csv"
     with table.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, delimiter=separator).writerows(header + body)
-    images, whole = Images(table).readable(strict=True), Images(folder)
+    images, whole = ImageFiles(table).readable(strict=True), ImageFiles(folder)
     assert images.names == tuple(row[0] for row in rows)
     for k, name in enumerate(("deep/d.PNG", "deep/er/c.png", "b.png")):
         assert torch.equal(images[k][0], whole[whole.names.index(name)][0])
@@ -117,7 +117,7 @@ def test_csvs_of_other_programs(folder: Path, separator: str, column: str | None
 def test_a_backslash_that_belongs_to_a_name_stays(folder: Path) -> None:
     picture().save(folder / "x\\y.png")
     (folder / "list.csv").write_text("path\nx\\y.png\n")
-    Images(folder / "list.csv").readable(strict=True)
+    ImageFiles(folder / "list.csv").readable(strict=True)
 
 
 def test_links_to_folders_are_followed_once(folder: Path, tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_links_to_folders_are_followed_once(folder: Path, tmp_path: Path) -> Non
     (folder / "aa").symlink_to(folder / "deep")
     (folder / ".hidden").symlink_to(tmp_path)
     (folder / "gone").symlink_to(tmp_path / "nowhere")
-    images = Images(folder)
+    images = ImageFiles(folder)
     own = ("a.png", "b.png", "deep/d.PNG", "deep/er/c.png")
     assert images.names == (*own, "linked/sub/y.png", "linked/x.png", "ünï/é.png")
     assert images.ignored == {
@@ -148,7 +148,7 @@ def test_other_members_of_a_zip_are_counted_by_extension(folder: Path) -> None:
     source = zipped(folder)
     with zipfile.ZipFile(source, "a") as archive:
         archive.writestr("__MACOSX\\._b.png", b"")
-    assert Images(source).ignored == {
+    assert ImageFiles(source).ignored == {
         ".heic": 2, ".dng": 1, "without an extension": 1, "hidden": 2
     }  # fmt: skip
 
@@ -176,7 +176,7 @@ def test_a_preprocess_with_a_buffer_gives_what_it_gives_alone(tmp_path: Path, co
     expected = torch.stack(
         [Buffered(True)(Image.open(path)) for path in sorted(tmp_path.iterdir())]
     )
-    images = Images(tmp_path, Buffered(copied)).readable()
+    images = ImageFiles(tmp_path, Buffered(copied)).readable()
     batch = images.__getitems__(list(range(40)))
     assert torch.equal(torch.stack([item for (item,) in batch]), expected)
     assert torch.equal(torch.stack([images[k][0] for k in range(40)]), expected)
@@ -185,9 +185,9 @@ def test_a_preprocess_with_a_buffer_gives_what_it_gives_alone(tmp_path: Path, co
 def test_a_preprocess_that_remembers_other_images_is_refused(tmp_path: Path) -> None:
     for k, width in enumerate((8, 4, 8, 4)):
         picture(width).save(tmp_path / f"{k}.png")
-    Images(tmp_path, Buffered(True)).readable()
+    ImageFiles(tmp_path, Buffered(True)).readable()
     with pytest.raises(InfluenceValueError, match=r"depends on the images before: '\d\.png'"):
-        Images(tmp_path, Buffered(True, cleared=False)).readable()
+        ImageFiles(tmp_path, Buffered(True, cleared=False)).readable()
 
 
 @pytest.mark.parametrize(
@@ -206,12 +206,12 @@ def test_a_preprocess_that_remembers_other_images_is_refused(tmp_path: Path) -> 
 def test_only_transforms_that_keep_nothing_run_side_by_side(
     folder: Path, preprocess: object, together: bool
 ) -> None:
-    assert Images(folder, preprocess)._apart is not together
+    assert ImageFiles(folder, preprocess)._apart is not together
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_forked_workers_open_their_own_zip(folder: Path) -> None:
-    images = Images(zipped(folder))
+    images = ImageFiles(zipped(folder))
     expected = torch.stack([image for (image,) in images])  # opens the parent's handle
     parent = images._files._handle[1].fp.fileno()
     os.lseek(parent, 7, os.SEEK_SET)
@@ -222,7 +222,7 @@ def test_forked_workers_open_their_own_zip(folder: Path) -> None:
 
 
 def test_a_data_set_in_use_can_be_pickled(folder: Path) -> None:
-    images = Images(zipped(folder)).readable()
+    images = ImageFiles(zipped(folder)).readable()
     assert torch.equal(pickle.loads(pickle.dumps(images))[2][0], images[2][0])
 
 
@@ -233,7 +233,7 @@ def test_every_mode_becomes_the_rgb_of_pillow(tmp_path: Path, mode: str) -> None
     with Image.open(path) as stored:
         assert stored.mode == mode
         expected = np.asarray(stored.convert("RGB"))
-    image = Images(tmp_path).image(0)
+    image = ImageFiles(tmp_path).image(0)
     assert image.mode == "RGB"
     np.testing.assert_array_equal(np.asarray(image), expected)
 
@@ -242,7 +242,7 @@ def test_unreadable_images_are_listed_and_the_others_keep_their_index(folder: Pa
     shorten(folder / "b.png")
     (folder / "deep" / "d.PNG").write_text("no picture at all")
     (folder / "empty.jpg").touch()
-    images = Images(folder).readable()
+    images = ImageFiles(folder).readable()
     assert images.names == ("a.png", "deep/er/c.png", "ünï/é.png")
     assert images.index.tolist() == [0, 3, 5]
     assert [name for name, _ in images.skipped] == ["b.png", "deep/d.PNG", "empty.jpg"]
@@ -259,7 +259,7 @@ def test_unreadable_members_of_a_zip_are_listed(folder: Path) -> None:
     with source.open("r+b") as file:
         file.seek(start + 60)
         file.write(b"flipped bits")
-    images = Images(source).readable()
+    images = ImageFiles(source).readable()
     assert [name for name, _ in images.skipped] == ["b.png"]
     assert len(images) == 4
 
@@ -269,21 +269,21 @@ def test_paths_that_are_missing_or_no_files_are_listed(folder: Path) -> None:
     with table.open("a") as file:
         file.write("gone.png\ndeep\n")
     os.mkfifo(folder / "pipe.png")
-    assert dict(Images(table).readable().skipped) == {
+    assert dict(ImageFiles(table).readable().skipped) == {
         "gone.png": "no such file or directory",
         "deep": "not a regular file",
     }
-    assert dict(Images(folder).readable().skipped) == {"pipe.png": "not a regular file"}
+    assert dict(ImageFiles(folder).readable().skipped) == {"pipe.png": "not a regular file"}
 
 
 def test_strict_stops_and_names_the_image(folder: Path) -> None:
     shorten(folder / "b.png")
     with pytest.raises(InfluenceOSError, match=r"'b\.png'.*truncated"):
-        Images(folder).readable(strict=True)
+        ImageFiles(folder).readable(strict=True)
 
 
 def test_an_image_that_vanishes_during_the_run_is_named(folder: Path) -> None:
-    images = Images(folder).readable()
+    images = ImageFiles(folder).readable()
     (folder / "b.png").unlink()
     with pytest.raises(InfluenceOSError, match=r"'b\.png'.*no such file"):
         images[1]
@@ -291,7 +291,7 @@ def test_an_image_that_vanishes_during_the_run_is_named(folder: Path) -> None:
 
 def test_32_bit_grey_is_not_guessed_at(folder: Path) -> None:
     Image.fromarray(np.ones((8, 8), np.float32)).save(folder / "f.tif")
-    ((name, reason),) = Images(folder).readable().skipped
+    ((name, reason),) = ImageFiles(folder).readable().skipped
     assert name == "f.tif"
     assert "32-bit" in reason
 
@@ -299,7 +299,7 @@ def test_32_bit_grey_is_not_guessed_at(folder: Path) -> None:
 def test_bytes_in_names_that_are_not_utf8_are_written_out(tmp_path: Path) -> None:
     with open(os.fsencode(tmp_path) + b"/\xfcber.png", "wb") as file:
         picture().save(file, "PNG")
-    images = Images(tmp_path).readable()
+    images = ImageFiles(tmp_path).readable()
     assert images.names == (r"\xfcber.png",)
     images.names[0].encode("utf-8")
 
@@ -310,25 +310,25 @@ def test_a_zip_that_holds_a_name_twice_is_refused(tmp_path: Path) -> None:
         with pytest.warns(UserWarning, match="Duplicate name"):
             archive.writestr("x.png", b"")
     with pytest.raises(InfluenceValueError, match=r"names 'x.png' twice"):
-        Images(tmp_path / "a.zip")
+        ImageFiles(tmp_path / "a.zip")
 
 
 def test_a_carriage_return_in_a_name_is_written_out(tmp_path: Path) -> None:
     picture().save(tmp_path / "a\rb.png")
-    assert Images(tmp_path).names == ("a\\rb.png",)
+    assert ImageFiles(tmp_path).names == ("a\\rb.png",)
 
 
 def test_mixed_sizes_name_two_images_and_their_sizes(folder: Path) -> None:
     picture(16, 4).save(folder / "c.png")
     with pytest.raises(InfluenceValueError) as caught:
-        Images(folder).readable()
+        ImageFiles(folder).readable()
     message = str(caught.value)
     for part in ("'a.png' is 8 x 8 pixels", "'c.png' is 16 x 4 pixels", "preprocess"):
         assert part in message
-    resized = Images(folder, lambda image: to_tensor(image.resize((8, 8)))).readable()
+    resized = ImageFiles(folder, lambda image: to_tensor(image.resize((8, 8)))).readable()
     assert resized.shape == (3, 8, 8)
     with pytest.raises(InfluenceValueError, match=r"'a\.png' is a tensor \(3, 8, 8\)"):
-        Images(folder, lambda image: to_tensor(image)).readable()
+        ImageFiles(folder, lambda image: to_tensor(image)).readable()
 
 
 @pytest.mark.parametrize("width", [30, 15])  # Pillow itself refuses 300 pixels and warns of 150
@@ -338,14 +338,14 @@ def test_an_image_above_pillows_limit_is_listed(
     picture(width, 10).save(folder / "c.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     for source in (folder, zipped(folder)):
-        images = Images(source).readable()
+        images = ImageFiles(source).readable()
         assert len(images) == 5
         ((name, reason),) = images.skipped
         assert name == "c.png"
         assert "bomb" in reason
         assert "100 pixels (PIL.Image.MAX_IMAGE_PIXELS)" in reason
         with pytest.raises(InfluenceOSError, match=r"'c\.png'.*bomb"):
-            Images(source).readable(strict=True)
+            ImageFiles(source).readable(strict=True)
 
 
 def test_members_that_unpack_to_too_many_bytes_are_not_unpacked(
@@ -362,7 +362,7 @@ def test_members_that_unpack_to_too_many_bytes_are_not_unpacked(
         return read(archive, member)
 
     monkeypatch.setattr(zipfile.ZipFile, "read", reading)
-    ((name, reason),) = Images(source).readable().skipped
+    ((name, reason),) = ImageFiles(source).readable().skipped
     assert name == "zeros.png"
     assert "bomb" in reason
 
@@ -374,7 +374,7 @@ def test_zips_whose_names_lead_out_are_refused(tmp_path: Path, name: str) -> Non
         archive.writestr("fine.png", b"")
         archive.writestr(name, b"")
     with pytest.raises(InfluenceValueError, match=r"unsafe name"):
-        Images(source)
+        ImageFiles(source)
 
 
 def test_an_encrypted_member_is_listed(folder: Path) -> None:
@@ -382,7 +382,7 @@ def test_an_encrypted_member_is_listed(folder: Path) -> None:
     data = bytearray(source.read_bytes())
     data[data.index(b"PK\x01\x02") + 8] |= 1  # the encryption flag of the first entry
     source.write_bytes(data)
-    skipped = Images(source).readable().skipped
+    skipped = ImageFiles(source).readable().skipped
     assert len(skipped) == 1
     assert "encrypted" in skipped[0].reason
 
@@ -413,7 +413,7 @@ def test_unusable_sources_are_named(
     if content is not None:
         source.write_bytes(content)
     with pytest.raises(InfluenceError, match=message) as caught:
-        Images(source)
+        ImageFiles(source)
     assert str(source) in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -422,15 +422,15 @@ def test_a_folder_of_other_files_says_what_it_holds(tmp_path: Path) -> None:
     for name in ("a.heic", "b.HEIC", "c.dng"):
         (tmp_path / name).touch()
     with pytest.raises(InfluenceValueError, match=r"no images .*\(it holds 2 \.heic, 1 \.dng\)\.$"):
-        Images(tmp_path)
+        ImageFiles(tmp_path)
 
 
 def test_an_empty_folder_and_one_without_a_readable_image(tmp_path: Path) -> None:
     with pytest.raises(InfluenceValueError, match="no images"):
-        Images(tmp_path)
+        ImageFiles(tmp_path)
     (tmp_path / "a.png").touch()
     with pytest.raises(InfluenceOSError, match=r"none of the 1 images.*'a\.png'"):
-        Images(tmp_path).readable()
+        ImageFiles(tmp_path).readable()
 
 
 @pytest.mark.parametrize(
@@ -447,5 +447,5 @@ def test_a_bad_preprocess_is_named_with_the_image(
     folder: Path, preprocess: object, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message) as caught:
-        Images(folder, preprocess).readable()
+        ImageFiles(folder, preprocess).readable()
     assert "'a.png'" in str(caught.value)

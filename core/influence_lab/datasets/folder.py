@@ -9,15 +9,14 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from influence_ssl.images import Images as Source
-from influence_ssl.images import to_tensor
+from influence_ssl.images import ImageFiles, to_tensor
 
 from .base import Grouped, Images
 from .reading import square
 
 
 def load_folder(source: str | Path, size: int | None = None) -> Grouped:
-    """The images of a folder, a zip or a CSV of paths (:class:`influence_ssl.images.Images`).
+    """The images of a folder, a zip or a CSV of paths (:class:`influence_ssl.images.ImageFiles`).
 
     Classes are the folders at the top, in alphabetical order; what stands in none of them makes a
     class of its own, the empty name. Images become RGB; ``size`` cuts each to its largest centred
@@ -30,7 +29,7 @@ def load_folder(source: str | Path, size: int | None = None) -> Grouped:
     def prepare(image: Image.Image) -> Tensor:
         return to_tensor(image if size is None else square(image, size))
 
-    found = Source(source, prepare if size else None).readable()
+    found = ImageFiles(source, prepare if size else None).readable()
     pixels = np.stack([_pixels(found.image(k), size) for k in range(len(found))])
     tops = [name.split("/")[0] if "/" in name else "" for name in found.names]
     classes = tuple(sorted(set(tops)))

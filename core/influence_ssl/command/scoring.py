@@ -35,7 +35,7 @@ from influence_ssl.scores import Scores
 if TYPE_CHECKING:
     import pandas
 
-    from influence_ssl.images import Images
+    from influence_ssl.images import ImageFiles
 
 _NOT_THE_ENCODER = (OSError, MemoryError, torch.OutOfMemoryError)
 
@@ -64,12 +64,12 @@ def score(options: argparse.Namespace) -> None:
     settings.check_output(options.out)
     loaded = load_encoder(options.encoder, options.weights, options.seed, options.weights_part)
 
-    from influence_ssl.images import Images
+    from influence_ssl.images import ImageFiles
 
     # Pillow warns of odd metadata; what makes an image unreadable is an error and gets listed.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     started, progress = time.monotonic(), sys.stderr.isatty()
-    images = Images(options.data, loaded.preprocess).readable(options.strict, progress)
+    images = ImageFiles(options.data, loaded.preprocess).readable(options.strict, progress)
     _refuse_too_few(images)
     store = partial_folder(options.out) / _key(options, loaded.module, images, device)
     scorer = InfluenceScorer(
@@ -125,7 +125,7 @@ def score(options: argparse.Namespace) -> None:
     summarise(scores, images, options, time.monotonic() - started, groups)
 
 
-def _columns(scores: Scores, images: Images, z: Tensor, groups: list[Group]) -> dict[str, Any]:
+def _columns(scores: Scores, images: ImageFiles, z: Tensor, groups: list[Group]) -> dict[str, Any]:
     n = len(scores)
     rank = np.empty(n, np.int64)
     rank[scores.order("highest")] = np.arange(1, n + 1)
@@ -150,7 +150,7 @@ def _columns(scores: Scores, images: Images, z: Tensor, groups: list[Group]) -> 
     return columns
 
 
-def _refuse_too_few(images: Images) -> None:
+def _refuse_too_few(images: ImageFiles) -> None:
     if len(images) < 2:
         raise InfluenceValueError(
             f"{str(images.source)!r} holds one readable image; scores compare images, give two or "
@@ -167,7 +167,7 @@ def _refuse_too_few(images: Images) -> None:
 
 
 def _key(
-    options: argparse.Namespace, encoder: nn.Module, images: Images, device: torch.device | None
+    options: argparse.Namespace, encoder: nn.Module, images: ImageFiles, device: torch.device | None
 ) -> str:
     """A name for everything that the gradients depend on."""
     given = {
@@ -212,12 +212,12 @@ def _remove_if_empty(*folders: Path) -> bool:
     return True
 
 
-def _digest(images: Images) -> str:
+def _digest(images: ImageFiles) -> str:
     lines = (f"{x} {name}\n" for name, x in zip(images.names, images.sha256, strict=True))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _provenance(options: argparse.Namespace, images: Images) -> dict[str, Any]:
+def _provenance(options: argparse.Namespace, images: ImageFiles) -> dict[str, Any]:
     found: dict[str, Any] = {
         "arguments": {
             name.replace("_", "-"): value if isinstance(value, int | float) else str(value)
@@ -239,7 +239,7 @@ def _provenance(options: argparse.Namespace, images: Images) -> dict[str, Any]:
     return found
 
 
-def _with_names(message: str, images: Images) -> str:
+def _with_names(message: str, images: ImageFiles) -> str:
     """The core knows an image by its index; a user knows it by its path."""
     names = dict(zip(images.index.tolist(), images.names, strict=True))
     return re.sub(r"\bimage (\d+)\b", lambda m: f"image {names.get(int(m[1]), m[1])!r}", message)

@@ -9,7 +9,7 @@ from datetime import timedelta
 from influence_ssl.analysis.duplicates import Group
 from influence_ssl.command.options import partial_folder
 from influence_ssl.files.sources import counted
-from influence_ssl.images import Images
+from influence_ssl.images import ImageFiles
 from influence_ssl.scores import Scores
 
 _LISTED = 20
@@ -17,7 +17,7 @@ _LISTED = 20
 
 def summarise(
     scores: Scores,
-    images: Images,
+    images: ImageFiles,
     options: argparse.Namespace,
     seconds: float,
     groups: list[Group],
@@ -65,7 +65,7 @@ def summarise(
     print(f"written to {options.out}")
 
 
-def size(images: Images) -> str:
+def size(images: ImageFiles) -> str:
     """The images' shape, ``3 x 32 x 32``."""
     return " x ".join(map(str, images.shape or ()))
 

@@ -13,7 +13,7 @@ from PIL import Image
 from PIL.Image import Resampling
 
 from influence_ssl.errors import InfluenceError, InfluenceValueError
-from influence_ssl.images import Images
+from influence_ssl.images import ImageFiles
 
 SIDE = 128
 _TINY = 48
@@ -28,7 +28,7 @@ class Pictures:
 
     def __init__(self, source: Path, names: Iterable[str]) -> None:
         wanted = list(dict.fromkeys(names))
-        images = Images(source)
+        images = ImageFiles(source)
         position = {name: k for k, name in enumerate(images.names)}
         self.uris: dict[str, tuple[str, int, int]] = {}
         self._views: dict[str, Float64[np.ndarray, "views cells"]] = {}
