@@ -1,7 +1,5 @@
 """Figure 1: planted images are what they are said to be, and the record is made again."""
 
-import shutil
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -10,7 +8,6 @@ from sklearn.metrics import roc_auc_score
 
 from influence_lab import results
 from influence_lab.claims import CONTRADICTED, INCONCLUSIVE, NOT_TESTED, REPRODUCED
-from influence_lab.cli import main
 from influence_lab.datasets import make_lookalikes, make_scenes
 from influence_lab.encoders import normalise
 from influence_lab.experiments import concept
@@ -105,31 +102,6 @@ def test_a_definition_is_no_rival():
     assert found["near duplicate"]["all"]["score"].value == 0
     assert found["near duplicate"]["auroc"]["loss"].value == 1
     assert found["near duplicate"]["images"] == 30
-
-
-def test_the_recorded_result_is_made_again(tmp_path, capsys):
-    place = results.folder_of("tiny", "simclr", 0, tmp_path)
-    place.mkdir(parents=True)
-    shutil.copy(results.folder_of("tiny", "simclr", 0) / "encoder.safetensors", place)
-    out = tmp_path / "figure.svg"
-    where = ["--profile", "tiny", "--results", str(tmp_path), "--out", str(out)]
-    assert main(["reproduce", "fig-1", *where]) == 0
-    assert "AUROC of the score: SimCLR, profile tiny, seed 0: lookalike" in capsys.readouterr().out
-    made, tracked = (results.load_record("tiny", "concept", root) for root in (tmp_path, None))
-    name = concept.case_name("tiny", "simclr", 0)
-    assert list(made["cases"]) == [name]
-    assert made["provenance"]["data_sha256"] == tracked["provenance"]["data_sha256"]
-    assert out.read_text().lstrip().startswith("<?xml")
-    for target, row in tracked["cases"][name].items():
-        assert made["cases"][name][target]["images"] == row["images"]
-        for measure, estimate in row["auroc"].items():
-            found = made["cases"][name][target]["auroc"][measure]
-            assert found == pytest.approx(estimate, abs=0.01)
-
-
-def test_without_an_encoder_the_command_says_what_to_run(tmp_path, capsys):
-    assert main(["reproduce", "fig-1", "--profile", "tiny", "--results", str(tmp_path)]) == 1
-    assert "first run influence-lab pretrain simclr --profile tiny" in capsys.readouterr().err
 
 
 def test_verdicts_are_of_real_images_alone(tmp_path):

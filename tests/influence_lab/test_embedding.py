@@ -1,7 +1,5 @@
 """Figure 3: subsets and their controls, purity by brute force, the record made again."""
 
-import shutil
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -9,7 +7,6 @@ from sklearn.manifold import trustworthiness
 
 from influence_lab import results
 from influence_lab.claims import INCONCLUSIVE, NOT_TESTED, REPRODUCED
-from influence_lab.cli import main
 from influence_lab.experiments import embedding
 from influence_lab.neighbourhoods import features
 from influence_lab.tasks import data_for
@@ -63,28 +60,8 @@ def test_planted_structure_is_measured():
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    root = tmp_path_factory.mktemp("results")
-    place = results.folder_of("tiny", "simclr", 0, root)
-    place.mkdir(parents=True)
-    shutil.copy(results.folder_of("tiny", "simclr", 0) / "encoder.safetensors", place)
-    out = root / "figure.svg"
-    where = ["--profile", "tiny", "--results", str(root), "--out", str(out)]
-    assert main(["reproduce", "fig-3", *where]) == 0
-    assert out.read_text().lstrip().startswith("<?xml")
-    return root
-
-
-def test_the_recorded_result_is_made_again(root):
-    made, tracked = (results.load_record("tiny", "embedding", r) for r in (root, None))
-    assert made["provenance"]["data_sha256"] == tracked["provenance"]["data_sha256"]
-    assert list(made["methods"]) == ["simclr"]
-    for size, sets in tracked["methods"]["simclr"].items():
-        for name, row in sets.items():
-            for what, number in row.items():
-                found = made["methods"]["simclr"][size][name][what]
-                # A pair of scores that rounding swaps moves an image in or out.
-                assert found == pytest.approx(number, abs=0.02)
+def root(made_again):
+    return made_again("embedding")
 
 
 def test_the_map_keeps_neighbours_and_says_who_is_who(root):
@@ -150,8 +127,3 @@ def test_verdicts_follow_the_gaps(tmp_path):
     assert verdicts["fig-3-simclr-caption"] == INCONCLUSIVE
     assert embedding.gap_of(sets, "caption").value == pytest.approx(-0.1)
     assert verdicts["fig-3-byol-tight"] == NOT_TESTED
-
-
-def test_without_an_encoder_the_command_says_what_to_run(tmp_path, capsys):
-    assert main(["reproduce", "fig-3", "--profile", "tiny", "--results", str(tmp_path)]) == 1
-    assert "first run influence-lab pretrain simclr --profile tiny" in capsys.readouterr().err

@@ -53,8 +53,3 @@ def test_logix_rank_and_damping_are_measured_for_every_method():
     for method in ("simclr", "byol", "barlow"):
         assert levels.LOGIX in levels.cells_of(method)
     assert levels.cell("paper", "simclr", *levels.LOGIX) is None
-
-
-def test_without_an_encoder_the_command_says_what_to_run(tmp_path, capsys):
-    assert main(["reproduce", "levels", "--profile", "tiny", "--results", str(tmp_path)]) == 1
-    assert "first run influence-lab pretrain simclr --profile tiny" in capsys.readouterr().err

@@ -6,17 +6,14 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from records import leaves
 from scipy.stats import spearmanr
 
 from influence_lab import results
 from influence_lab.cli import main
 from influence_lab.encoders import normalise
 from influence_lab.experiments import families, noise, scored, stability
-from influence_lab.experiments.catalogue import RESULTS
 from influence_lab.experiments.task import Task
 from influence_lab.keys import described, key
-from influence_lab.perturbations import crop
 from influence_lab.tasks import data_for
 from influence_lab.vectors import Vectors
 from influence_ssl import (
@@ -145,44 +142,6 @@ def test_measure_recovers_planted_reliabilities():
     assert set(stability.measure(a, b, None)) == {"noise"}
 
 
-AGAIN = {
-    "stability": {
-        0: [key("score", GaussianNoise(), 4)],
-        1: [key("score", GaussianNoise(), 0)],
-    },
-    "noise": {0: [key("score", GaussianNoise(0.1, 0.5), 0)]},
-    "families": {0: [key(kind, crop, 0) for kind in ("score", *scored.RIVALS)]},
-}
-
-
-@pytest.mark.parametrize("name", AGAIN)
-def test_a_recorded_result_is_made_again(name, tmp_path, capsys):
-    """Without some of the recorded vectors: they are scored again, and the numbers are the same."""
-    for seed in (0, 1):
-        place = results.folder_of("tiny", "simclr", seed, tmp_path)
-        place.mkdir(parents=True)
-        tracked = results.folder_of("tiny", "simclr", seed)
-        shutil.copy(tracked / "encoder.safetensors", place)
-        whole = Vectors(tracked / "vectors.npz")
-        part = Vectors(place / "vectors.npz", whole.origin)
-        dropped = AGAIN[name].get(seed, [])
-        assert set(dropped) <= set(whole.notes)
-        for vector in whole.notes:
-            if vector not in dropped:
-                part.add(vector, whole[vector], **whole.notes[vector])
-    result = next(r for r, module in RESULTS.items() if module == name)
-    out = tmp_path / "figure.svg"
-    where = ["--profile", "tiny", "--results", str(tmp_path), "--out", str(out)]
-    assert main(["reproduce", result, *where]) == 0
-    made, tracked = (results.load_record("tiny", name, root) for root in (tmp_path, None))
-    assert tracked["provenance"]["data_sha256"] == made["provenance"]["data_sha256"]
-    command = f"influence-lab reproduce {result} --profile tiny --seed 0"
-    assert made["provenance"]["command"] == command
-    assert name != "stability" or "BYOL not recorded yet" in capsys.readouterr().out
-    assert name == "families" or out.read_text().lstrip().startswith("<?xml")
-    assert leaves(made) == pytest.approx(leaves(tracked), rel=1e-3, abs=0.005)
-
-
 def test_recorded_vectors_serve_without_the_second_encoder(tmp_path):
     """As on a clone, where the weights of a second seed are not tracked; no reading is lost."""
     for seed in (0, 1):
@@ -227,12 +186,6 @@ def test_the_vectors_of_every_record_are_named_by_their_settings():
     largest = scored.vectors_of("cpu", "simclr", 0)
     for family in families.FAMILIES.values():
         assert all(key("score", family.perturbation, noise) in largest for noise in (0, 1))
-
-
-def test_without_an_encoder_the_command_says_what_to_run(tmp_path, capsys):
-    for result in ("fig-2", "fig-10", "table-4"):
-        assert main(["reproduce", result, "--profile", "tiny", "--results", str(tmp_path)]) == 1
-        assert "first run influence-lab pretrain simclr --profile tiny" in capsys.readouterr().err
 
 
 def test_tracked_vectors_belong_to_the_tracked_encoders():
