@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from influence_lab import results
+from influence_lab.records import results
 
 README = Path(__file__).parents[1] / "README.md"
 

@@ -14,8 +14,7 @@ import yaml
 from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
 
-from influence_lab import claims
-from influence_lab.experiments import catalogue
+from influence_lab.experiments import catalogue, claims
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx

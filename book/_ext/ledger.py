@@ -3,9 +3,9 @@
 `{statement-ledger}` becomes a table with one row a statement; `{statement-count}` a sentence
 with the number of each verdict; `{claims-count}` the same of the paper's empirical claims, whose
 verdicts follow from the recorded results. The statements' records are glue data of
-`influence_lab.ledger.verdict`, so they are there after an execution and after a read from the
-execution cache alike. A statement of the inventory without exactly one record, or a record without
-its anchor in the same chapter, is a warning.
+`influence_lab.theory.ledger.verdict`, so they are there after an execution and after a read from
+the execution cache alike. A statement of the inventory without exactly one record, or a record
+without its anchor in the same chapter, is a warning.
 """
 
 import json
@@ -19,9 +19,8 @@ from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
-from influence_lab import claims
-from influence_lab.experiments import catalogue
-from influence_lab.ledger import PAPER_PREFIX, RECORD_PREFIX, VERDICTS
+from influence_lab.experiments import catalogue, claims
+from influence_lab.theory.ledger import PAPER_PREFIX, RECORD_PREFIX, VERDICTS
 
 logger = logging.getLogger(__name__)
 

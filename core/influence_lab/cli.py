@@ -7,9 +7,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from influence_lab.experiments.catalogue import RESULTS
 from influence_ssl.errors import InfluenceError
-
-from .experiments.catalogue import RESULTS
 
 METHODS = ("simclr", "byol", "barlow", "supervised")
 PROFILES = ("tiny", "cpu", "gpu", "paper")
@@ -120,7 +119,7 @@ def _refuse_absent(device: str) -> None:
 
 
 def _pretrain(options: argparse.Namespace) -> None:
-    from .tasks import pretrain_and_record
+    from influence_lab.records.recording import pretrain_and_record
 
     record = pretrain_and_record(
         options.method, options.profile, options.seed, options.device, runs=options.runs,
@@ -137,8 +136,8 @@ def _pretrain(options: argparse.Namespace) -> None:
 
 
 def _score(options: argparse.Namespace) -> None:
-    from .experiments.distributions import summary
-    from .tasks import score_and_record
+    from influence_lab.experiments.distributions import summary
+    from influence_lab.records.recording import score_and_record
 
     recorded = score_and_record(
         options.method, options.profile, options.seed, options.split, options.device,
@@ -154,8 +153,8 @@ def _score(options: argparse.Namespace) -> None:
 def _reproduce(options: argparse.Namespace) -> None:
     from matplotlib.backend_bases import FigureCanvasBase
 
-    from .experiments.catalogue import reproduce
-    from .experiments.task import Task
+    from influence_lab.experiments.catalogue import reproduce
+    from influence_lab.experiments.task import Task
 
     if options.result == "all" and options.out is not None:
         raise InfluenceError("--out is the file of one picture; leave it out with `all`")
@@ -184,6 +183,6 @@ def _reproduce(options: argparse.Namespace) -> None:
 
 
 def _download(options: argparse.Namespace) -> None:
-    from .datasets import download
+    from influence_lab.datasets import download
 
     print(download(options.name))

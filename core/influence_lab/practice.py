@@ -8,11 +8,10 @@ from pathlib import Path
 
 from PIL import Image
 
+from influence_lab.datasets.scenes import GROUPS, KINDS, Scenes
 from influence_ssl.command.main import main
 from influence_ssl.errors import InfluenceError
 from influence_ssl.files.writing import replacing
-
-from .datasets.scenes import GROUPS, KINDS, Scenes
 
 
 def write_scenes(scenes: Scenes, folder: Path) -> Path:

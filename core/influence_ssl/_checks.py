@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from influence_ssl._folding import Before, Pairs, fold, unfold, watched
+from influence_ssl._gradients import Capture, Seen, differentiate, refuse_routing, taken
 from influence_ssl._layers import Layer, has_own_forward, moved, selected
 from influence_ssl.errors import InfluenceError, InfluenceTypeError, InfluenceValueError
-from influence_ssl.gradients import Capture, Seen, differentiate, refuse_routing, taken
 from influence_ssl.objectives import Batch, Encode, Index
 
 _Difference = tuple[str, int]

@@ -11,11 +11,11 @@ from torch.func import functional_call, grad, jacrev
 from tqdm import tqdm
 
 from influence_ssl._examples import Examples
+from influence_ssl._gradients import Capture, Layer
 from influence_ssl._memory import free_memory
 from influence_ssl._store import Columns, Store
 from influence_ssl.curvature import CHUNK, CHUNK_BYTES
 from influence_ssl.errors import InfluenceValueError
-from influence_ssl.gradients import Capture, Layer
 from influence_ssl.objectives import Batch, Encode, Index, Objective
 from influence_ssl.processes import place, total
 

@@ -21,9 +21,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from influence_ssl._gradients import Capture
 from influence_ssl.errors import InfluenceOSError, InfluenceValueError
 from influence_ssl.files.writing import replacing
-from influence_ssl.gradients import Capture
 from influence_ssl.objectives import Batch, Index
 from influence_ssl.version import __version__
 

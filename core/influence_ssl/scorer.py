@@ -20,12 +20,12 @@ from tqdm import tqdm
 from influence_ssl._checks import prepare
 from influence_ssl._examples import Dataset, Examples, Indices
 from influence_ssl._fit import Fit, made, project, projections, read, write
+from influence_ssl._gradients import Capture, untouched
 from influence_ssl._kept import HALVES, Embedded, Room
 from influence_ssl._passes import Gradients
 from influence_ssl._store import ENCODER, Probe, Store, fingerprint, origin
 from influence_ssl.curvature import Curvature, LoGra
 from influence_ssl.errors import InfluenceTypeError, InfluenceValueError
-from influence_ssl.gradients import Capture, untouched
 from influence_ssl.influence import Influence, products, refuse
 from influence_ssl.objectives import Invariance, Objective
 from influence_ssl.processes import gather, place, together

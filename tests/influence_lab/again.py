@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from influence_lab import results
 from influence_lab.cli import main
 from influence_lab.experiments import families, scored
-from influence_lab.keys import key
-from influence_lab.tasks import pretrain_and_record
-from influence_lab.vectors import Vectors
+from influence_lab.records import results
+from influence_lab.records.keys import key
+from influence_lab.records.recording import pretrain_and_record
+from influence_lab.records.vectors import Vectors
 from influence_ssl import GaussianNoise
 
 SIMCLR = {("simclr", 0): 0}

@@ -19,7 +19,7 @@ from influence_ssl import (
     Supervised,
 )
 from influence_ssl._checks import prepare
-from influence_ssl.gradients import Capture, untouched
+from influence_ssl._gradients import Capture, untouched
 
 
 def pass_of(net, x, rank=3):

@@ -145,7 +145,7 @@ def test_a_package_that_is_installed_elsewhere_counts(tmp_path: Path) -> None:
     trace.write_text("")
     path = os.pathsep.join((str(tracing), str(tmp_path / "site")))
     subprocess.run(
-        [sys.executable, "-c", "import influence_lab.scale"],
+        [sys.executable, "-c", "import influence_lab.benchmark.scale"],
         env={**os.environ, "PYTHONPATH": path, "CHAPTER_TRACE": str(trace)},
         check=True,
     )

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from influence_lab import claims, claims_table
-from influence_lab.experiments import catalogue
+from influence_lab.experiments import catalogue, claims, claims_table
 from pages import ROOT
 from test_browser import DESKTOP, PHONE, opened, violations
 

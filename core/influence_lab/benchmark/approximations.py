@@ -11,10 +11,9 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from influence_lab.benchmark.factors import Factors
 from influence_ssl import EmpiricalFisher, LoGra
 from influence_ssl.curvature import Gradients, Layer
-
-from .factors import Factors
 
 Form = Callable[[Tensor], Tensor]
 

@@ -6,11 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+from influence_lab.benchmark.approximations import (
+    EKFAC,
+    KFAC,
+    DiagonalFisher,
+    GlobalProjection,
+    PCALoGra,
+    ScaledLoGra,
+)
+from influence_lab.benchmark.factors import Factors
 from influence_ssl import EmpiricalFisher, Identity, LoGra
 from influence_ssl.curvature import Curvature
-
-from .approximations import EKFAC, KFAC, DiagonalFisher, GlobalProjection, PCALoGra, ScaledLoGra
-from .factors import Factors
 
 RANKS = (8, 16, 32, 64)
 SKETCH = 2048

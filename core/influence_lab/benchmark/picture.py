@@ -7,8 +7,8 @@ from typing import Any
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from ..figures import COLORS, WIDTH
-from .candidates import CANDIDATES, EXACT, LOSS, SKETCH
+from influence_lab.benchmark.candidates import CANDIDATES, EXACT, LOSS, SKETCH
+from influence_lab.figures import COLORS, WIDTH
 
 STYLES = {
     "LoGra random, per layer": ("blue", "o", "-"),

@@ -14,15 +14,14 @@ Sets with attributes beside the labels have functions of their own: :func:`load_
 
 from collections.abc import Callable
 
+from influence_lab.datasets.base import Grouped, Images, data_root
+from influence_lab.datasets.cifar import download, load_cifar10, load_cifar100
+from influence_lab.datasets.digits import load_digits
+from influence_lab.datasets.fairface import load_fairface
+from influence_lab.datasets.folder import load_folder
+from influence_lab.datasets.scenes import Scenes, make_lookalikes, make_scenes
+from influence_lab.datasets.standins import standin_cifar100, standin_fairface
 from influence_ssl.errors import InfluenceValueError
-
-from .base import Grouped, Images, data_root
-from .cifar import download, load_cifar10, load_cifar100
-from .digits import load_digits
-from .fairface import load_fairface
-from .folder import load_folder
-from .scenes import Scenes, make_lookalikes, make_scenes
-from .standins import standin_cifar100, standin_fairface
 
 __all__ = [
     "Grouped",

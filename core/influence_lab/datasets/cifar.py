@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from influence_lab.datasets.base import Images, data_root
+from influence_lab.datasets.reading import Pixels, read_all, read_rgb
 from influence_ssl.errors import InfluenceOSError, InfluenceValueError
-
-from .base import Images, data_root
-from .reading import Pixels, read_all, read_rgb
 
 CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",

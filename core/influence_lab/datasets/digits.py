@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .base import Images
+from influence_lab.datasets.base import Images
 
 
 def load_digits() -> Images:

@@ -9,10 +9,9 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from influence_lab.datasets.base import Grouped, Images, data_root
+from influence_lab.datasets.reading import read_all, try_rgb
 from influence_ssl.errors import InfluenceOSError, InfluenceValueError
-
-from .base import Grouped, Images, data_root
-from .reading import read_all, try_rgb
 
 COLUMNS = ("file", "age", "gender", "race", "service_test")
 VALUES = {

@@ -9,14 +9,13 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from influence_ssl.images import ImageFiles, to_tensor
-
-from .base import Grouped, Images
-from .reading import square
+from influence_lab.datasets.base import Grouped, Images
+from influence_lab.datasets.reading import square
+from influence_ssl.files.images import ImageFiles, to_tensor
 
 
 def load_folder(source: str | Path, size: int | None = None) -> Grouped:
-    """The images of a folder, a zip or a CSV of paths (:class:`influence_ssl.images.ImageFiles`).
+    """Images of a folder, a zip or a CSV (:class:`influence_ssl.files.images.ImageFiles`).
 
     Classes are the folders at the top, in alphabetical order; what stands in none of them makes a
     class of its own, the empty name. Images become RGB; ``size`` cuts each to its largest centred

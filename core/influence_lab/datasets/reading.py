@@ -13,11 +13,10 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
-from influence_ssl.decoding import BACKGROUND, DEPTHS, decode, reason
+from influence_lab.datasets.base import cache_root
 from influence_ssl.errors import InfluenceError, InfluenceOSError
+from influence_ssl.files.decoding import BACKGROUND, DEPTHS, decode, reason
 from influence_ssl.files.writing import replacing
-
-from .base import cache_root
 
 Pixels = UInt8[np.ndarray, "h w 3"]
 Unreadable = tuple[str, str]
@@ -33,7 +32,7 @@ def square(image: Image.Image, size: int) -> Image.Image:
 def try_rgb(path: Path, size: int | None = None) -> Pixels | str:
     """The image file as RGB, or why it cannot be read.
 
-    As :mod:`influence_ssl.decoding` says, with all of 16 bits in use; ``size`` makes it a
+    As :mod:`influence_ssl.files.decoding` says, with all of 16 bits in use; ``size`` makes it a
     :func:`square` of that width.
     """
     try:

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from influence_lab.datasets.base import Images
 from influence_ssl.errors import InfluenceValueError
-
-from .base import Images
 
 SIZE = 32
 CLASSES = ("disc", "square", "triangle", "cross")

@@ -8,11 +8,10 @@ import numpy as np
 from jaxtyping import Float64, Int64, UInt8
 from sklearn.cluster import KMeans
 
+from influence_lab.datasets.base import Grouped, Images
+from influence_lab.datasets.cifar import load_cifar10
+from influence_lab.datasets.scenes import GROUPS, make_scenes
 from influence_ssl.errors import InfluenceValueError
-
-from .base import Grouped, Images
-from .cifar import load_cifar10
-from .scenes import GROUPS, make_scenes
 
 FINER = 10
 GRID = 4

@@ -21,12 +21,11 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor, nn
 
+from influence_lab.experiments.task import Task
+from influence_lab.records import results
 from influence_ssl import GaussianNoise, InfluenceScorer, Invariance, LoGra, Relative
 from influence_ssl.curvature import Gradients, Layer
 from influence_ssl.errors import InfluenceError
-
-from .. import results
-from .task import Task
 
 TORCHVISION = (
     "alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "googlenet", "inception_v3",
@@ -77,7 +76,7 @@ def timm_models(name: str) -> Iterator[tuple[int, nn.Module]]:
 
 def torchvision_models(name: str) -> Iterator[tuple[int, nn.Module]]:
     """The same of torchvision."""
-    from influence_ssl.report.zoo import from_zoo
+    from influence_ssl.encoders.zoo import from_zoo
 
     named = from_zoo(f"torchvision:{name}", False, 0)
     assert named is not None

@@ -6,12 +6,12 @@ import time
 
 import torch
 
-from .. import results
-from ..encoders import cifar_resnet18, normalise
-from ..pretrain import settings_for
-from ..probes import extract, knn_accuracy
-from ..tasks import data_for
-from .task import Task
+from influence_lab.experiments.task import Task
+from influence_lab.pretrain import settings_for
+from influence_lab.pretrain.probes import extract, knn_accuracy
+from influence_lab.pretrain.resnets import cifar_resnet18, normalise
+from influence_lab.records import results
+from influence_lab.records.recording import data_for
 
 
 def reproduce(task: Task) -> str:

@@ -16,24 +16,37 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
+from influence_lab.datasets import Images
+from influence_lab.experiments.claims import Reading, Region, above, agrees, below, reading, weakest
+from influence_lab.experiments.concept import LOW, truth_of
+from influence_lab.experiments.distributions import LABELS, METHODS, PAPER, TELLING, moments
+from influence_lab.experiments.galleries import EXTENT, TOP, ends, sample
+from influence_lab.experiments.near_duplicates import COUNTS, RULES, SHOWN, of_class
+from influence_lab.experiments.scored import Scored, available, fixed_set
+from influence_lab.experiments.task import Task
+from influence_lab.measures import borders
+from influence_lab.measures.agreement import (
+    Estimate,
+    gap,
+    mean,
+    rank_correlation,
+    rounded,
+    spearman,
+)
+from influence_lab.measures.detection import (
+    auroc,
+    cliffs_delta,
+    precision_at,
+    share,
+    share_difference,
+)
+from influence_lab.measures.neighbourhoods import K, recorded_features
+from influence_lab.measures.pixel_duplicates import Found, find, pixel_twins
+from influence_lab.pretrain.views import PixelNoise
+from influence_lab.records import results
+from influence_lab.records.recording import data_for
 from influence_ssl import GaussianNoise
 from influence_ssl.analysis.neighbours import Neighbours, nearest
-
-from .. import borders, results
-from ..agreement import Estimate, gap, mean, rank_correlation, rounded, spearman
-from ..claims import Reading, Region, above, agrees, below, reading, weakest
-from ..datasets import Images
-from ..detection import auroc, cliffs_delta, precision_at, share, share_difference
-from ..neighbourhoods import K, recorded_features
-from ..perturbations import PixelNoise
-from ..pixel_duplicates import Found, find, pixel_twins
-from ..tasks import data_for
-from .concept import LOW, truth_of
-from .distributions import LABELS, METHODS, PAPER, TELLING, moments
-from .galleries import EXTENT, TOP, ends, sample
-from .near_duplicates import COUNTS, RULES, SHOWN, of_class
-from .scored import Scored, available, fixed_set
-from .task import Task
 
 SEEDS = (0, 1)
 SELF = ("simclr", "byol", "barlow")

@@ -7,8 +7,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from .. import claims
-from .task import Task
+from influence_lab.experiments import claims
+from influence_lab.experiments.task import Task
 
 RESULTS = {
     "fig-1": "concept",

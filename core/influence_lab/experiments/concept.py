@@ -19,21 +19,20 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int64, UInt8
 
+from influence_lab.datasets import Images, make_lookalikes, make_scenes
+from influence_lab.experiments.claims import Reading, above, both, reading
+from influence_lab.experiments.distributions import LABELS
+from influence_lab.experiments.scored import Scored, fixed_set, score_with_rivals
+from influence_lab.experiments.task import Task
+from influence_lab.measures.agreement import Estimate, average, rounded
+from influence_lab.measures.detection import auroc
+from influence_lab.measures.neighbourhoods import K, features, recorded_features
+from influence_lab.measures.pixel_duplicates import pixel_twins
+from influence_lab.pretrain.resnets import normalise
+from influence_lab.records import results
+from influence_lab.records.recording import TINY_SCENES, data_for
 from influence_ssl import GaussianNoise, InfluenceScorer, Invariance
 from influence_ssl.analysis.neighbours import Neighbours, nearest
-
-from .. import results
-from ..agreement import Estimate, average, rounded
-from ..claims import Reading, above, both, reading
-from ..datasets import Images, make_lookalikes, make_scenes
-from ..detection import auroc
-from ..encoders import normalise
-from ..neighbourhoods import K, features, recorded_features
-from ..pixel_duplicates import pixel_twins
-from ..tasks import TINY_SCENES, data_for
-from .distributions import LABELS
-from .scored import Scored, fixed_set, score_with_rivals
-from .task import Task
 
 METHODS = ("simclr", "byol", "barlow", "supervised")
 # Whose neighbourhoods say what is atypical, where the encoder's own are a rival.
@@ -222,7 +221,7 @@ def of_real(
 
 def reproduce(task: Task) -> str:
     """Measure on scenes (profile tiny) or on real images, record, and draw Figure 1."""
-    from ..figures import save, use_style
+    from influence_lab.figures import save, use_style
 
     begin = time.perf_counter()
     images = data_for(task.profile, "train")
@@ -303,7 +302,7 @@ def chart(case: dict[str, Any]) -> Any:
     """AUROC of every measure, a panel for each target; the dotted line is chance."""
     import matplotlib.pyplot as plt
 
-    from ..figures import COLORS, WIDTH
+    from influence_lab.figures import COLORS, WIDTH
 
     columns = 2
     rows = -(-len(case) // columns)
@@ -339,7 +338,7 @@ def picture(planted: Planted, key: Float[np.ndarray, " n"], each: int = 5) -> An
     """
     import matplotlib.pyplot as plt
 
-    from ..figures import WIDTH
+    from influence_lab.figures import WIDTH
 
     rank = np.argsort(np.argsort(key, kind="stable"), kind="stable")
     percentile = 100 * (rank + 0.5) / len(key)

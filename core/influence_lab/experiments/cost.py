@@ -19,11 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from influence_ssl import InfluenceScorer, LoGra
-from influence_ssl.curvature import CHUNK, Gradients, Layer
-
-from .. import results
-from ..benchmark.timing import (
+from influence_lab.benchmark.timing import (
     CLOCKS,
     WARM_UP,
     pairs_of,
@@ -32,10 +28,13 @@ from ..benchmark.timing import (
     seconds_of,
     timed,
 )
-from ..encoders import cifar_resnet18, normalise
-from ..pretrain.train import fast_in_bf16
-from ..tasks import data_for
-from .task import Task
+from influence_lab.experiments.task import Task
+from influence_lab.pretrain.resnets import cifar_resnet18, normalise
+from influence_lab.pretrain.train import fast_in_bf16
+from influence_lab.records import results
+from influence_lab.records.recording import data_for
+from influence_ssl import InfluenceScorer, LoGra
+from influence_ssl.curvature import CHUNK, Gradients, Layer
 
 FEW = 2
 MAIN = "rank 16"

@@ -31,20 +31,19 @@ from scipy.stats import rankdata
 from sklearn.linear_model import RidgeCV
 from torch import Tensor
 
+from influence_lab.experiments.left_out import Sampled
+from influence_lab.experiments.memorisation import REGIMES, Study, plan_of, refuse_another
+from influence_lab.experiments.memorisation_effects import SIZES, averaged
+from influence_lab.experiments.predictors import DRAWS, Objective
+from influence_lab.experiments.small_encoders import AlignmentOfViews, Recipe, SmallEncoder
+from influence_lab.experiments.task import Task
+from influence_lab.measures.agreement import RESAMPLES
+from influence_lab.pretrain import run_folder
+from influence_lab.records import results
 from influence_ssl import Identity, InfluenceScorer, Invariance, LoGra
 from influence_ssl.curvature import Curvature
 from influence_ssl.errors import InfluenceValueError
 from influence_ssl.files.writing import replacing
-
-from .. import results
-from ..agreement import RESAMPLES
-from ..pretrain import run_folder
-from .left_out import Sampled
-from .memorisation import REGIMES, Study, plan_of, refuse_another
-from .memorisation_effects import SIZES, averaged
-from .predictors import DRAWS, Objective
-from .small_encoders import AlignmentOfViews, Recipe, SmallEncoder
-from .task import Task
 
 QUANTITIES = ("noise loss", "alignment loss")
 INFLUENCE, PAIRS = "influence", "influence, all pairs of draws"
@@ -239,7 +238,7 @@ def _numbers(found: Sampled) -> list[float]:
 
 def reproduce(task: Task) -> str:
     """Score every number on the recorded trainings, record and draw."""
-    from ..figures import save, use_style
+    from influence_lab.figures import save, use_style
 
     begin = time.perf_counter()
     study = Study(plan_of(task.profile), task)
@@ -284,7 +283,7 @@ def draw(record: dict[str, Any], queries: str = "outside the pool") -> Any:
     """Scores of datamodels against the trainings they took; lines for what takes no training."""
     import matplotlib.pyplot as plt
 
-    from ..figures import COLORS, WIDTH
+    from influence_lab.figures import COLORS, WIDTH
 
     shown = {
         INFLUENCE: ("influence", "blue", "-"),

@@ -10,14 +10,21 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from influence_lab.experiments.claims import (
+    PUBLISHED,
+    Reading,
+    Region,
+    above,
+    agrees,
+    reading,
+    weakest,
+)
+from influence_lab.experiments.task import Task
+from influence_lab.measures.agreement import Estimate, around, gap
+from influence_lab.records import results
+from influence_lab.records.recording import recorded_or_made
 from influence_ssl import Scores
 from influence_ssl.errors import InfluenceOSError
-
-from .. import results
-from ..agreement import Estimate, around, gap
-from ..claims import PUBLISHED, Reading, Region, above, agrees, reading, weakest
-from ..tasks import recorded_or_made
-from .task import Task
 
 METHODS = ("simclr", "byol", "barlow", "supervised")
 LABELS = {
@@ -91,7 +98,7 @@ def effective_dimension(scores: results.RecordedScores | Scores) -> float:
 
 def draw(axis: Any, scores: dict[str, Float[np.ndarray, " n"]]) -> None:
     """Densities of ln |I| as outlines, one colour and one line style per method."""
-    from ..figures import COLORS
+    from influence_lab.figures import COLORS
 
     logs = {method: np.log(m[m > 0]) for method, m in scores.items()}
     low = min(np.quantile(values, 0.001) for values in logs.values())
@@ -113,7 +120,7 @@ def reproduce(task: Task) -> str:
     """Train and score what is not recorded yet, and draw Figure 9."""
     import matplotlib.pyplot as plt
 
-    from ..figures import save, use_style
+    from influence_lab.figures import save, use_style
 
     magnitudes = {}
     for method in METHODS:

@@ -18,11 +18,11 @@ import numpy as np
 from jaxtyping import Bool, Int64, UInt8
 from PIL import Image
 
-from influence_lab import results
 from influence_lab.datasets import load
-from influence_lab.pixel_duplicates import perceptual_hashes
+from influence_lab.measures.pixel_duplicates import perceptual_hashes
 from influence_lab.practice import shell
-from influence_ssl.report.table import Table, read_scores
+from influence_lab.records import results
+from influence_ssl.analysis.ranking import Table, read_scores
 
 KINDS = ("copy", "jpeg", "crop")
 HASH_BITS = 10
@@ -146,7 +146,7 @@ def main() -> None:
     pixels = test.images
     cats = np.flatnonzero(test.labels == test.classes.index("cat"))
     sources = np.random.default_rng(seed).permutation(cats)[:300]
-    slim = ["--encoder", "influence_lab.encoders:cifar_slim"]
+    slim = ["--encoder", "influence_lab.pretrain.resnets:cifar_slim"]
     weights = results.folder_of("cpu", "simclr", 0) / "encoder.safetensors"
     record = {
         "SimCLR, slim ResNet-18": run(pixels, sources, [*slim, "--weights", str(weights)], seed),

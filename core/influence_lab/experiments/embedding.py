@@ -15,17 +15,16 @@ import numpy as np
 from jaxtyping import Float16, Float32, Int64, UInt8, UInt16
 from sklearn.manifold import TSNE
 
+from influence_lab.experiments.claims import Reading, above, reading
+from influence_lab.experiments.distributions import LABELS
+from influence_lab.experiments.task import Task
+from influence_lab.measures.agreement import Estimate, gap, rounded
+from influence_lab.measures.neighbourhoods import K, recorded_features, structure
+from influence_lab.records import results
+from influence_lab.records.recording import data_for, recorded_or_made
 from influence_ssl.analysis.neighbours import nearest
 from influence_ssl.errors import InfluenceValueError
 from influence_ssl.files.writing import replacing
-
-from .. import results
-from ..agreement import Estimate, gap, rounded
-from ..claims import Reading, above, reading
-from ..neighbourhoods import K, recorded_features, structure
-from ..tasks import data_for, recorded_or_made
-from .distributions import LABELS
-from .task import Task
 
 METHODS = ("simclr", "byol", "barlow", "supervised")
 # The caption's number and the text's; of a small data set the same shares of it, five times over.
@@ -170,7 +169,7 @@ def figure_3(maps: dict[str, Map | None], classes: list[str]) -> Any:
     """A row for each method: random images, the lowest, the highest, with all others in grey."""
     import matplotlib.pyplot as plt
 
-    from ..figures import WIDTH
+    from influence_lab.figures import WIDTH
 
     figure, axes = plt.subplots(
         len(maps), 3, figsize=(WIDTH, 0.9 + 1.85 * len(maps)), squeeze=False
@@ -204,7 +203,7 @@ def figure_3(maps: dict[str, Map | None], classes: list[str]) -> Any:
 
 def reproduce(task: Task) -> str:
     """Measure and map the representations of every recorded encoder, and draw Figure 3."""
-    from ..figures import save, use_style
+    from influence_lab.figures import save, use_style
 
     begin = time.perf_counter()
     images = data_for(task.profile, "train")

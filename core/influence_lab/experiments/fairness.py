@@ -22,22 +22,21 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from influence_lab.datasets import Grouped, Images, load_fairface, standin_fairface
+from influence_lab.experiments.claims import Reading, Region, above, below, reading, weakest
+from influence_lab.experiments.group_shares import Column, first, groups, looks, top_of
+from influence_lab.experiments.scored import RIVALS, score_with_rivals
+from influence_lab.experiments.task import Task
+from influence_lab.measures.agreement import Estimate, gap, rounded
+from influence_lab.pretrain import pretrain, run_folder
+from influence_lab.pretrain.methods import build
+from influence_lab.pretrain.resnets import CifarResNet18, normalise
+from influence_lab.pretrain.settings import FAIRFACE_SIZES, fairface_settings
+from influence_lab.records import results
+from influence_lab.records.keys import described
+from influence_lab.records.vectors import Vectors
 from influence_ssl import GaussianNoise, InfluenceScorer, Invariance, LoGra
 from influence_ssl.files.writing import replacing
-
-from .. import results
-from ..agreement import Estimate, gap, rounded
-from ..claims import Reading, Region, above, below, reading, weakest
-from ..datasets import Grouped, Images, load_fairface, standin_fairface
-from ..encoders import CifarResNet18, normalise
-from ..keys import described
-from ..pretrain import pretrain, run_folder
-from ..pretrain.methods import build
-from ..pretrain.settings import FAIRFACE_SIZES, fairface_settings
-from ..vectors import Vectors
-from .group_shares import Column, first, groups, looks, top_of
-from .scored import RIVALS, score_with_rivals
-from .task import Task
 
 NAME = "fairface-byol"
 NOISE = GaussianNoise()
@@ -171,7 +170,7 @@ def _thumbnail(pixels: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "i j 3"]
 
 def reproduce(task: Task) -> str:
     """Train BYOL, score, compare groups, record, and draw Figure 7 or 8."""
-    from ..figures import save, use_style
+    from influence_lab.figures import save, use_style
 
     grouped = people(task.profile)
     ranked = rankings(task, grouped.images)
@@ -219,7 +218,7 @@ def figure_7(record: dict[str, Any], pictures: dict[str, UInt8[np.ndarray, "n h 
     """The ten highest above the ten lowest, each under its group."""
     import matplotlib.pyplot as plt
 
-    from ..figures import WIDTH
+    from influence_lab.figures import WIDTH
 
     figure = plt.figure(figsize=(WIDTH, 6.4))
     parts: Any = figure.subfigures(2, 1)
@@ -250,7 +249,7 @@ def by_chance(k: int = 100) -> dict[str, tuple[float, int, int]]:
 
 
 def _draw_chance(axis: Any) -> None:
-    from ..figures import COLORS
+    from influence_lab.figures import COLORS
 
     rows = sorted(by_chance().items(), key=lambda row: row[1][0])
     at = np.arange(len(rows))
@@ -272,7 +271,7 @@ def figure_8(record: dict[str, Any]) -> Any:
     """
     import matplotlib.pyplot as plt
 
-    from ..figures import COLORS, WIDTH
+    from influence_lab.figures import COLORS, WIDTH
 
     rows = sorted(record["rankings"]["score"]["columns"][0]["values"], key=lambda r: r["share"])
     heights = [0.45 * len(rows), 0.45 * len(FAIRFACE)][: 1 + record["stand in"]]

@@ -14,13 +14,21 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float64
 
-from .. import perturbations, results
-from ..agreement import Estimate, difference, gap, rank_correlation, rounded, spearman
-from ..claims import Reading, Region, above, agrees, reading, weakest
-from ..keys import described, key
-from .distributions import LABELS
-from .scored import RIVALS, available, provenance, vectors_of
-from .task import Task
+from influence_lab.experiments.claims import Reading, Region, above, agrees, reading, weakest
+from influence_lab.experiments.distributions import LABELS
+from influence_lab.experiments.scored import RIVALS, available, provenance, vectors_of
+from influence_lab.experiments.task import Task
+from influence_lab.measures.agreement import (
+    Estimate,
+    difference,
+    gap,
+    rank_correlation,
+    rounded,
+    spearman,
+)
+from influence_lab.pretrain import views
+from influence_lab.records import results
+from influence_lab.records.keys import described, key
 
 METHOD = "simclr"
 OTHERS = ("simclr", "byol", "barlow")
@@ -40,12 +48,12 @@ class Family(NamedTuple):
 
 
 FAMILIES = {
-    "flip_grey_blur": Family("flip + grey + blur", 0.7197, perturbations.flip_grey_blur),
-    "flip_jitter_grey": Family("flip + jitter + grey", 0.7234, perturbations.flip_jitter_grey),
-    "flip_jitter_blur": Family("flip + jitter + blur", 0.7422, perturbations.flip_jitter_blur),
-    "flip_blur": Family("flip + blur", 0.7447, perturbations.flip_blur),
-    "crop": Family("crop", 0.9509, perturbations.crop),
-    "gaussian": Family("Gaussian noise", 0.9745, perturbations.gaussian),
+    "flip_grey_blur": Family("flip + grey + blur", 0.7197, views.flip_grey_blur),
+    "flip_jitter_grey": Family("flip + jitter + grey", 0.7234, views.flip_jitter_grey),
+    "flip_jitter_blur": Family("flip + jitter + blur", 0.7422, views.flip_jitter_blur),
+    "flip_blur": Family("flip + blur", 0.7447, views.flip_blur),
+    "crop": Family("crop", 0.9509, views.crop),
+    "gaussian": Family("Gaussian noise", 0.9745, views.gaussian),
 }
 COLOURS = tuple(name for name in FAMILIES if name.startswith("flip"))
 

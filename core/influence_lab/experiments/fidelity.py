@@ -20,21 +20,20 @@ import numpy as np
 import torch
 from jaxtyping import Float64
 
+from influence_lab.benchmark import timing
+from influence_lab.benchmark.approximations import GlobalProjection, ScaledLoGra, Stored
+from influence_lab.benchmark.candidates import CANDIDATES, EXACT, LOSS, RANKS, SKETCH
+from influence_lab.benchmark.estimators import ESTIMATORS, Estimator
+from influence_lab.benchmark.exact import Gram
+from influence_lab.benchmark.factors import Factors, kronecker_factors
+from influence_lab.experiments.scored import Scored
+from influence_lab.experiments.task import Task
+from influence_lab.measures.agreement import partial_spearman, rounded, spearman
+from influence_lab.records import results
+from influence_lab.records.vectors import Vectors
 from influence_ssl import GaussianNoise, InfluenceScorer, Invariance, LoGra
 from influence_ssl.curvature import Curvature
 from influence_ssl.errors import InfluenceValueError
-
-from .. import results
-from ..agreement import partial_spearman, rounded, spearman
-from ..benchmark import timing
-from ..benchmark.approximations import GlobalProjection, ScaledLoGra, Stored
-from ..benchmark.candidates import CANDIDATES, EXACT, LOSS, RANKS, SKETCH
-from ..benchmark.estimators import ESTIMATORS, Estimator
-from ..benchmark.exact import Gram
-from ..benchmark.factors import Factors, kronecker_factors
-from ..vectors import Vectors
-from .scored import Scored
-from .task import Task
 
 METHOD = "simclr"
 DAMPINGS = (0.01, 0.1, 1.0)
@@ -327,8 +326,8 @@ def reproduce(task: Task) -> str:
     The record is written after each part. One that has all its parts is made anew, from the
     recorded vectors; of one that was stopped, costs that were measured stay.
     """
-    from ..benchmark.picture import figure
-    from ..figures import save, use_style
+    from influence_lab.benchmark.picture import figure
+    from influence_lab.figures import save, use_style
 
     path = (task.root or results.results_root()) / task.profile / "fidelity.json"
     before = results.load_record(task.profile, "fidelity", task.root) or {}

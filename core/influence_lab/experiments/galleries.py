@@ -14,20 +14,27 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float64, Int64
 
+from influence_lab.datasets import Images, data_root, load
+from influence_lab.datasets.cifar import CIFAR100
+from influence_lab.experiments.claims import Reading, Region, above, reading, within
+from influence_lab.experiments.distributions import LABELS, METHODS
+from influence_lab.experiments.scored import (
+    Scored,
+    Selection,
+    available,
+    fixed_set,
+    provenance,
+    whole,
+)
+from influence_lab.experiments.task import Task
+from influence_lab.measures import borders
+from influence_lab.measures.agreement import Estimate, partial_spearman, rounded, spearman
+from influence_lab.measures.borders import MEASURES
+from influence_lab.measures.detection import cliffs_delta, share, share_difference
+from influence_lab.records import results
+from influence_lab.records.recording import data_for
+from influence_lab.records.thumbnails import load_sheet, save_sheet
 from influence_ssl import GaussianNoise
-
-from .. import borders, results
-from ..agreement import Estimate, partial_spearman, rounded, spearman
-from ..borders import MEASURES
-from ..claims import Reading, Region, above, reading, within
-from ..datasets import Images, data_root, load
-from ..datasets.cifar import CIFAR100
-from ..detection import cliffs_delta, share, share_difference
-from ..tasks import data_for
-from ..thumbnails import load_sheet, save_sheet
-from .distributions import LABELS, METHODS
-from .scored import Scored, Selection, available, fixed_set, provenance, whole
-from .task import Task
 
 EXTENT = 400
 TOP = 12
@@ -139,7 +146,7 @@ def explained(
 
 def reproduce(task: Task) -> str:
     """Measure both ends under every recorded encoder, record, and draw the figure of the task."""
-    from ..figures import save, use_style
+    from influence_lab.figures import save, use_style
 
     images = images_for(task.profile)
     n = len(images)
@@ -209,7 +216,7 @@ def figure_sheet(result: str, profile: str, root: Path | None = None) -> Any:
     """The sheet as a figure with its title; words in its place where it is not recorded."""
     from matplotlib.figure import Figure
 
-    from ..figures import WIDTH
+    from influence_lab.figures import WIDTH
 
     sheet, path = SHEETS[result], path_of(result, profile, root)
     if not path.is_file():
@@ -231,7 +238,7 @@ def figure_5(profile: str, record: dict[str, Any], root: Path | None = None) -> 
     """The 12 images of highest and the 12 of lowest score under SimCLR, outermost first."""
     import matplotlib.pyplot as plt
 
-    from ..figures import WIDTH
+    from influence_lab.figures import WIDTH
 
     columns = 6
     pictures = load_sheet(path_of("fig-5", profile, root), TOP)
@@ -250,7 +257,7 @@ def figure_deltas(record: dict[str, Any], measure: str = "border deviation") -> 
     """Cliff's δ of one measure, the highest of every ranking against the random sample."""
     import matplotlib.pyplot as plt
 
-    from ..figures import COLORS, WIDTH
+    from influence_lab.figures import COLORS, WIDTH
 
     methods = record["methods"]
     names = list(dict.fromkeys(name for rows in methods.values() for name in rows))

@@ -8,11 +8,10 @@ import numpy as np
 import pandas
 from jaxtyping import Float64, Int64
 
-from influence_ssl.report.breakdown import breakdown
-
-from ..agreement import Estimate
-from ..datasets import Grouped, Images
-from ..detection import auroc
+from influence_lab.datasets import Grouped, Images
+from influence_lab.measures.agreement import Estimate
+from influence_lab.measures.detection import auroc
+from influence_ssl.analysis.breakdown import breakdown
 
 TOP = 100
 DRAWS = 100_000

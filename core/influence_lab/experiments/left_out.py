@@ -23,10 +23,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64
 from scipy.stats import rankdata
 
+from influence_lab.measures.agreement import CONFIDENCE, RESAMPLES, Estimate
 from influence_ssl.analysis.reliability import spearman_brown
 from influence_ssl.errors import InfluenceValueError
-
-from ..agreement import CONFIDENCE, RESAMPLES, Estimate
 
 SPLITS = 100
 _Z, _POWER = 1.959963984540054, 0.8416212335729143  # two-sided 5 %, and a power of 80 %

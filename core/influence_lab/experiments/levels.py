@@ -14,12 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from influence_ssl import GaussianNoise, InfluenceScorer, Invariance, LoGra, Relative
-
-from .. import results
-from ..agreement import Estimate, rounded, spearman
-from ..claims import Reading, above, agrees, reading
-from .distributions import (
+from influence_lab.experiments.claims import Reading, above, agrees, reading
+from influence_lab.experiments.distributions import (
     LABELS,
     LINK,
     PAPER,
@@ -30,8 +26,11 @@ from .distributions import (
     order_of,
     order_words,
 )
-from .scored import available
-from .task import Task
+from influence_lab.experiments.scored import available
+from influence_lab.experiments.task import Task
+from influence_lab.measures.agreement import Estimate, rounded, spearman
+from influence_lab.records import results
+from influence_ssl import GaussianNoise, InfluenceScorer, Invariance, LoGra, Relative
 
 LOGIX = (64, 0.1)
 DEFAULT = (16, 0.1)

@@ -31,16 +31,15 @@ from torch import Tensor
 from torch.func import functional_call, stack_module_state, vmap
 from tqdm import tqdm
 
+from influence_lab.datasets import Images, load_digits
+from influence_lab.experiments.small_encoders import Recipe, SmallEncoder, View, train_together
+from influence_lab.experiments.task import Task
+from influence_lab.pretrain import run_folder
+from influence_lab.records import results
+from influence_lab.records.locks import locked
 from influence_ssl import GaussianNoise
 from influence_ssl.errors import InfluenceValueError
 from influence_ssl.files.writing import replacing
-
-from .. import results
-from ..datasets import Images, load_digits
-from ..files import locked
-from ..pretrain import run_folder
-from .small_encoders import Recipe, SmallEncoder, View, train_together
-from .task import Task
 
 QUANTITIES = ("noise loss", "alignment loss", "disagreement")
 REGIMES = {"crops": Recipe(noise=False), "crops and noise": Recipe(noise=True)}

@@ -14,14 +14,26 @@ from typing import Any
 
 import numpy as np
 
+from influence_lab.experiments.left_out import (
+    LeftOut,
+    Sampled,
+    detectable,
+    rank_correlation,
+    reliability,
+)
+from influence_lab.experiments.memorisation import (
+    QUANTITIES,
+    REGIMES,
+    Study,
+    carry_out,
+    plan_of,
+    refuse_another,
+)
+from influence_lab.experiments.predictors import DRAWS, Rows, predictors
+from influence_lab.experiments.task import Task
+from influence_lab.measures.agreement import Estimate
+from influence_lab.records import results
 from influence_ssl.files.writing import replacing
-
-from .. import results
-from ..agreement import Estimate
-from .left_out import LeftOut, Sampled, detectable, rank_correlation, reliability
-from .memorisation import QUANTITIES, REGIMES, Study, carry_out, plan_of, refuse_another
-from .predictors import DRAWS, Rows, predictors
-from .task import Task
 
 SIZES = (1, 4, 16)
 SCORE = "noise score, LoGra"
@@ -207,7 +219,7 @@ def draw(found: dict[str, Any]) -> Any:
     """Corrected correlations of all numbers, a panel per regime and a marker per quantity."""
     import matplotlib.pyplot as plt
 
-    from ..figures import COLORS, WIDTH
+    from influence_lab.figures import COLORS, WIDTH
 
     names = list(next(iter(next(iter(found["predictors"].values())).values())))
     figure, axes = plt.subplots(
@@ -235,7 +247,7 @@ def draw(found: dict[str, Any]) -> Any:
 
 def reproduce(task: Task) -> str:
     """Do what is missing, record what it shows, and draw which number predicts it."""
-    from ..figures import save, use_style
+    from influence_lab.figures import save, use_style
 
     study = Study(plan_of(task.profile), task)
     carry_out(study)

@@ -16,23 +16,22 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float64, Int64, UInt8
 
+from influence_lab.datasets import Images
+from influence_lab.experiments.claims import Reading, Region, above, both, counts, reading
+from influence_lab.experiments.distributions import LABELS, METHODS
+from influence_lab.experiments.scored import Scored, Selection, available, provenance, whole
+from influence_lab.experiments.task import Task
+from influence_lab.measures.agreement import Estimate, rounded
+from influence_lab.measures.detection import auroc, precision_at
+from influence_lab.measures.pixel_duplicates import BITS, RULES, Found, find
+from influence_lab.pretrain.probes import extract
+from influence_lab.pretrain.views import SharedNoise
+from influence_lab.records import results
+from influence_lab.records.recording import data_for
+from influence_lab.records.thumbnails import load_sheet, save_sheet
+from influence_lab.theory.linear_network import duplicate_leverage
 from influence_ssl import GaussianNoise
 from influence_ssl.analysis.neighbours import nearest, unit
-
-from .. import results
-from ..agreement import Estimate, rounded
-from ..claims import Reading, Region, above, both, counts, reading
-from ..datasets import Images
-from ..detection import auroc, precision_at
-from ..linear_network import duplicate_leverage
-from ..perturbations import SharedNoise
-from ..pixel_duplicates import BITS, RULES, Found, find
-from ..probes import extract
-from ..tasks import data_for
-from ..thumbnails import load_sheet, save_sheet
-from .distributions import LABELS, METHODS
-from .scored import Scored, Selection, available, provenance, whole
-from .task import Task
 
 CLASS = "automobile"
 COUNTS = (5, 18, 100)
@@ -100,7 +99,7 @@ def predicted_drop(mean: float, blocks: int, n: int, m: int) -> float:
 
 def reproduce(task: Task) -> str:
     """Rank the class with every recorded encoder, record, and draw Figure 4 or 12."""
-    from ..figures import save, use_style
+    from influence_lab.figures import save, use_style
 
     images = data_for(task.profile, "train")
     chosen = of_class(images)
@@ -195,7 +194,7 @@ def _picture(axis: Any, image: np.ndarray, rule: str, group: int) -> None:
     """An image; a frame where it is a near duplicate, and the number of its group on it."""
     from matplotlib.patches import Rectangle
 
-    from ..figures import COLORS
+    from influence_lab.figures import COLORS
 
     axis.imshow(image)
     axis.set_axis_off()
@@ -216,7 +215,7 @@ def _lowest(
 ) -> Any:
     import matplotlib.pyplot as plt
 
-    from ..figures import WIDTH
+    from influence_lab.figures import WIDTH
 
     pictures = thumbnails(profile, record, root)
     rows = -(-count // columns)
@@ -254,7 +253,7 @@ def figure_groups(
     """Images of the largest groups of near duplicates, each with its place in a method's score."""
     import matplotlib.pyplot as plt
 
-    from ..figures import WIDTH
+    from influence_lab.figures import WIDTH
 
     columns = 6
     frames, n = record["largest groups"], record["images"]
@@ -275,7 +274,7 @@ def figure_auroc(record: dict[str, Any], rule: str = RULES[1]) -> Any:
     """AUROC of every ranking with its interval, one marker a method."""
     import matplotlib.pyplot as plt
 
-    from ..figures import COLORS, WIDTH
+    from influence_lab.figures import COLORS, WIDTH
 
     methods = record["methods"]
     with_encoder = list(next(iter(methods.values())))

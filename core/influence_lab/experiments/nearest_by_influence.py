@@ -23,22 +23,21 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
+from influence_lab.experiments.distributions import LABELS, METHODS
+from influence_lab.experiments.left_out import rank_correlation
+from influence_lab.experiments.near_duplicates import of_class
+from influence_lab.experiments.scored import Scored, available
+from influence_lab.experiments.task import Task
+from influence_lab.measures.agreement import Estimate, bootstrap, rounded
+from influence_lab.measures.detection import auroc
+from influence_lab.measures.pixel_duplicates import RULES, Found, find
+from influence_lab.pretrain import run_folder
+from influence_lab.pretrain.probes import extract
+from influence_lab.pretrain.views import SharedNoise
+from influence_lab.records import results
+from influence_lab.records.recording import data_for
 from influence_ssl import GaussianNoise, InfluenceScorer, Invariance, LoGra
 from influence_ssl.curvature import Fitted, Gradients, Same
-
-from .. import results
-from ..agreement import Estimate, bootstrap, rounded
-from ..detection import auroc
-from ..perturbations import SharedNoise
-from ..pixel_duplicates import RULES, Found, find
-from ..pretrain import run_folder
-from ..probes import extract
-from ..tasks import data_for
-from .distributions import LABELS, METHODS
-from .left_out import rank_correlation
-from .near_duplicates import of_class
-from .scored import Scored, available
-from .task import Task
 
 NOISES = {"noise of its own": GaussianNoise(), "one noise for all": SharedNoise()}
 WITHOUT = "without noise"
@@ -170,7 +169,7 @@ def measure(one: Scored, found: Found, folder: Path) -> dict[str, Any]:
 
 def reproduce(task: Task) -> str:
     """Ask every recorded self-supervised encoder, record the answers, and draw them."""
-    from ..figures import save, use_style
+    from influence_lab.figures import save, use_style
 
     begin = time.perf_counter()
     images = data_for(task.profile, "train")
@@ -227,7 +226,7 @@ def figure(record: dict[str, Any], rule: str = RULES[1]) -> Any:
     """Both answers for every ranking with intervals, a marker per method."""
     import matplotlib.pyplot as plt
 
-    from ..figures import COLORS, WIDTH
+    from influence_lab.figures import COLORS, WIDTH
 
     rows = table(record, rule)
     figure, axes = plt.subplots(

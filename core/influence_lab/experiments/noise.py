@@ -15,15 +15,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
+from influence_lab.experiments.claims import Reading, above, reading, weakest
+from influence_lab.experiments.distributions import LABELS
+from influence_lab.experiments.scored import available, provenance, vectors_of
+from influence_lab.experiments.task import Task
+from influence_lab.measures.agreement import Estimate, difference, mean, overlap, rounded, spearman
+from influence_lab.records import results
+from influence_lab.records.keys import key
 from influence_ssl import GaussianNoise
-
-from .. import results
-from ..agreement import Estimate, difference, mean, overlap, rounded, spearman
-from ..claims import Reading, above, reading, weakest
-from ..keys import key
-from .distributions import LABELS
-from .scored import available, provenance, vectors_of
-from .task import Task
 
 METHOD = "simclr"
 MEANS = (0.01, 0.05, 0.1)
@@ -81,7 +80,7 @@ def figure_10(grid: Grid) -> Any:
     """Distributions of ln |I|, one panel a mean, one line a deviation."""
     import matplotlib.pyplot as plt
 
-    from ..figures import COLORS, WIDTH
+    from influence_lab.figures import COLORS, WIDTH
 
     means = list(dict.fromkeys(mu for mu, _ in grid))
     figure, axes = plt.subplots(
@@ -111,7 +110,7 @@ def figure_11(cells: dict[str, Any]) -> Any:
     """Rank correlation with the base against the deviation: a line a mean, a panel a draw."""
     import matplotlib.pyplot as plt
 
-    from ..figures import COLORS, WIDTH
+    from influence_lab.figures import COLORS, WIDTH
 
     figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 3.6), sharey=True)
     looks = zip(MEANS, ("blue", "vermilion", "green"), ("o", "s", "^"), (-1, 0, 1), strict=True)
@@ -135,7 +134,7 @@ def figure_11(cells: dict[str, Any]) -> Any:
 
 def reproduce(task: Task) -> str:
     """Score the grid with the recorded SimCLR encoder, record, and draw Figure 10 or 11."""
-    from ..figures import save, use_style
+    from influence_lab.figures import save, use_style
 
     scored = available(task, [(METHOD, task.seed)])[METHOD, task.seed]
     grid = {

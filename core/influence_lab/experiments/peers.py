@@ -33,17 +33,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from influence_lab.benchmark import timing
+from influence_lab.benchmark.scale import peak
+from influence_lab.experiments.fidelity import EXACT, MAIN, Fidelity
+from influence_lab.experiments.task import Task
+from influence_lab.measures.agreement import rounded, spearman
+from influence_lab.pretrain.resnets import cifar_resnet18
+from influence_lab.pretrain.train import fast_in_bf16
+from influence_lab.records import results
 from influence_ssl import GaussianNoise
 from influence_ssl.errors import InfluenceError, InfluenceValueError
-
-from .. import results
-from ..agreement import rounded, spearman
-from ..benchmark import timing
-from ..encoders import cifar_resnet18
-from ..pretrain.train import fast_in_bf16
-from ..scale import peak
-from .fidelity import EXACT, MAIN, Fidelity
-from .task import Task
 
 SCRIPTS = (
     "ours", "ours_joint", "ours_bf16", "logix_ai", "logix_ai-64", "torch_func",

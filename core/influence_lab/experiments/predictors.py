@@ -15,10 +15,9 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
+from influence_lab.experiments.small_encoders import AlignmentOfViews, Recipe, SmallEncoder
 from influence_ssl import EmpiricalFisher, Identity, InfluenceScorer, Invariance, LoGra
 from influence_ssl.analysis.neighbours import nearest, unit
-
-from .small_encoders import AlignmentOfViews, Recipe, SmallEncoder
 
 DRAWS = 4
 NEIGHBOURS = 5

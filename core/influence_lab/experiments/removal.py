@@ -26,18 +26,24 @@ import numpy as np
 import torch
 from jaxtyping import Int64
 
+from influence_lab.datasets import Images
+from influence_lab.experiments.distributions import LABELS
+from influence_lab.experiments.task import Task
+from influence_lab.pretrain import (
+    METHODS,
+    Settings,
+    pretrain,
+    removal_settings,
+    run_folder,
+    settings_for,
+)
+from influence_lab.pretrain.methods import build
+from influence_lab.pretrain.probes import extract, knn_accuracy, linear_accuracy
+from influence_lab.pretrain.resnets import CifarResNet18
+from influence_lab.records import results
+from influence_lab.records.locks import locked
+from influence_lab.records.recording import data_for, recorded_or_made
 from influence_ssl.errors import InfluenceValueError
-
-from .. import results
-from ..datasets import Images
-from ..encoders import CifarResNet18
-from ..files import locked
-from ..pretrain import METHODS, Settings, pretrain, removal_settings, run_folder, settings_for
-from ..pretrain.methods import build
-from ..probes import extract, knn_accuracy, linear_accuracy
-from ..tasks import data_for, recorded_or_made
-from .distributions import LABELS
-from .task import Task
 
 ORDERS = ("highest", "lowest", "random")
 MEASURES = ("knn", "linear", "classifier")

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from jaxtyping import Float64
 
+from influence_lab.experiments.claims import POWER, Reading, above, below, reading, together
+from influence_lab.experiments.distributions import LABELS, TOP_1
+from influence_lab.experiments.removal import BEFORE, NOTHING, ORDERS, PLANS, carry_out
+from influence_lab.experiments.task import Task
+from influence_lab.measures import agreement
+from influence_lab.records import results
 from influence_ssl.errors import InfluenceOSError, InfluenceValueError
-
-from .. import agreement, results
-from ..claims import POWER, Reading, above, below, reading, together
-from .distributions import LABELS, TOP_1
-from .removal import BEFORE, NOTHING, ORDERS, PLANS, carry_out
-from .task import Task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -273,7 +273,7 @@ def draw(record: dict[str, Any]) -> Figure:
     import matplotlib.pyplot as plt
     from matplotlib.ticker import MaxNLocator
 
-    from ..figures import COLORS, WIDTH
+    from influence_lab.figures import COLORS, WIDTH
 
     figure, axes = plt.subplots(2, 2, figsize=(WIDTH, 5.4), sharex=True, sharey=True)
     looks = {
@@ -313,7 +313,7 @@ def draw(record: dict[str, Any]) -> Figure:
 
 def reproduce(task: Task) -> str:
     """Do what is missing, and draw Figure 6 from what is recorded."""
-    from ..figures import save, use_style
+    from influence_lab.figures import save, use_style
 
     plan = PLANS[task.profile]
     record = carry_out(plan, task)

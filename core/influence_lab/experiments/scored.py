@@ -21,18 +21,17 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
+from influence_lab.datasets import Images
+from influence_lab.experiments.task import Task
+from influence_lab.pretrain import run_folder
+from influence_lab.pretrain.resnets import CifarResNet18, normalise, representation
+from influence_lab.records import results
+from influence_lab.records.keys import described, key
+from influence_lab.records.recording import data_for
+from influence_lab.records.vectors import Vectors
 from influence_ssl import GaussianNoise, Identity, InfluenceScorer, Invariance, LoGra, Supervised
 from influence_ssl.errors import InfluenceValueError
 from influence_ssl.scorer import Dataset
-
-from .. import results
-from ..datasets import Images
-from ..encoders import CifarResNet18, normalise, representation
-from ..keys import described, key
-from ..pretrain import run_folder
-from ..tasks import data_for
-from ..vectors import Vectors
-from .task import Task
 
 SUBSET = 5000
 RIVALS = ("loss", "gradient norm")

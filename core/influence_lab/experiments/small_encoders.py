@@ -19,14 +19,13 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
+from influence_lab.pretrain.augment import random_resized_crop
+from influence_lab.pretrain.losses import nt_xent
+from influence_lab.pretrain.optim import learning_rate
+from influence_lab.pretrain.settings import Augmentation
 from influence_ssl import GaussianNoise, Invariance
 from influence_ssl.errors import InfluenceValueError
 from influence_ssl.perturbations import example_generator
-
-from ..losses import nt_xent
-from ..pretrain.augment import random_resized_crop
-from ..pretrain.optim import learning_rate
-from ..pretrain.settings import Augmentation
 
 
 class SmallEncoder(nn.Module):

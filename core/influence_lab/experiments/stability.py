@@ -15,15 +15,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float64
 
+from influence_lab.experiments.claims import Reading, above, reading
+from influence_lab.experiments.distributions import LABELS
+from influence_lab.experiments.scored import RIVALS, Scored, available, provenance, vectors_of
+from influence_lab.experiments.task import Task
+from influence_lab.measures.agreement import Estimate, pearson, rounded, spearman
+from influence_lab.records import results
+from influence_lab.records.keys import described, key
 from influence_ssl import GaussianNoise
-
-from .. import results
-from ..agreement import Estimate, pearson, rounded, spearman
-from ..claims import Reading, above, reading
-from ..keys import described, key
-from .distributions import LABELS
-from .scored import RIVALS, Scored, available, provenance, vectors_of
-from .task import Task
 
 METHODS = ("simclr", "byol", "barlow")
 DRAWS = (1, 2, 4, 8)
@@ -85,7 +84,7 @@ def pairs(
 
 def draw(axis: Any, x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], cells: int) -> None:
     """Density of ln |I| of two runs, on equal axes, with the line of equality."""
-    from ..figures import COLORS
+    from influence_lab.figures import COLORS
 
     left, right = np.log(x), np.log(y)
     low = min(np.quantile(v, 0.002) for v in (left, right))
@@ -106,7 +105,7 @@ def figure_2(profile: str, record: dict[str, Any], seed: int = 0, root: Path | N
     """A row for each recorded method, a column for each reading; a panel without data says so."""
     import matplotlib.pyplot as plt
 
-    from ..figures import WIDTH
+    from influence_lab.figures import WIDTH
 
     methods = record["methods"]
     figure, axes = plt.subplots(
@@ -132,7 +131,7 @@ def figure_2(profile: str, record: dict[str, Any], seed: int = 0, root: Path | N
 
 def reproduce(task: Task) -> str:
     """Score with every recorded encoder of seeds s and s + 1, record, and draw Figure 2."""
-    from ..figures import save, use_style
+    from influence_lab.figures import save, use_style
 
     seeds = (task.seed, task.seed + 1)
     scored = available(task, [(method, seed) for seed in seeds for method in METHODS])

@@ -7,10 +7,10 @@ import sys
 import time
 from typing import Any
 
+from influence_lab.benchmark import scale
+from influence_lab.experiments.task import Task
+from influence_lab.records import results
 from influence_ssl.errors import InfluenceValueError
-
-from .. import results, scale
-from .task import Task
 
 SIZES = {"tiny": (1_000, 2_000)}
 LARGE = (10_000, 100_000, 1_000_000)

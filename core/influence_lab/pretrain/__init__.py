@@ -1,8 +1,14 @@
 """Pre-training with SimCLR, BYOL, Barlow Twins and with labels."""
 
-from .checkpoint import Run
-from .settings import METHODS, PROFILES, Settings, removal_settings, settings_for
-from .train import pretrain, run_folder
+from influence_lab.pretrain.checkpoint import Run
+from influence_lab.pretrain.settings import (
+    METHODS,
+    PROFILES,
+    Settings,
+    removal_settings,
+    settings_for,
+)
+from influence_lab.pretrain.train import pretrain, run_folder
 
 __all__ = [
     "METHODS",

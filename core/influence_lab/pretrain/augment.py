@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from .settings import Augmentation
+from influence_lab.pretrain.settings import Augmentation
 
 GREY = (0.299, 0.587, 0.114)
 BLUR_SIGMA = (0.1, 2.0)

@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from influence_lab.pretrain.methods import Method
+from influence_lab.pretrain.resnets import CifarResNet18
+from influence_lab.pretrain.settings import Augmentation, Settings
 from influence_ssl.errors import InfluenceOSError, InfluenceValueError
 from influence_ssl.files.writing import replacing
-
-from ..encoders import CifarResNet18
-from .methods import Method
-from .settings import Augmentation, Settings
 
 
 @dataclass

@@ -15,11 +15,11 @@ from itertools import pairwise
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..datasets.base import Images
-from ..encoders import STEMS
-from .methods import build
-from .processes import count
-from .settings import Settings
+from influence_lab.datasets.base import Images
+from influence_lab.pretrain.methods import build
+from influence_lab.pretrain.processes import count
+from influence_lab.pretrain.resnets import STEMS
+from influence_lab.pretrain.settings import Settings
 
 PROCESS = 0.75e9  # bytes of Python with torch and its kernels, not counted on a card
 

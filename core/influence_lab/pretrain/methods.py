@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..encoders import STEMS, CifarResNet18
-from ..losses import barlow_twins, byol_regression, nt_xent
-from .processes import gather
-from .settings import Settings
+from influence_lab.pretrain.losses import barlow_twins, byol_regression, nt_xent
+from influence_lab.pretrain.processes import gather
+from influence_lab.pretrain.resnets import STEMS, CifarResNet18
+from influence_lab.pretrain.settings import Settings
 
 
 def _head(sizes: tuple[int, ...]) -> nn.Sequential:

@@ -13,18 +13,24 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from influence_lab.datasets.base import Images, cache_root
+from influence_lab.pretrain import checkpoint, cost
+from influence_lab.pretrain.augment import augment
+from influence_lab.pretrain.checkpoint import Place, Run
+from influence_lab.pretrain.methods import Method, build
+from influence_lab.pretrain.optim import LARS, learning_rate, momentum_of_target
+from influence_lab.pretrain.probes import extract, knn_accuracy
+from influence_lab.pretrain.processes import (
+    average_gradients,
+    count,
+    part,
+    rank,
+    share_batch_norm,
+    total,
+)
+from influence_lab.pretrain.resnets import standardise
+from influence_lab.pretrain.settings import Settings
 from influence_ssl.errors import InfluenceValueError
-
-from ..datasets.base import Images, cache_root
-from ..encoders import standardise
-from ..probes import extract, knn_accuracy
-from . import checkpoint, cost
-from .augment import augment
-from .checkpoint import Place, Run
-from .methods import Method, build
-from .optim import LARS, learning_rate, momentum_of_target
-from .processes import average_gradients, count, part, rank, share_batch_norm, total
-from .settings import Settings
 
 # The kNN curve is drawn from a part of the data, the last point of a run is measured on all of it.
 CURVE_BANK, CURVE_QUERIES = 10_000, 2_000

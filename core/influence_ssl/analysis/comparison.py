@@ -8,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float64
 
+from influence_ssl.analysis.ranking import Table, read_scores
 from influence_ssl.analysis.reliability import spearman
 from influence_ssl.errors import InfluenceValueError
-from influence_ssl.report.table import Table, read_scores
 
 _RESAMPLES = 1000
 

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from influence_ssl.analysis.ranking import Table, read_scores
 from influence_ssl.errors import InfluenceValueError
 from influence_ssl.files.writing import replacing
-from influence_ssl.report.table import Table, read_scores
 
 
 class Rule(NamedTuple):

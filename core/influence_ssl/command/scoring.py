@@ -25,17 +25,17 @@ from influence_ssl.analysis.reliability import reliability
 from influence_ssl.command import settings
 from influence_ssl.command.options import partial_folder, refuse_overwriting
 from influence_ssl.command.summary import size, summarise
+from influence_ssl.encoders.loading import load_encoder, source_code
 from influence_ssl.errors import InfluenceError, InfluenceOSError, InfluenceValueError, described
 from influence_ssl.objectives import Invariance
 from influence_ssl.provenance import made_with
-from influence_ssl.report.loading import load_encoder, source_code
 from influence_ssl.scorer import InfluenceScorer
 from influence_ssl.scores import Scores
 
 if TYPE_CHECKING:
     import pandas
 
-    from influence_ssl.images import ImageFiles
+    from influence_ssl.files.images import ImageFiles
 
 _NOT_THE_ENCODER = (OSError, MemoryError, torch.OutOfMemoryError)
 
@@ -64,7 +64,7 @@ def score(options: argparse.Namespace) -> None:
     settings.check_output(options.out)
     loaded = load_encoder(options.encoder, options.weights, options.seed, options.weights_part)
 
-    from influence_ssl.images import ImageFiles
+    from influence_ssl.files.images import ImageFiles
 
     # Pillow warns of odd metadata; what makes an image unreadable is an error and gets listed.
     warnings.filterwarnings("ignore", module=r"PIL\.")

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from influence_ssl.curvature import Curvature, EmpiricalFisher, Identity, LoGra, Relative
+from influence_ssl.encoders.loading import import_function
 from influence_ssl.errors import InfluenceOSError, InfluenceValueError
 from influence_ssl.perturbations import GaussianNoise
-from influence_ssl.report.loading import import_function
 
 _NEEDS = {".npz": (), ".csv": ("pandas",), ".parquet": ("pandas", "pyarrow")}
 

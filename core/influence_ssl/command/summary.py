@@ -8,8 +8,8 @@ from datetime import timedelta
 
 from influence_ssl.analysis.duplicates import Group
 from influence_ssl.command.options import partial_folder
+from influence_ssl.files.images import ImageFiles
 from influence_ssl.files.sources import counted
-from influence_ssl.images import ImageFiles
 from influence_ssl.scores import Scores
 
 _LISTED = 20

@@ -9,9 +9,9 @@ import numpy as np
 import pandas
 from jaxtyping import Float64
 
+from influence_ssl.analysis.breakdown import breakdown
+from influence_ssl.analysis.ranking import Table
 from influence_ssl.analysis.reliability import spearman
-from influence_ssl.report.breakdown import breakdown
-from influence_ssl.report.table import Table
 from influence_ssl.version import __version__
 
 GALLERY = 24

@@ -10,12 +10,12 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from influence_ssl.analysis.ranking import read_labels, read_scores
 from influence_ssl.errors import InfluenceValueError
 from influence_ssl.files.writing import replacing
 from influence_ssl.report.chart import chart
 from influence_ssl.report.content import content, number
 from influence_ssl.report.pictures import Pictures
-from influence_ssl.report.table import read_labels, read_scores
 
 _FOLDER = Path(__file__).parent
 

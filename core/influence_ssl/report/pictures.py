@@ -13,7 +13,7 @@ from PIL import Image
 from PIL.Image import Resampling
 
 from influence_ssl.errors import InfluenceError, InfluenceValueError
-from influence_ssl.images import ImageFiles
+from influence_ssl.files.images import ImageFiles
 
 SIDE = 128
 _TINY = 48

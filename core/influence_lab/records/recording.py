@@ -1,0 +1,162 @@
+"""Train and record, score and record: what ``influence-lab`` and the experiments call."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from influence_lab.datasets import Images, load, make_scenes
+from influence_lab.pretrain import Run, cost, pretrain, run_folder, settings_for
+from influence_lab.pretrain.checkpoint import read_checkpoint
+from influence_lab.pretrain.probes import extract, knn_accuracy, linear_accuracy
+from influence_lab.pretrain.processes import processes, rank
+from influence_lab.pretrain.resnets import normalise, representation
+from influence_lab.pretrain.train import fast_in_bf16
+from influence_lab.records import results
+from influence_ssl import InfluenceScorer, Scores
+from influence_ssl.errors import InfluenceValueError
+
+TINY_SCENES = 512
+
+
+def data_for(profile: str, split: str) -> Images:
+    """The data of a profile: ``scenes`` (seeds 0 and 1) for ``tiny``, else real CIFAR-10."""
+    if profile == "tiny":
+        return make_scenes(TINY_SCENES, seed=0 if split == "train" else 1).images
+    return load("cifar10", split)
+
+
+def accuracies(encoder: torch.nn.Module, train: Images, test: Images) -> dict[str, float]:
+    """Weighted kNN and linear accuracy on all of ``test``, from all of ``train``."""
+    bank, queries = (extract(encoder, part.tensor()) for part in (train, test))
+    labels, truth = (torch.from_numpy(part.labels.copy()) for part in (train, test))
+    return {
+        "knn": knn_accuracy(bank, labels, queries, truth),
+        "linear": linear_accuracy(bank, labels, queries, truth),
+    }
+
+
+def pretrain_and_record(
+    method: str,
+    profile: str,
+    seed: int,
+    device: str = "cpu",
+    progress: bool = True,
+    runs: Path | None = None,
+    root: Path | None = None,
+) -> dict[str, Any] | None:
+    """Train (or resume) a run, measure its encoder as it is tracked, and record both.
+
+    Accuracies are those of the float16 encoder that is written, so that a reader finds the same.
+    Of several processes that ``torchrun`` started, the first records and the others return None.
+    """
+    settings = settings_for(method, profile)
+    train, test = data_for(profile, "train"), data_for(profile, "test")
+    folder = run_folder(method, profile, seed, runs)
+    with processes(device) as place:
+        run = pretrain(settings, seed, train, test, folder, place, progress=progress)
+        kind = cost.here(place, settings.bf16 and fast_in_bf16(place))
+        first = rank() == 0
+    return _record(run, train, test, kind, device, root) if first else None
+
+
+def _record(
+    run: Run, train: Images, test: Images, kind: cost.Device, device: str, root: Path | None
+) -> dict[str, Any]:
+    settings = run.settings
+    place = results.folder_of(settings.profile, settings.method, run.seed, root)
+    results.save_encoder(run.encoder, place / "encoder.safetensors")
+    encoder = results.load_encoder(settings.profile, settings.method, run.seed, root)
+    assert encoder is not None
+    checkpoint = read_checkpoint(run.folder / "checkpoint.pt")
+    command = (
+        f"influence-lab pretrain {settings.method} --profile {settings.profile} --seed {run.seed}"
+    )
+    record = {
+        "provenance": results.provenance(
+            command, settings.profile, run.seed, f"{train.name} train ({len(train):,} images)",
+            train.digest, results.device_name(device), sum(e["seconds"] for e in run.epochs),
+        ),
+        "settings": checkpoint["settings"],
+        "epochs": run.epochs,
+        "cost": {
+            "device": kind.name,
+            "units": kind.units,
+            "predicted": cost.predict(settings, train, kind),
+            "measured": cost.measured(run.epochs),
+        },
+        "accuracy": accuracies(encoder.to(device), train, test),
+        "test images": len(test),
+    }  # fmt: skip
+    results.save_json(place / "run.json", record)
+    return record
+
+
+def score_images(
+    encoder: torch.nn.Module, images: Images, device: str = "cpu", progress: bool = True, **how: Any
+) -> Scores:
+    """Scores of all images with the paper's settings (library defaults) unless ``how`` differs."""
+    scorer = InfluenceScorer(encoder, device=device, progress=progress, **how)
+    return scorer.score(normalise(images.tensor()), names=images.names)
+
+
+def score_and_record(
+    method: str,
+    profile: str,
+    seed: int,
+    split: str,
+    device: str = "cpu",
+    progress: bool = True,
+    root: Path | None = None,
+) -> results.RecordedScores:
+    """Score ``split`` with the recorded encoder and record it.
+
+    A supervised encoder is scored like the others: by its representation, without its classifier.
+    """
+    images = data_for(profile, split)
+    command = f"influence-lab score {method} --profile {profile} --seed {seed} --split {split}"
+    begin = time.perf_counter()
+    encoder = results.load_encoder(profile, method, seed, root)
+    if encoder is None:
+        raise InfluenceValueError(
+            f"{profile}/{method}-{seed}: no recorded encoder; first run "
+            f"influence-lab pretrain {method} --profile {profile} --seed {seed}"
+        )
+    scores = score_images(representation(encoder), images, device, progress)
+    _check(scores)
+    extra = results.provenance(
+        command, profile, seed, f"{images.name} {split} ({len(images):,} images)", images.digest,
+        results.device_name(device), time.perf_counter() - begin,
+    )  # fmt: skip
+    # The scorer's seed is the noise's, the run's is the encoder's.
+    scores.provenance["noise seed"] = scores.provenance.pop("seed")
+    extra["encoder seed"] = extra.pop("seed")
+    recorded = results.compress(scores, extra)
+    place = results.folder_of(profile, method, seed, root)
+    results.save_scores(recorded, place / f"scores-{split}.npz")
+    return recorded
+
+
+def recorded_or_made(
+    method: str,
+    profile: str,
+    seed: int,
+    split: str,
+    device: str = "cpu",
+    runs: Path | None = None,
+    root: Path | None = None,
+) -> results.RecordedScores:
+    """The recorded scores of a run; where there are none, its encoder is trained and scored."""
+    if results.load_encoder(profile, method, seed, root) is None:
+        pretrain_and_record(method, profile, seed, device, runs=runs, root=root)
+    scores = results.load_scores(profile, method, seed, split, root)
+    return scores or score_and_record(method, profile, seed, split, device, root=root)
+
+
+def _check(scores: Scores) -> None:
+    if not np.isfinite(scores.values).all() or (scores.values > 0).any():
+        raise InfluenceValueError("scores: not all are finite and ≤ 0; nothing was recorded")

@@ -1,0 +1,1 @@
+"""The linear network of the theory: closed forms, symbols, instances, the ledger."""

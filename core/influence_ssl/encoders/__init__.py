@@ -1,0 +1,1 @@
+"""Encoders by name or from files, with their weights and their preprocessing."""

@@ -1,0 +1,170 @@
+"""Encoders by name, with their weights: what the command line can say instead of an object."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from influence_ssl.encoders.checkpoints import kind, read_tensors
+from influence_ssl.encoders.parts import Part, few, find_part
+from influence_ssl.encoders.zoo import from_zoo
+from influence_ssl.errors import (
+    InfluenceOSError,
+    InfluenceTypeError,
+    InfluenceValueError,
+    described,
+)
+
+if TYPE_CHECKING:
+    from influence_ssl.files.images import Preprocess
+
+
+class Loaded(NamedTuple):
+    """An encoder, its preprocessing (``None``: RGB in [0, 1]), and where its weights are from.
+
+    ``untrained``: an encoder by name was given none; ``part``: the prefix of those names in a
+    training's checkpoint that are the encoder's, empty where none of them has one; ``left``: heads
+    beside the encoder that were not taken.
+    """
+
+    module: nn.Module
+    preprocess: Preprocess | None
+    untrained: bool
+    part: str = ""
+    left: tuple[str, ...] = ()
+
+
+def load_encoder(
+    spec: str, weights: str | None = None, seed: int = 0, part: str | None = None
+) -> Loaded:
+    """The encoder behind ``timm:NAME``, ``torchvision:NAME`` or a function.
+
+    A function, ``package.module:function`` or ``file.py:function``, is called without arguments,
+    after ``torch.manual_seed(seed)``, and returns an ``nn.Module`` or a pair (module, preprocess),
+    where preprocess maps a PIL image in mode RGB to the tensor that the encoder receives.
+    ``weights`` is a file that :func:`~influence_ssl.encoders.checkpoints.read_tensors` reads, of
+    which the encoder's part is taken (:func:`~influence_ssl.encoders.parts.find_part`), if need be
+    the one whose names begin with ``part``. ``"pretrained"`` takes those that timm or torchvision
+    offer, from the network where they are not cached. ``untrained`` says that neither was given for
+    an encoder by name. Raises :class:`InfluenceError`.
+    """
+    pretrained = weights == "pretrained"
+    if part is not None and (weights is None or pretrained):
+        raise InfluenceValueError("--weights-part belongs to --weights FILE; give a file.")
+    named = from_zoo(spec, pretrained, seed)
+    if named is None and pretrained:
+        raise InfluenceValueError(
+            "--weights pretrained belongs to timm:NAME and torchvision:NAME; give a file."
+        )
+    module, preprocess, dropped = _from_function(spec, seed) if named is None else named
+    taken = Part("", {})
+    if weights is not None and not pretrained:
+        taken = _load_weights(module, Path(weights), dropped, part)
+    for name, tensor in module.state_dict().items():
+        if isinstance(tensor, Tensor) and not tensor.isfinite().all():
+            raise InfluenceValueError(
+                f"the encoder's {name!r} has NaN or infinite values; use another checkpoint."
+            )
+    untrained = named is not None and weights is None
+    return Loaded(module, preprocess, untrained, taken.prefix, tuple(taken.left))
+
+
+def _from_function(spec: str, seed: int) -> tuple[nn.Module, Preprocess | None, tuple[str, ...]]:
+    function = import_function(spec, "--encoder")
+    torch.manual_seed(seed)
+    try:
+        made = function()
+    except (Exception, SystemExit) as error:
+        raise InfluenceValueError(f"--encoder {spec!r} fails: {described(error)}.") from error
+    module, preprocess = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+    if not isinstance(module, nn.Module) or not (preprocess is None or callable(preprocess)):
+        raise InfluenceTypeError(
+            f"--encoder {spec!r} returns {kind(made)}; it must return an nn.Module or a pair "
+            "(nn.Module, preprocess)."
+        )
+    return module, preprocess, ()
+
+
+def import_function(spec: str, option: str) -> Callable[..., Any]:
+    """The function behind ``package.module:function`` or ``file.py:function``.
+
+    A file's folder, or else the working directory, goes first on Python's path. ``option`` names
+    the argument in the :class:`InfluenceError` of a spec that leads nowhere.
+    """
+    place, _, name = spec.rpartition(":")
+    if not place or not name:
+        raise InfluenceValueError(
+            f"{option} {spec!r}: give package.module:function or file.py:function."
+        )
+    is_file = place.endswith(".py")
+    if is_file and not Path(place).is_file():
+        raise InfluenceOSError(f"{option} {spec!r}: there is no file {place!r}.")
+    # As `python file.py` and `python -m module` do, so that neighbouring modules are found.
+    folder = str(Path(place).resolve().parent if is_file else Path.cwd())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    try:
+        if is_file:
+            found = importlib.util.spec_from_file_location(f"_loaded_{Path(place).stem}", place)
+            assert found is not None
+            assert found.loader is not None
+            module = sys.modules[found.name] = importlib.util.module_from_spec(found)
+            found.loader.exec_module(module)
+        else:
+            module = importlib.import_module(place)
+    except (Exception, SystemExit) as error:
+        raise InfluenceValueError(
+            f"{option} {spec!r}: {place} cannot be imported: {described(error)}."
+        ) from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        own = [
+            key
+            for key, value in vars(module).items()
+            if callable(value) and getattr(value, "__module__", "") == module.__name__
+        ]
+        raise InfluenceValueError(
+            f"{option} {spec!r}: {place} has no function {name!r}; it has: {few(own) or 'none'}."
+        )
+    return function
+
+
+def source_code(spec: str) -> bytes:
+    """The files behind a spec of :func:`import_function`: the one named, and that of the code.
+
+    The two differ where a module imports its function, or where it makes an object of another
+    module's class and calls that.
+    """
+    found = import_function(spec, "")
+    code = inspect.unwrap(found)
+    if not (inspect.isroutine(code) or inspect.isclass(code)):
+        code = type(code)
+    place = spec.rpartition(":")[0]
+    named = place if place.endswith(".py") else getattr(sys.modules[place], "__file__", None)
+    files = sorted({str(Path(f).resolve()) for f in (named, _file_of(code)) if f is not None})
+    return b"".join(Path(file).read_bytes() for file in files)
+
+
+def _file_of(code: Any) -> str | None:
+    try:
+        return inspect.getsourcefile(code)
+    except TypeError:  # built into Python
+        return None
+
+
+def _load_weights(
+    module: nn.Module, path: Path, dropped: tuple[str, ...], wanted: str | None
+) -> Part:
+    tensors = read_tensors(path)
+    part = find_part(module, tensors, str(path), dropped, wanted)
+    # What may be missing are counters of batches, which nothing in eval mode reads.
+    module.load_state_dict({own: tensors[name] for own, name in part.names.items()}, strict=False)
+    return part

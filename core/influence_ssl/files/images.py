@@ -1,0 +1,336 @@
+"""Image files as a data set: a folder, a zip or a CSV of paths, read lazily.
+
+The command and the lab share this reader. What becomes of an image that is not plain RGB of 8 bits
+stands in :mod:`influence_ssl.files.decoding`. Where 16-bit files do not say how many of their bits
+are in use, one number of bits holds for the whole data set, so that no image's contrast depends on
+its own largest value: the smallest of 8, 10, 12, 14 and 16 that holds the largest value in any of
+them.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from influence_ssl.errors import (
+    InfluenceOSError,
+    InfluenceTypeError,
+    InfluenceValueError,
+    one_line,
+)
+from influence_ssl.files.decoding import DEPTHS, Image, TooLarge, decode, reason
+from influence_ssl.files.sources import EXTENSIONS, counted, open_source
+
+_CHUNK = 256
+_CHECKED = 16
+_THREADS = min(8, os.cpu_count() or 1)
+THUMBNAIL = 32
+
+# One lock per process: a forked worker's copy of its parent's might never be released.
+_TURNS: dict[int, threading.RLock] = {}
+
+Preprocess = Callable[[Image.Image], Tensor]
+
+
+class Skipped(NamedTuple):
+    """An image that could not be read, and why."""
+
+    name: str
+    reason: str
+
+
+class _Inspected(NamedTuple):
+    """What one image tells when it is read."""
+
+    sha256: str
+    shape: tuple[int, ...]
+    thumbnail: np.ndarray
+    kinds: tuple[str, ...]
+    content: bytes
+
+
+def to_tensor(image: Image.Image) -> Float[Tensor, "3 height width"]:
+    """The default preprocessing: float32 in [0, 1], RGB first, the image's own size."""
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous() / 255.0
+
+
+class ImageFiles(Dataset[tuple[Tensor]]):
+    """A map-style data set of image files; item k is ``(preprocess(image k),)``.
+
+    ``source`` is one of
+
+    - a folder: all images below it, by extension (:data:`EXTENSIONS`), hidden ones left out,
+      sorted by name;
+    - a zip: the same, read in place, nothing is extracted;
+    - a CSV, separated by commas, semicolons or tabs: one path per row, in the order of its rows,
+      relative to the CSV's folder; the column is the first there is of ``path``, ``image_path``,
+      ``filepath``, ``file``, ``file_name``, ``filename`` and ``image``, or the first at all where
+      there is no header.
+
+    Links to folders are followed, each folder once.
+
+    ``preprocess`` maps a PIL image in mode RGB to the tensor that the encoder receives. Unless it
+    is made of torchvision's and timm's transforms alone, it is called for one image at a time and
+    its result is copied, as it may use one buffer for all images.
+
+    ``names[k]`` is the image's path below the folder or in the zip, or as it stands in the CSV;
+    ``index[k]`` its position in the listing, which does not change when other images are skipped.
+    ``ignored`` counts the files that were not read, by extension. After :meth:`readable`,
+    ``skipped``, ``sha256[k]`` (of the file), ``thumbnails[k]`` (grey, 32 x 32, uint8), ``shape``
+    and ``converted`` (how many images were no plain RGB of 8 bits, by what they were) are known as
+    well.
+    Data loader workers may share it.
+
+    Raises :class:`InfluenceError` if the source is missing, unsafe, or holds no images; items of
+    images that cannot be read raise :class:`InfluenceOSError`.
+    """
+
+    def __init__(self, source: str | Path, preprocess: Preprocess | None = None) -> None:
+        self.source = Path(source)
+        self.preprocess = to_tensor if preprocess is None else preprocess
+        self._files, names, self.ignored = open_source(self.source)
+        if not names:
+            raise InfluenceValueError(
+                f"no images in {str(self.source)!r}; it must hold files that end in "
+                f"{' '.join(sorted(EXTENSIONS))}"
+                f"{f' (it holds {counted(self.ignored)})' if self.ignored else ''}."
+            )
+        self._rows = list(range(len(names)))
+        self.names = tuple(names)
+        self.index = torch.arange(len(names))
+        self.skipped: tuple[Skipped, ...] = ()
+        self.sha256: tuple[str, ...] = ()
+        self.thumbnails = np.zeros((0, THUMBNAIL, THUMBNAIL), np.uint8)
+        self.shape: tuple[int, ...] | None = None
+        self.converted: dict[str, int] = {}
+        # Of all images that are listed, and so the same for the readable ones among them.
+        self._bits: list[int] = []
+        self._apart = not _keeps_nothing(self.preprocess)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, k: int) -> tuple[Tensor]:
+        return (self._tensor(k, self.image(k)),)
+
+    def __getitems__(self, rows: list[int]) -> list[tuple[Tensor]]:
+        """Several items, decoded in parallel."""
+        with ThreadPoolExecutor(_THREADS) as pool:
+            return list(pool.map(self.__getitem__, rows))
+
+    def image(self, k: int) -> Image.Image:
+        """Image k as PIL image in mode RGB, before preprocessing."""
+        return self._load(k)[1]
+
+    @property
+    def bits(self) -> int | None:
+        """The bits in use of the 16-bit images that do not say so; None before one was read."""
+        return self._bits[0] if self._bits else None
+
+    def readable(self, strict: bool = False, progress: bool = False) -> ImageFiles:
+        """The data set without the images that cannot be read, after trying each of them once.
+
+        Every image is decoded and preprocessed, so that nothing of this comes up hours into a run.
+        ``strict`` raises :class:`InfluenceOSError` at the first unreadable image instead of adding
+        it to ``skipped``. An image of more than ``PIL.Image.MAX_IMAGE_PIXELS`` pixels is never
+        decoded and counts as unreadable. Always an error: mixed sizes, and a preprocessing that
+        fails, is random, depends on the images before, or returns anything but a finite
+        floating-point tensor.
+        """
+        kept: list[int] = []
+        inspected: list[_Inspected] = []
+        skipped: list[Skipped] = []
+        checked = set(np.linspace(0, len(self) - 1, _CHECKED).astype(int).tolist())
+        first: tuple[str, tuple[int, ...]] | None = None
+        bar = tqdm(total=len(self), desc="reading", unit="image", disable=not progress)
+        with ThreadPoolExecutor(_THREADS) as pool, bar:
+            for start in range(0, len(self), _CHUNK):
+                chunk = range(start, min(start + _CHUNK, len(self)))
+                look = partial(self._inspect, checked)
+                for k, found in zip(chunk, pool.map(look, chunk), strict=True):
+                    bar.update()
+                    if isinstance(found, Skipped):
+                        if strict:
+                            raise _Unreadable(found, self.source)
+                        skipped.append(found)
+                        continue
+                    if first is None:
+                        first = (self.names[k], found.shape)
+                        self._refuse_random(k)
+                    elif found.shape != first[1]:
+                        raise InfluenceValueError(self._mixed(first, (self.names[k], found.shape)))
+                    kept.append(k)
+                    inspected.append(found)
+        if first is None:
+            raise InfluenceOSError(
+                f"none of the {len(self)} images in {str(self.source)!r} can be read; the first: "
+                f"{skipped[0].name!r}: {skipped[0].reason}."
+            )
+        seen = zip(kept, inspected, strict=True)
+        self._refuse_memory({k: found.content for k, found in seen if found.content})
+        subset = copy.copy(self)
+        subset._rows = [self._rows[k] for k in kept]
+        subset.names = tuple(self.names[k] for k in kept)
+        subset.index = self.index[kept]
+        subset.skipped = self.skipped + tuple(skipped)
+        subset.sha256 = tuple(found.sha256 for found in inspected)
+        subset.thumbnails = np.stack([found.thumbnail for found in inspected])
+        subset.shape = first[1]
+        counts = Counter(kind for found in inspected for kind in found.kinds)
+        subset.converted = dict(counts.most_common())
+        return subset
+
+    def _load(self, k: int) -> tuple[bytes, Image.Image, tuple[str, ...]]:
+        try:
+            data = self._read(k)
+            decoded = decode(data)
+            bits = self._common_bits() if decoded.undeclared else 16
+            return data, *decoded.rgb(bits)
+        # A decoder that meets foreign bytes may raise anything.
+        except Exception as error:
+            skipped = Skipped(self.names[k], reason(error))
+            raise _Unreadable(skipped, self.source) from error
+
+    def _read(self, k: int) -> bytes:
+        row, limit = self._rows[k], Image.MAX_IMAGE_PIXELS
+        # No file need be larger than the largest permitted bitmap at four channels of 16 bits.
+        if limit is not None and self._files.size(row) > 8 * limit:
+            raise TooLarge("its file could hold")
+        return self._files.read(row)
+
+    def _common_bits(self) -> int:
+        """The bits in use of the 16-bit images that do not say so, after a look at each of them."""
+        with _turn():
+            if not self._bits:
+                with ThreadPoolExecutor(_THREADS) as pool:
+                    needed = pool.map(self._needed_bits, range(len(self)))
+                    self._bits.append(max(min(DEPTHS), *needed))
+        return self._bits[0]
+
+    def _needed_bits(self, k: int) -> int:
+        try:
+            decoded = decode(self._read(k))
+        except Exception:  # which reading the image itself reports
+            return 0
+        return decoded.needed() if decoded.undeclared else 0
+
+    def _inspect(self, checked: set[int], k: int) -> Skipped | _Inspected:
+        try:
+            data, image, kinds = self._load(k)
+        except _Unreadable as error:
+            return error.skipped
+        tensor = self._tensor(k, image)
+        if not tensor.isfinite().all():
+            raise InfluenceValueError(
+                f"preprocess gives NaN or infinite values for {self.names[k]!r}; "
+                "mend the preprocess (a standard deviation of zero?) or remove the image."
+            )
+        side = (THUMBNAIL, THUMBNAIL)
+        thumbnail = np.asarray(image.convert("L").resize(side, Image.Resampling.BOX))
+        content = _content(tensor) if k in checked else b""
+        return _Inspected(
+            hashlib.sha256(data).hexdigest(), tuple(tensor.shape), thumbnail, kinds, content
+        )
+
+    def _tensor(self, k: int, image: Image.Image) -> Tensor:
+        try:
+            with _turn() if self._apart else nullcontext():
+                tensor = self.preprocess(image)
+                if self._apart and isinstance(tensor, Tensor):
+                    # The next call may write to the same memory.
+                    tensor = tensor.clone()
+        except Exception as error:
+            raise InfluenceValueError(
+                f"preprocess fails on {self.names[k]!r} ({image.width} x {image.height} pixels): "
+                f"{type(error).__name__}: {one_line(error)}."
+            ) from error
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            what = f"{tensor.dtype} tensor" if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise InfluenceTypeError(
+                f"preprocess turns {self.names[k]!r} into a {what}; "
+                "it must return a floating-point tensor."
+            )
+        return tensor
+
+    def _refuse_random(self, k: int) -> None:
+        tensors = [self[k][0] for _ in range(4)]
+        if not all(torch.equal(tensors[0], other) for other in tensors[1:]):
+            raise InfluenceValueError(
+                f"preprocess is random: {self.names[k]!r} comes out different each time; "
+                "use the preprocessing of evaluation, not the augmentation of training."
+            )
+
+    def _refuse_memory(self, contents: dict[int, bytes]) -> None:
+        # In two orders, so that each comes after two others.
+        for k in (*reversed(contents), *contents):
+            if _content(self[k][0]) != contents[k]:
+                raise InfluenceValueError(
+                    f"preprocess is random or depends on the images before: {self.names[k]!r} "
+                    "comes out different when it is read again; let its result depend on the image "
+                    "alone."
+                )
+
+    def _mixed(self, *images: tuple[str, tuple[int, ...]]) -> str:
+        # Width and height are what a user sees of a file; a preprocess may change both.
+        own = self.preprocess is to_tensor
+        (a, first), (b, second) = (
+            (name, f"{shape[2]} x {shape[1]} pixels" if own else f"a tensor {shape}")
+            for name, shape in images
+        )
+        return (
+            f"images of mixed sizes in {str(self.source)!r}: {a!r} is {first}, {b!r} is {second}; "
+            "resize them, or let the encoder's function return (module, preprocess) with a "
+            "preprocess that brings them to one size."
+        )
+
+
+class _Unreadable(InfluenceOSError):
+    def __init__(self, skipped: Skipped, source: Path) -> None:
+        self.skipped = skipped
+        super().__init__(
+            f"cannot read the image {skipped.name!r} in {str(source)!r}: {skipped.reason}; "
+            "repair or remove it, or read without strict, which skips and lists it."
+        )
+
+
+def _turn() -> AbstractContextManager[object]:
+    """One thread of this process at a time."""
+    return _TURNS.setdefault(os.getpid(), threading.RLock())
+
+
+def _content(tensor: Tensor) -> bytes:
+    data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+    return hashlib.sha256(data.numpy().data).digest()
+
+
+def _keeps_nothing(preprocess: object) -> bool:
+    """Whether it is made of our own, torchvision's and timm's transforms alone, which keep nothing
+    from one call to the next."""
+    if preprocess is to_tensor:
+        return True
+    named = preprocess if hasattr(preprocess, "__name__") else type(preprocess)
+    module = str(getattr(named, "__module__", ""))
+    # A Lambda is whatever its function is.
+    if hasattr(preprocess, "lambd"):
+        return False
+    if isinstance(preprocess, nn.Sequential):
+        return all(map(_keeps_nothing, preprocess))
+    if not module.startswith(("torchvision.transforms.", "timm.data.")):
+        return False
+    return all(map(_keeps_nothing, getattr(preprocess, "transforms", ())))

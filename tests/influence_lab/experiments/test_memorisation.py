@@ -1,0 +1,248 @@
+"""Trainings on random halves: together as alone, resumed as whole, measured as the core does."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from sklearn.neighbors import NearestNeighbors
+
+from influence_lab.cli import main
+from influence_lab.experiments import left_out, memorisation, memorisation_effects
+from influence_lab.experiments import predictors as candidates
+from influence_lab.experiments.memorisation import (
+    DRAWS,
+    MEASURED,
+    NEIGHBOURS,
+    QUANTITIES,
+    REGIMES,
+    Measurement,
+    Plan,
+    Pool,
+    Study,
+    half,
+)
+from influence_lab.experiments.predictors import predictors
+from influence_lab.experiments.small_encoders import (
+    AlignmentOfViews,
+    Recipe,
+    SmallEncoder,
+    View,
+    _Trained,
+    train_together,
+    training_views,
+)
+from influence_lab.experiments.task import Task
+from influence_lab.pretrain.losses import nt_xent
+from influence_lab.pretrain.optim import learning_rate
+from influence_ssl import InfluenceError, InfluenceScorer, Invariance
+
+SMALL = Recipe(noise=True, width=4, hidden=8, output=4, epochs=5, batch=8)
+PLAN = Plan(pool=64, queries=10, trainings=24, together=12, references=4, epochs=1)
+
+
+@pytest.fixture
+def images():
+    return torch.rand(24, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def weights(encoder):
+    return torch.cat([p.detach().flatten() for p in encoder.parameters()])
+
+
+def trained_alone(recipe, images, rows, seed):
+    """The textbook loop."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = _Trained(recipe).to(images.dtype)
+    generator = torch.Generator().manual_seed(seed + 1)
+    views = training_views(recipe, images[torch.from_numpy(rows)], generator)
+    optimiser = torch.optim.AdamW(net.parameters(), weight_decay=recipe.weight_decay)
+    for step, batch in enumerate(views):
+        optimiser.param_groups[0]["lr"] = learning_rate(
+            step, len(views), len(views) // 10, recipe.lr, 0.0
+        )
+        optimiser.zero_grad()
+        a, b = net(batch.to(images.dtype)).chunk(2)
+        nt_xent(a, b, recipe.temperature).backward()
+        optimiser.step()
+    return net.encoder
+
+
+@pytest.mark.parametrize("noise", [False, True])
+def test_encoders_trained_together_are_those_trained_alone(images, noise):
+    recipe, exact = replace(SMALL, noise=noise), images.double()
+    members = [np.arange(16), np.arange(8, 24), np.arange(0, 16)]
+    together = train_together(recipe, exact, members, [5, 9, 7])
+    for encoder, rows, seed in zip(together, members, [5, 9, 7], strict=True):
+        alone = trained_alone(recipe, exact, rows, seed)
+        torch.testing.assert_close(weights(encoder), weights(alone), rtol=1e-7, atol=1e-9)
+    assert not torch.allclose(weights(together[0]), weights(together[2]))
+
+
+def test_a_training_is_a_function_of_its_images_and_its_seed(images):
+    rows = [np.arange(8), np.arange(8, 16)]
+    first, again = (train_together(SMALL, images, rows, [1, 2]) for _ in range(2))
+    for one, other in zip(first, again, strict=True):
+        assert torch.equal(weights(one), weights(other))
+    changed = images.clone()
+    changed[:8] = 1 - changed[:8]
+    left = train_together(SMALL, changed, rows, [1, 2])
+    assert not torch.allclose(weights(left[0]), weights(first[0]))
+    assert torch.equal(weights(left[1]), weights(first[1]))
+
+
+def test_each_epoch_visits_every_image_once_in_both_views(images):
+    coloured = torch.arange(16.0).view(16, 1, 1, 1).expand(-1, 1, 8, 8)
+    views = training_views(replace(SMALL, noise=False), coloured, torch.Generator().manual_seed(0))
+    assert views.shape == (10, 16, 1, 8, 8)
+    shown = views.mean((2, 3, 4)).round().long()
+    assert torch.equal(shown[:, :8], shown[:, 8:])
+    for epoch in shown[:, :8].reshape(5, 16):
+        assert sorted(epoch.tolist()) == list(range(16))
+    assert len({tuple(row.tolist()) for row in shown}) == 10
+
+
+def test_sets_of_different_sizes_and_small_ones_are_refused(images):
+    for rows in ([np.arange(8), np.arange(9)], [np.arange(7)]):
+        with pytest.raises(InfluenceError, match="give sets of one size, at least a batch"):
+            train_together(SMALL, images, rows, [0] * len(rows))
+
+
+def test_a_training_that_diverges_is_named(images):
+    wild = replace(SMALL, lr=1e30)
+    with pytest.raises(InfluenceError, match="seed 4: the weights are not finite; lower"):
+        train_together(wild, images, [np.arange(8)], [4])
+
+
+def test_views_of_an_example_do_not_depend_on_its_batch(images):
+    index, view = torch.arange(24), View(SMALL)
+    whole = view(images, index, 3, 1)
+    back = view(images.flip(0), index.flip(0), 3, 1).flip(0)
+    assert torch.equal(whole, back)
+    assert not torch.equal(whole, view(images, index, 4, 1))
+    encoder = SmallEncoder(4)
+    scores = [
+        InfluenceScorer(
+            encoder, AlignmentOfViews(SMALL), batch_size=size, draws=2, progress=False
+        ).score(images)
+        for size in (5, 24)
+    ]
+    assert scores[0].values == pytest.approx(scores[1].values, rel=1e-3)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    found = Study(PLAN, Task("memorisation", "tiny", root=folder, runs=folder))
+    memorisation.carry_out(found, progress=False)
+    return found
+
+
+def test_a_stopped_experiment_goes_on_to_the_same_record(study, tmp_path):
+    task = Task("memorisation", "tiny", root=tmp_path, runs=tmp_path)
+    first = Study(PLAN, task)
+    assert first.advance()
+    done = {regime: len(values) for regime, values in first.trainings.values.items()}
+    assert sorted(done.values()) == [0, 12]
+    memorisation.carry_out(Study(PLAN, task), progress=False)
+    resumed = Study(PLAN, task)
+    assert not resumed.advance()
+    for regime in REGIMES:
+        values = resumed.trainings.values[regime]
+        assert values.shape == (24, 3, 74)
+        assert np.array_equal(values, study.trainings.values[regime])
+
+
+def test_another_plan_or_seed_does_not_mix_with_a_record(study):
+    task = study.task
+    with pytest.raises(InfluenceError, match=r"npz: was made with another plan and recipes; move"):
+        Study(replace(PLAN, epochs=2), task)
+    with pytest.raises(InfluenceError, match="another seed; move"):
+        Study(PLAN, replace(task, seed=1))
+    assert len(Study(replace(PLAN, trainings=99), task).missing()) == 2
+
+
+def test_two_processes_are_not_at_the_same_trainings(study):
+    lock = memorisation.run_folder("memorisation", "tiny", 0, study.task.runs) / "trainings.lock"
+    with (
+        memorisation.locked(lock, wait=False),
+        pytest.raises(InfluenceError, match="another process is at these trainings"),
+    ):
+        memorisation.carry_out(study, progress=False)
+
+
+def test_halves_are_known_from_their_numbers(study):
+    inside = study.inside("crops")
+    assert (inside.sum(1) == 32).all()
+    assert np.array_equal(np.flatnonzero(inside[7]), half(0, 7, 64))
+    assert len({tuple(row) for row in inside}) == 24
+    assert not np.array_equal(half(0, 7, 64), half(1, 7, 64))
+
+
+def test_what_is_measured_is_the_core_s_loss_and_the_neighbours_labels():
+    pool = Pool(PLAN, 0)
+    recipe = REGIMES["crops and noise"]
+    torch.manual_seed(1)
+    encoders = [SmallEncoder(4), SmallEncoder(4)]
+    found = Measurement(pool, recipe)(encoders).astype(np.float64)
+    index, labels = torch.arange(74), pool.part.labels
+    objectives = (Invariance(), DRAWS["noise"]), (AlignmentOfViews(recipe), DRAWS["alignment"])
+    for encoder, rows in zip(encoders, found, strict=True):
+        with torch.no_grad():
+            for row, (objective, draws) in zip(rows, objectives, strict=False):
+                drawn = [objective(encoder, (pool.images,), index, d, MEASURED)
+                         for d in range(draws)]  # fmt: skip
+                assert row == pytest.approx(torch.stack(drawn).mean(0).numpy(), rel=2e-3)
+            z = encoder(pool.images).numpy()
+        near = NearestNeighbors(n_neighbors=NEIGHBOURS + 1, metric="cosine").fit(z[:64])
+        for i, places in enumerate(near.kneighbors(z, return_distance=False)):
+            others = [place for place in places if place != i][:NEIGHBOURS]
+            assert rows[2, i] == pytest.approx((labels[others] != labels[i]).mean(), abs=1e-3)
+
+
+def test_predictors_are_per_encoder_and_of_other_draws_than_the_truth(study):
+    encoders, recipe = study.references("crops")[:2], study.recipes["crops"]
+    images, labels = study.pool.images[:64], study.pool.part.labels[:64]
+    found = predictors(encoders, recipe, images, labels)
+    assert set(QUANTITIES) <= set(found)
+    assert all(np.isfinite(rows).all() for rows in found.values())
+    assert {len(rows) for name, rows in found.items() if "pixel" in name} == {1}
+    assert {len(rows) for name, rows in found.items() if "pixel" not in name} == {2}
+    truth = Measurement(study.pool, recipe)(encoders)[:, :2, :64].astype(np.float64)
+    for kind, measured in zip(("noise loss", "alignment loss"), truth[0], strict=True):
+        assert np.corrcoef(found[kind][0], measured)[0, 1] > 0.2
+        assert not np.allclose(found[kind][0], measured, rtol=0.01)
+    # Each value is the exact leverage times n: together, the effective dimension of at most n.
+    assert (found["noise score, exact Fisher"].mean(1) < 4 * 64).all()
+
+
+def test_encoders_are_averaged_in_disjoint_groups():
+    rows = np.arange(32.0).reshape(16, 2)
+    assert np.array_equal(memorisation_effects.averaged(rows, 1), rows)
+    fours = memorisation_effects.averaged(rows, 4)
+    assert np.array_equal(fours, rows.reshape(4, 4, 2).mean(1))
+    assert np.array_equal(memorisation_effects.averaged(rows[:1], 16), rows[:1])
+
+
+def test_reproduce_records_power_and_draws(study, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(memorisation, "PLANS", {"tiny": PLAN})
+    monkeypatch.setattr(left_out, "RESAMPLES", 40)
+    monkeypatch.setattr(candidates, "DRAWS", 1)
+    out, root = tmp_path / "figure.svg", study.task.root
+    arguments = ["reproduce", "memorisation", "--profile", "tiny", "--results", str(root)]
+    assert main([*arguments, "--runs", str(root), "--out", str(out)]) == 0
+    assert "memorisation of the noise loss, crops: score" in capsys.readouterr().out
+    assert out.read_text().lstrip().startswith("<?xml")
+    text = (root / "tiny" / "memorisation.json").read_text()
+    found = json.loads(text, parse_constant=pytest.fail)
+    assert found["trainings"] == dict.fromkeys(REGIMES, 24)
+    for regime in REGIMES:
+        for quantity in QUANTITIES:
+            assert found["power"][regime][quantity].keys() >= {"reliability", "detectable"}
+            rows = found["predictors"][regime][quantity]
+            assert rows["noise score, LoGra"].keys() >= {"1", "4", "given the loss"}
+            assert rows["pixel mean"].keys() >= {"1", "minus the loss"}
+    assert main(["reproduce", "memorisation", "--profile", "paper"]) == 1
+    assert "no plan for profile paper; use one of tiny" in capsys.readouterr().err
