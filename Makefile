@@ -38,9 +38,9 @@ install: .venv/installed
 	@$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
 
-$(KERNEL):
+$(KERNEL): Makefile
 	@mkdir -p $(@D)
-	@echo '{"IPKernelApp": {"log_level": 40}}' > $@
+	@echo '{"IPKernelApp": {"log_level": 40}, "HistoryManager": {"hist_file": ":memory:"}}' > $@
 
 _build/stamps/book: .venv/installed $(KERNEL) $(SITE)
 	$(RUN)

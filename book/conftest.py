@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -89,11 +90,12 @@ class Chapter(plugin.IPyNbFile):
         self.given: dict[str, list[nbformat.NotebookNode]] = {}
         descriptor, self.trace = tempfile.mkstemp(prefix="chapter-")
         os.close(descriptor)
-        search = os.pathsep.join(
-            filter(None, (str(FOLDER / "tracing"), os.environ.get("PYTHONPATH")))
-        )
-        with mock.patch.dict(os.environ, PYTHONPATH=search, CHAPTER_TRACE=self.trace):
+        search = [str(FOLDER / "tracing"), *filter(None, [os.environ.get("PYTHONPATH")])]
+        traced = {"PYTHONPATH": os.pathsep.join(search), "CHAPTER_TRACE": self.trace}
+        with mock.patch.dict(os.environ, traced):
             super().setup()
+        # With the kernel's history, as in Jupyter: without it a semicolon at the end hides nothing.
+        self.kernel.execute_cell_input = partial(self.kernel.kc.execute, stop_on_error=False)
 
     def get_kernel_message(self, timeout: float | None = None, stream: str = "iopub") -> Any:
         """The kernel's next message; outputs are kept as they come, by request."""
@@ -130,9 +132,6 @@ class Chapter(plugin.IPyNbFile):
             return  # changed while the chapter ran
         for cell, outputs in zip(code_cells(self.nb), self.given.values(), strict=True):
             cell.outputs = joined(outputs)
-            for output in cell.outputs:
-                if output.output_type == "execute_result":
-                    output.execution_count = cell.execution_count
         info = self.kernel.kc.kernel_info(reply=True, timeout=10)["content"]
         self.nb.metadata["language_info"] = info["language_info"]
         page = self.path.relative_to(ROOT).as_posix()

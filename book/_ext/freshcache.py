@@ -97,11 +97,16 @@ def drop_outdated(root: Path, cache: JupyterCacheAbstract) -> None:
 def setup(app: Sphinx) -> dict[str, Any]:
     """Connect before myst_nb opens the cache, which it does when the builder starts."""
 
+    def cache_of(app: Sphinx) -> JupyterCacheAbstract:
+        # JupyterBook leaves the setting empty; myst_nb then puts the cache beside the html folder.
+        given = app.config.nb_execution_cache_path
+        return get_cache(str(given or Path(app.outdir).parent / ".jupyter_cache"))
+
     def clean(app: Sphinx, config: Config) -> None:
-        drop_outdated(Path(app.srcdir), get_cache(str(Path(app.srcdir) / CACHE)))
+        drop_outdated(Path(app.srcdir), cache_of(app))
 
     def outdated(app: Sphinx, env: BuildEnvironment, *_: Any) -> list[str]:
-        records = get_cache(str(Path(app.srcdir) / CACHE)).list_cache_records()
+        records = cache_of(app).list_cache_records()
         now = {Path(r.uri).with_suffix("").as_posix(): r.created.isoformat() for r in records}
         seen = getattr(env, "executed_at", {})
         setattr(env, "executed_at", now)  # noqa: B010  Sphinx keeps it with the environment

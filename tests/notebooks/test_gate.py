@@ -185,14 +185,14 @@ CHAPTERS = {
 REFERENCES = dict.fromkeys(CHAPTERS, TWO) | {
     "raises": TWO.replace(">>> print(2)", ">>> print(2); 1 / 0")
 }
-# A chapter with a picture between two prints, and a cell that is meant to fail.
+# A chapter with a picture between two prints, a cell that is meant to fail, and a hidden value.
 GIVEN = f"from IPython.display import Image, display; PNG = {PNG!r}"
 SHOWN = "print(1); display(Image(data=PNG)); print(2)"
-CHAPTERS["page"] = chapter(GIVEN, SHOWN, "1 / 0", "6 * 7")
+CHAPTERS["page"] = chapter(GIVEN, SHOWN, "1 / 0", "6 * 7", "6 * 8;")
 CHAPTERS["page"].cells[2].metadata["tags"] = ["raises-exception"]
 REFERENCES["page"] = (
     f">>> {GIVEN}\n>>> {SHOWN}\nstdout:\n    1\n    2\n"
-    ">>> 1 / 0\nerror: ZeroDivisionError\n>>> 6 * 7\ntext/plain: 42\n"
+    ">>> 1 / 0\nerror: ZeroDivisionError\n>>> 6 * 7\ntext/plain: 42\n>>> 6 * 8;\n"
 )
 
 
@@ -257,6 +257,7 @@ def test_the_book_gets_what_nbval_ran(found: dict[str, list[int]], folder: Path)
         ["stream", "display_data", "stream"],
         ["error"],
         ["execute_result"],
+        [],
     ]
     assert cells[1].outputs[1].data["image/png"].strip() == base64.b64encode(PNG).decode()
     assert notebook.metadata["language_info"]["pygments_lexer"] == "ipython3"
