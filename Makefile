@@ -15,13 +15,15 @@ TESTED := $(SITE) pyproject.toml Makefile README.md $(wildcard data/cifar10) $(c
 RUN := $(PY) tests/notebooks/run.py
 KERNEL := _build/ipython/profile_default/ipython_kernel_config.json
 # One thread each, as for the chapters: numbers do not depend on the cores.
-PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n logical --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n logical --dist loadfile --durations 15
 
-.PHONY: help install book chapter lint test check notebooks lab lock bench clean
+.PHONY: help install book chapter lint unit test check notebooks lab lock bench clean
 
 help:
 	@echo "make book       install, run every chapter, build the site into _build/html"
 	@echo "make chapter    run one chapter against its reference: make chapter NAME=theory/noise"
+	@echo "make lint       style, types and spelling"
+	@echo "make unit       a minute of unit tests, the quickest; or some: make unit TESTS=tests/theory"
 	@echo "make test       install, then everything that the continuous integration runs"
 	@echo "make notebooks  refresh the outputs that the chapters are tested against"
 	@echo "make lab        open the chapters in JupyterLab"
@@ -75,6 +77,10 @@ test: _build/stamps/test
 
 check: _build/stamps/lint $(KERNEL)
 	$(RUN) --judge; judged=$$?; $(PYTEST) --ignore tests/site && exit $$judged
+
+# Those that were quickest when last run, as many as fit into a minute with the start.
+unit: .venv/installed
+	$(PYTEST) $(if $(TESTS),$(TESTS),--within 30 --ignore tests/site)
 
 notebooks: .venv/installed $(KERNEL)
 	$(RUN)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from quickest import Durations, quickest
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -34,7 +35,21 @@ def chromium() -> Iterator[Browser]:
         browser.close()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--within", type=float, metavar="SECONDS", help=quickest.__doc__)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # With several processes, the one that hears of every test.
+    if not hasattr(config, "workerinput") and config.pluginmanager.has_plugin("cacheprovider"):
+        config.pluginmanager.register(Durations(config))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if (seconds := config.getoption("--within")) is not None:
+        chosen = quickest(config, items, seconds)
+        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+        items[:] = [item for item in items if item in chosen]
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,3 +33,44 @@ def test_hooks_run_what_make_lint_runs() -> None:
     programs = {command.split()[0].removeprefix(".venv/bin/") for command in commands}
     assert programs <= set(locked)
     assert all(hook["pass_filenames"] is False for hook in hooks)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "processes", "chosen"),
+    [
+        # In the order of what they took with their file's set-up: new, a, c, b, d.
+        ("0.5", (), {"test_new"}),
+        ("1", (), {"test_new", "test_a"}),
+        ("4", (), {"test_new", "test_a", "test_c"}),
+        ("6", (), {"test_new", "test_a", "test_c", "test_b"}),
+        ("3", ("-n", "2"), {"test_new", "test_a", "test_c", "test_b"}),
+        ("99", (), {"test_new", "test_a", "test_c", "test_b", "test_d"}),
+    ],
+)
+def test_the_quickest_tests_that_fit_are_run(
+    tmp_path: Path, seconds: str, processes: tuple[str, ...], chosen: set[str]
+) -> None:
+    for name in ("conftest.py", "quickest.py"):
+        shutil.copy(ROOT / "tests" / name, tmp_path)
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    tests = {"one": ("a", "b", "new"), "two": ("c", "d")}
+    for file, names in tests.items():
+        code = "\n".join(f"def test_{name}(): pass" for name in names)
+        (tmp_path / f"test_{file}.py").write_text(code)
+    took = {
+        "test_one.py::test_a": {"setup": 0.0, "call": 1.0, "teardown": 0.0},
+        "test_one.py::test_b": {"call": 2.0},
+        "test_two.py::test_c": {"setup": 0.6, "call": 0.5, "teardown": 0.2},
+        "test_two.py::test_d": {"setup": 0.0, "call": 9.0},
+    }
+    durations = tmp_path / ".pytest_cache" / "v" / "durations"
+    durations.parent.mkdir(parents=True)
+    durations.write_text(json.dumps(took))
+    command = [sys.executable, "-m", "pytest", "-v", "--within", seconds, *processes]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert set(re.findall(r"::(test_\w+).*PASSED|PASSED.*::(test_\w+)", run.stdout)) == {
+        (name, "") if not processes else ("", name) for name in chosen
+    }
+    noted = json.loads(durations.read_text())
+    assert {name.split("::")[1] for name in noted} >= {"test_a", "test_b", "test_c", "test_d"}
+    assert "test_new" not in chosen or noted["test_one.py::test_new"]["call"] < 1
