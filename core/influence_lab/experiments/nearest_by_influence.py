@@ -53,19 +53,20 @@ class Nearest(NamedTuple):
     value: Float64[np.ndarray, " n"]
 
 
-def nearest(rows: Float[Tensor, "n m"], cosine: bool = False) -> Nearest:
-    """The other row of largest product with each row, or of largest cosine."""
-    if cosine:
-        rows = torch.nn.functional.normalize(rows, dim=1)
-    places, values = [], []
+def nearest(rows: Float[Tensor, "n m"]) -> tuple[Nearest, Nearest]:
+    """The other row of largest product with each row, and the one of largest cosine."""
+    length = rows.norm(dim=1).clamp(min=1e-30)
+    found: tuple[list[Tensor], ...] = ([], [], [], [])
     for start in range(0, len(rows), _ROWS):
         block = rows[start : start + _ROWS] @ rows.T
         own = torch.arange(len(block))
         block[own, own + start] = -torch.inf
-        value, place = block.max(1)
-        places.append(place)
-        values.append(value)
-    return Nearest(torch.cat(places).numpy(), torch.cat(values).double().numpy())
+        for kind, values in enumerate((block, block / length / length[start:][own][:, None])):
+            value, place = values.max(1)
+            found[2 * kind].append(place)
+            found[2 * kind + 1].append(value)
+    place, value, cosine_place, cosine = (torch.cat(parts).numpy() for parts in found)
+    return Nearest(place, value.astype(float)), Nearest(cosine_place, cosine.astype(float))
 
 
 @dataclass(frozen=True)
@@ -123,9 +124,8 @@ def rankings(phi: Tensor, gradients: Tensor, found: Found) -> dict[str, Any]:
     """The :func:`quality` of all rankings that need gradients."""
     rows = {}
     for name, vectors in (("influence", phi), ("gradients", gradients)):
-        for cosine in (False, True):
-            near = nearest(vectors, cosine)
-            rows[f"{name}, cosine" if cosine else name] = quality(found, near.value, near.place)
+        for kind, near in zip((name, f"{name}, cosine"), nearest(vectors), strict=True):
+            rows[kind] = quality(found, near.value, near.place)
     # The lowest scores are claimed to be those of near duplicates.
     rows["self-score"] = quality(found, -phi.double().square().sum(1).numpy())
     return rows
@@ -162,48 +162,64 @@ def measure(one: Scored, found: Found, folder: Path) -> dict[str, Any]:
         answers[name] = rounded(rankings(phi, gradients, found))
         if number == 0:
             answers["rounding"] = rounding(phi)
-    near = nearest(extract(one.encoder, one.part.tensor()), cosine=True)
+    _, near = nearest(extract(one.encoder, one.part.tensor()))
     answers[WITHOUT] = {"representation": rounded(quality(found, near.value, near.place))}
     return answers
 
 
 def reproduce(task: Task) -> str:
-    """Ask every recorded self-supervised encoder, record the answers, and draw them."""
+    """Ask every recorded self-supervised encoder, record the answers, and draw them.
+
+    Each encoder is recorded when it is done, and a record of the same images goes on from there;
+    gradients that a stopped run made stand in the runs' folder until then.
+    """
     from influence_lab.figures import save, use_style
 
-    begin = time.perf_counter()
     images = data_for(task.profile, "train")
     chosen = of_class(images)
     runs = [(method, task.seed) for method in METHODS if method != "supervised"]
     scored = available(task, runs, chosen)
     part = images.subset(chosen.index)
     found = find(part.images)
-    methods: dict[str, Any] = {}
-    folders = []
+    path = (task.root or results.results_root()) / task.profile / "nearest.json"
+    record = results.load_record(task.profile, "nearest", task.root) or {"methods": {}}
     for (method, seed), one in scored.items():
-        folders.append(run_folder(method, task.profile, seed, task.runs) / "traced")
-        methods[method] = measure(one, found, folders[-1])
-    record = {
-        "class": chosen.name,
-        "images": len(part),
-        "near duplicates": {rule: int(found.truth(rule).sum()) for rule in RULES},
-        "methods": methods,
-        "provenance": results.provenance(
+        origin = one.vectors.origin
+        assert origin is not None
+        weights, known = origin["encoder_sha256"], record["methods"].get(method)
+        if known is not None and _same(known, weights, images.digest):
+            continue
+        begin = time.perf_counter()
+        folder = run_folder(method, task.profile, seed, task.runs) / "traced"
+        answers = measure(one, found, folder)
+        answers["encoder_sha256"] = weights
+        answers["provenance"] = results.provenance(
             task.command, task.profile, task.seed,
             f"{images.name} train, {len(part):,} of {len(images):,} images ({chosen.name})",
             images.digest, results.device_name(task.device), time.perf_counter() - begin,
-        ),
-    }  # fmt: skip
-    results.save_json((task.root or results.results_root()) / task.profile / "nearest.json", record)
-    for folder in folders:  # gradients served a stopped run to go on
+        )  # fmt: skip
+        record["methods"][method] = answers
+        record = {
+            "class": chosen.name,
+            "images": len(part),
+            "near duplicates": {rule: int(found.truth(rule).sum()) for rule in RULES},
+            "methods": {m: record["methods"][m] for m in METHODS if m in record["methods"]},
+            "provenance": answers["provenance"],
+        }
+        results.save_json(path, record)
         shutil.rmtree(folder, ignore_errors=True)
     use_style()
     save(figure(record), task.picture)
     name = next(iter(NOISES))
     return f"the nearest {chosen.name} by influence is of the same group: " + ", ".join(
         f"{LABELS[method]} {Estimate(*rows[name]['influence, cosine'][RULES[1]]['same group'])}"
-        for method, rows in methods.items()
+        for method, rows in record["methods"].items()
     )
+
+
+def _same(known: dict[str, Any], weights: str, images: str) -> bool:
+    """Whether recorded answers are of this encoder and of these images."""
+    return known["encoder_sha256"] == weights and known["provenance"]["data_sha256"] == images
 
 
 def table(record: dict[str, Any], rule: str = RULES[1]) -> dict[str, dict[str, dict[str, Any]]]:
