@@ -28,6 +28,15 @@ KINDS = ("copy", "jpeg", "crop")
 HASH_BITS = 10
 
 
+def cropped(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """A random crop of 27/32 to 30/32 of a square image's side, enlarged to the full size."""
+    height = image.height
+    side = int(rng.integers(height * 27 // 32, height * 30 // 32 + 1))
+    x, y = rng.integers(0, height - side + 1, 2).tolist()
+    crop = image.crop((x, y, x + side, y + side))
+    return crop.resize(image.size, Image.Resampling.BICUBIC)
+
+
 def plant(
     pixels: UInt8[np.ndarray, "n h w 3"],
     sources: Int64[np.ndarray, " m"],
@@ -51,11 +60,7 @@ def plant(
         elif kind == "jpeg":
             image.save(folder / name, quality=75)
         else:
-            height = image.height
-            side = int(rng.integers(height * 27 // 32, height * 30 // 32 + 1))
-            x, y = rng.integers(0, height - side + 1, 2).tolist()
-            crop = image.crop((x, y, x + side, y + side))
-            crop.resize(image.size, Image.Resampling.BICUBIC).save(folder / name)
+            cropped(image, rng).save(folder / name)
         planted.append((kind, f"{k:05}.png", name))
     return planted
 
