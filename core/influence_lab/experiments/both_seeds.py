@@ -27,8 +27,8 @@ from influence_lab.experiments.task import Task
 from influence_lab.measures import borders
 from influence_lab.measures.agreement import (
     Estimate,
+    around,
     gap,
-    mean,
     rank_correlation,
     rounded,
     spearman,
@@ -107,6 +107,11 @@ def looks(score: Column, found: dict[str, Column]) -> dict[str, Any]:
     }
 
 
+def average_of(values: Column) -> Estimate:
+    """The mean with the 95 % interval of its standard error: sets are too large for a bootstrap."""
+    return around(float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values))))
+
+
 def bridges(
     score: Column,
     near: Neighbours,
@@ -128,10 +133,12 @@ def bridges(
     beside = uniform[near.place].mean(1)
     other = 1 - near.purity(labels)
     parts = {
-        what: {name: mean(values[rows]) for name, rows in sets.items()}
+        what: {name: average_of(values[rows]) for name, rows in sets.items()}
         for what, values in {"uniform": beside, "another class": other}.items()
     }
-    return parts | {"drawn together": gap(mean(beside[uniform]), mean(beside[~uniform]))}
+    return parts | {
+        "drawn together": gap(average_of(beside[uniform]), average_of(beside[~uniform]))
+    }
 
 
 def _auroc(
@@ -181,7 +188,9 @@ def with_labels(
     rows = one.index
     other = 1 - near.purity(labels)[rows]
     k = min(k, len(rows) // 8)
-    return gap(mean(other[ends(score, k)["highest"]]), mean(other[sample(len(rows), k)]))
+    return gap(
+        average_of(other[ends(score, k)["highest"]]), average_of(other[sample(len(rows), k)])
+    )
 
 
 def _rounded(found: Any) -> Any:
