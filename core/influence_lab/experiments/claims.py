@@ -4,7 +4,7 @@ A :class:`Claim` is one sentence of the paper; ``book/inventory.yml`` lists them
 :class:`Reading` is one measured comparison. Some readings *test* the sentence as its authors would
 read it; the others, stricter or alternative readings and controls, are ours and decide nothing.
 Each experiment has ``claims(root) -> list[Reading]``, a function of its recorded result alone.
-:func:`rows` puts sentences and readings together.
+:func:`match` puts sentences and readings together.
 
 Verdicts are computed from intervals by :func:`verdict` and :func:`together` and cannot be set.
 """

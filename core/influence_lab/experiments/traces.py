@@ -18,19 +18,18 @@ from jaxtyping import Float, Int64, UInt8
 from PIL import Image
 from torch import Tensor
 
+from influence_lab.experiments import Task
+from influence_lab.experiments.duplicates import cropped
+from influence_lab.experiments.scored import fixed_set
+from influence_lab.measures.agreement import mean, rounded
+from influence_lab.measures.detection import auroc, share
+from influence_lab.pretrain.probes import extract
+from influence_lab.pretrain.resnets import CifarResNet18, normalise, representation
+from influence_lab.records import results
+from influence_lab.records.recording import data_for
+from influence_lab.records.thumbnails import load_sheet, save_sheet
 from influence_ssl import InfluenceScorer, LoGra
 from influence_ssl.errors import InfluenceValueError
-
-from .. import results
-from ..agreement import mean, rounded
-from ..detection import auroc, share
-from ..encoders import CifarResNet18, normalise, representation
-from ..probes import extract
-from ..tasks import data_for
-from ..thumbnails import load_sheet, save_sheet
-from . import Task
-from .duplicates import cropped
-from .scored import fixed_set
 
 METHOD = "simclr"
 KINDS = ("exact copy", "crop")
@@ -193,7 +192,7 @@ def _others(key: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:
 
 def reproduce(task: Task) -> str:
     """Trace the queries, compare with the rivals, record, and draw the shown queries."""
-    from ..figures import save, use_style
+    from influence_lab.figures import save, use_style
 
     begin = time.perf_counter()
     images, test = data_for(task.profile, "train"), data_for(task.profile, "test")
@@ -280,7 +279,7 @@ def figure(
     """Each shown query, images that help it, and as many that ``"hurt"`` it or are ``"near"``."""
     import matplotlib.pyplot as plt
 
-    from ..figures import WIDTH
+    from influence_lab.figures import WIDTH
 
     folder = (results.results_root() if root is None else root) / profile
     columns = 1 + 3 * SHOWN

@@ -9,13 +9,13 @@ from PIL import Image
 from records import leaves
 from sklearn.metrics import roc_auc_score
 
-from influence_lab import results
 from influence_lab.cli import main
-from influence_lab.encoders import normalise
 from influence_lab.experiments import traces
-from influence_lab.probes import extract
-from influence_lab.tasks import data_for
-from influence_lab.thumbnails import load_sheet
+from influence_lab.pretrain.probes import extract
+from influence_lab.pretrain.resnets import normalise
+from influence_lab.records import results
+from influence_lab.records.recording import data_for
+from influence_lab.records.thumbnails import load_sheet
 from influence_ssl import InfluenceScorer, LoGra
 
 

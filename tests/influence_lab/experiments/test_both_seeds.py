@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from influence_lab import claims, results
-from influence_lab.claims import CONTRADICTED, INCONCLUSIVE, NOT_TESTED, REPRODUCED
-from influence_lab.encoders import CIFAR10_MEAN, CIFAR10_STD
-from influence_lab.experiments import Task, both_seeds
-from influence_lab.neighbourhoods import nearest, unit
-from influence_lab.perturbations import PixelNoise
+from influence_lab.experiments import Task, both_seeds, claims
+from influence_lab.experiments.claims import CONTRADICTED, INCONCLUSIVE, NOT_TESTED, REPRODUCED
+from influence_lab.measures.neighbourhoods import nearest, unit
+from influence_lab.pretrain.resnets import CIFAR10_MEAN, CIFAR10_STD
+from influence_lab.pretrain.views import PixelNoise
+from influence_lab.records import results
 from influence_ssl import GaussianNoise
 
 
