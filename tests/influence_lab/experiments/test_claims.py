@@ -18,7 +18,7 @@ from influence_lab.experiments import (
     embedding,
     families,
     noise,
-    removal,
+    removal_effects,
     stability,
 )
 from influence_lab.experiments.catalogue import collect
@@ -209,7 +209,7 @@ def rows():
 def test_every_experiment_has_its_readings(readings):
     ids = [row.id for row in readings]
     assert len(ids) == len(set(ids))
-    for module in (concept, stability, embedding, distributions, noise, families, removal):
+    for module in (concept, stability, embedding, distributions, noise, families, removal_effects):
         assert {row.id for row in module.claims()} <= set(ids)
 
 
