@@ -42,6 +42,51 @@ def test_the_chapter_without_its_solutions(name: str) -> None:
     assert not any("solution-" in cell.source for cell in handed_out.cells)
 
 
-def test_routes_state_their_sums() -> None:
+# A role, an empty link, a label, a fence or an option: what Jupyter would show as it is.
+RAW = re.compile(r"\{[\w:]+\}`|\[\]\(|(?<![\w-])(?:eq|fig|ex|sol)-[a-z]|^[:`]{3}|^:\w+:", re.M)
+
+
+def words(name: str) -> str:
+    cells = nbformat.read(FOLDER / notebook(name), as_version=4).cells
+    return "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_references_read_as_on_the_page(name: str) -> None:
+    text, page = words(name), (SITE / f"{name}.html").read_text("utf-8")
+    assert not RAW.findall(text)
+    equations = re.findall(r'<span class="eqno">\((\d+)\)', page)
+    assert re.findall(r"\\tag\{(\d+)\}", text) == equations
+    exercises = re.findall(r'class="caption-number">(Exercise \d+)', page)
+    assert re.findall(r"^\*\*(Exercise \d+)", text, re.M) == exercises
+
+
+def test_raw_text_is_told_from_ordinary() -> None:
+    for raw in ("{eq}`eq-x`", "see [](a.md)", "in eq-loo", ":::{note}", ":class: tip", "```"):
+        assert RAW.search(raw), raw
+    for ordinary in (
+        "[text](https://a.org)",
+        "a reg-ex at sub-ex-amples",
+        "`x` is $a:b$",
+        "**a: b**",
+    ):
+        assert not RAW.search(ordinary), ordinary
+
+
+def test_routes_add_up_and_keep_to_their_weeks() -> None:
+    source = SOURCES["book/teaching"]
     page = (SITE / "book" / "teaching.html").read_text("utf-8")
-    assert len(re.findall(r"Together \d+ minutes", page)) >= 5
+    routes = re.findall(r"^```\{route\}\n(.*?)^```$", source, re.M | re.S)
+    sums = []
+    for route in routes:
+        low, high = map(int, re.search(r":minutes: (\d+)-(\d+)", route).groups())
+        names = [line for line in route.splitlines() if line.startswith("book/")]
+        assert set(names) <= set(DOCUMENTS), "a route names single chapters"
+        stated = [
+            re.search(r"\*\*Time:?\*\*:? (?:about )?(\d+) minutes", SOURCES[n]) for n in names
+        ]
+        sums.append(sum(int(found[1]) for found in stated))
+        assert low <= sums[-1] <= high
+    assert sums == [int(n) for n in re.findall(r"Together (\d+) minutes", page)]
+    weeks = sums[-source.count("### Week") :]
+    assert max(weeks) <= 1.25 * min(weeks), "the weeks are of about the same length"
