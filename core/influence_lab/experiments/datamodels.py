@@ -287,6 +287,7 @@ def draw(record: dict[str, Any], queries: str = "outside the pool") -> Any:
 
     shown = {
         INFLUENCE: ("influence", "blue", "-"),
+        PAIRS: ("influence, all pairs of draws", "purple", ":"),
         GRADIENTS: ("gradients, no curvature", "green", "--"),
         COSINE: ("cosine of representations", "vermilion", "-."),
     }

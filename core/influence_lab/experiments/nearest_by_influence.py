@@ -28,7 +28,7 @@ from influence_lab.experiments.left_out import rank_correlation
 from influence_lab.experiments.near_duplicates import of_class
 from influence_lab.experiments.scored import Scored, available
 from influence_lab.experiments.task import Task
-from influence_lab.measures.agreement import Estimate, bootstrap, rounded
+from influence_lab.measures.agreement import CONFIDENCE, Estimate, bootstrap, rounded
 from influence_lab.measures.detection import auroc
 from influence_lab.measures.pixel_duplicates import RULES, Found, find
 from influence_lab.pretrain import run_folder
@@ -79,9 +79,15 @@ class Uncurved(LoGra):
 
 
 def share(hit: Float[np.ndarray, " m"], group: Int64[np.ndarray, " m"]) -> Estimate:
-    """The mean of ``hit``; its interval resamples groups, each one piece of evidence."""
+    """The mean of ``hit``; its interval resamples groups, each one piece of evidence.
+
+    Where all agree the bound is Clopper and Pearson's for as many trials as there are groups.
+    """
     _, member = np.unique(group, return_inverse=True)
     hits, sizes = np.bincount(member, hit), np.bincount(member).astype(np.float64)
+    if hit.mean() in (0.0, 1.0):
+        reach = ((1 - CONFIDENCE) / 2) ** (1 / len(sizes))
+        return Estimate(1.0, reach, 1.0) if hit.mean() else Estimate(0.0, 0.0, 1 - reach)
     return bootstrap(lambda w, h, s: w @ h / (w @ s), hits, sizes, n=len(sizes))
 
 

@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 
 from influence_lab.cli import main
@@ -79,6 +80,14 @@ def test_a_share_counts_images_and_resamples_groups():
         drawn.append(rows.mean())
     low, high = np.quantile(drawn, [0.025, 0.975])
     assert (found.low, found.high) == pytest.approx((low, high), abs=0.02)
+
+
+def test_a_share_of_none_or_all_has_an_exact_bound():
+    group = np.array([0, 0, 1, 2, 3])
+    low, high = binomtest(0, 4).proportion_ci(method="exact")
+    assert traced.share(np.zeros(5), group) == pytest.approx((0, low, high))
+    low, high = binomtest(4, 4).proportion_ci(method="exact")
+    assert traced.share(np.ones(5), group) == pytest.approx((1, low, high))
 
 
 def test_quality_asks_the_near_duplicates():
