@@ -25,3 +25,21 @@ def test_polish_mends_once() -> None:
     assert '<td class="head"></td><th>a</th>' in mended
     assert 'role="region" aria-label="Sidebar"' in mended
     assert polish(mended) == mended
+
+
+def test_the_count_of_claims_is_by_sentence() -> None:
+    from influence_lab import claims
+    from ledger import claims_sentence
+
+    sentence = claims.Claim("claim-x", "4", "paper-fig-2", "says", needs="CIFAR-100")
+    found = claims.Estimate(0.5, 0.4, 0.6)
+    good = claims.reading("a", "words", "> 0", found, claims.above(0.0), "x#y")
+    rows = [
+        claims.Row(sentence, (good, good), (good,)),
+        claims.Row(sentence, (good,), ()),
+        claims.Row(sentence, (), (good,)),
+    ]
+    assert claims_sentence(rows) == (
+        "Of the paper's 3 empirical claims 2 are reproduced, 0 are contradicted, for these "
+        "encoders or by published numbers, 0 are inconclusive, and 1 are not tested here."
+    )
