@@ -171,3 +171,10 @@ def test_outputs_of_unknown_origin_are_dropped(tmp_path: Path) -> None:
     keep(tmp_path, "three.md", three, (), 1.0)
     shutil.rmtree(cache.path / "executed" / cache.match_cache_notebook(two).hashkey)
     assert kept(tmp_path) == {"three"}
+
+
+def test_the_data_sets_of_every_chapter_do_not_bring_fairface_along() -> None:
+    """Else a change in ``fairface.py`` would run every chapter again that has data."""
+    code = "import influence_lab.datasets, sys; print([n for n in sys.modules if 'fairface' in n])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == "[]\n"

@@ -8,7 +8,7 @@
 ``cifar100-standin``    CIFAR-10's images under 100 pseudo-classes (:mod:`.standins`)
 =====================  ===========================================================================
 
-Sets with attributes beside the labels have functions of their own: :func:`load_fairface`,
+Sets with attributes beside the labels have functions of their own: :func:`.fairface.load_fairface`,
 :func:`standin_fairface`, and :func:`load_folder` for any folder, zip or CSV of images.
 """
 
@@ -17,7 +17,6 @@ from collections.abc import Callable
 from influence_lab.datasets.base import Grouped, Images, data_root
 from influence_lab.datasets.cifar import download, load_cifar10, load_cifar100
 from influence_lab.datasets.digits import load_digits
-from influence_lab.datasets.fairface import load_fairface
 from influence_lab.datasets.folder import load_folder
 from influence_lab.datasets.scenes import Scenes, make_lookalikes, make_scenes
 from influence_lab.datasets.standins import standin_cifar100, standin_fairface
@@ -33,7 +32,6 @@ __all__ = [
     "load_cifar10",
     "load_cifar100",
     "load_digits",
-    "load_fairface",
     "load_folder",
     "make_lookalikes",
     "make_scenes",

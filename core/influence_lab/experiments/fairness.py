@@ -22,7 +22,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from influence_lab.datasets import Grouped, Images, load_fairface, standin_fairface
+from influence_lab.datasets import Grouped, Images, standin_fairface
+from influence_lab.datasets.fairface import load_fairface
 from influence_lab.experiments.claims import Reading, Region, above, below, reading, weakest
 from influence_lab.experiments.group_shares import Column, first, groups, looks, top_of
 from influence_lab.experiments.scored import RIVALS, score_with_rivals

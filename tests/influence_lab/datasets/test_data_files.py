@@ -21,14 +21,13 @@ from influence_lab.datasets import (
     load,
     load_cifar10,
     load_cifar100,
-    load_fairface,
     load_folder,
     make_scenes,
     standin_cifar100,
     standin_fairface,
 )
 from influence_lab.datasets import standins as standins_module
-from influence_lab.datasets.fairface import COLUMNS, FOLDERS, VALUES
+from influence_lab.datasets.fairface import COLUMNS, FOLDERS, VALUES, load_fairface
 from influence_ssl import InfluenceError
 from influence_ssl.files.decoding import BACKGROUND
 

@@ -14,7 +14,8 @@ import torch
 from scipy.stats import hypergeom
 
 from influence_lab.cli import main
-from influence_lab.datasets import load_fairface, standin_fairface
+from influence_lab.datasets import standin_fairface
+from influence_lab.datasets.fairface import load_fairface
 from influence_lab.experiments import claims, fairness, group_shares
 from influence_lab.experiments.claims import INCONCLUSIVE, NOT_TESTED, REPRODUCED
 from influence_lab.experiments.task import Task
