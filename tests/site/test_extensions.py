@@ -28,7 +28,7 @@ def test_polish_mends_once() -> None:
 
 
 def test_the_count_of_claims_is_by_sentence() -> None:
-    from influence_lab import claims
+    from influence_lab.experiments import claims
     from ledger import claims_sentence
 
     sentence = claims.Claim("claim-x", "4", "paper-fig-2", "says", needs="CIFAR-100")
