@@ -135,7 +135,7 @@ def test_a_record_that_is_new_drops_who_might_read_it(project: Path) -> None:
 
 
 def test_a_package_that_is_installed_elsewhere_counts(tmp_path: Path) -> None:
-    module = tmp_path / "site" / "influence_lab" / "scale.py"
+    module = tmp_path / "site" / "influence_lab" / "elsewhere.py"
     module.parent.mkdir(parents=True)
     for file in (module, module.with_name("__init__.py")):
         file.write_text("")
@@ -145,7 +145,7 @@ def test_a_package_that_is_installed_elsewhere_counts(tmp_path: Path) -> None:
     trace.write_text("")
     path = os.pathsep.join((str(tracing), str(tmp_path / "site")))
     subprocess.run(
-        [sys.executable, "-c", "import influence_lab.benchmark.scale"],
+        [sys.executable, "-c", "import influence_lab.elsewhere"],
         env={**os.environ, "PYTHONPATH": path, "CHAPTER_TRACE": str(trace)},
         check=True,
     )
