@@ -23,7 +23,7 @@ help:
 	@echo "make book       install, run every chapter, build the site into _build/html"
 	@echo "make chapter    run one chapter against its reference: make chapter NAME=theory/noise"
 	@echo "make lint       style, types and spelling"
-	@echo "make unit       a minute of unit tests, the quickest; or some: make unit TESTS=tests/theory"
+	@echo "make unit       a minute of unit tests, the quickest; or some: make unit TESTS=tests/influence_lab/theory"
 	@echo "make test       install, then everything that the continuous integration runs"
 	@echo "make notebooks  refresh the outputs that the chapters are tested against"
 	@echo "make lab        open the chapters in JupyterLab"

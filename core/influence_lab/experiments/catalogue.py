@@ -38,6 +38,7 @@ RESULTS = {
     "datamodels": "datamodels",
     "nearest": "nearest_by_influence",
     "both-seeds": "both_seeds",
+    "traces": "traces",
 }
 """What ``influence-lab reproduce NAME`` makes, and the module that makes it."""
 

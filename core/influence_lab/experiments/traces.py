@@ -18,8 +18,8 @@ from jaxtyping import Float, Int64, UInt8
 from PIL import Image
 from torch import Tensor
 
-from influence_lab.experiments import Task
 from influence_lab.experiments.duplicates import cropped
+from influence_lab.experiments.task import Task
 from influence_lab.measures.agreement import mean, rounded
 from influence_lab.measures.detection import auroc, share
 from influence_lab.pretrain.probes import extract

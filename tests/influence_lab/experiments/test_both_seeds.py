@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from influence_lab.experiments import Task, both_seeds, claims
+from influence_lab.experiments import both_seeds, claims
 from influence_lab.experiments.claims import CONTRADICTED, INCONCLUSIVE, NOT_TESTED, REPRODUCED
+from influence_lab.experiments.task import Task
 from influence_lab.measures.neighbourhoods import nearest, unit
 from influence_lab.pretrain.resnets import CIFAR10_MEAN, CIFAR10_STD
 from influence_lab.pretrain.views import PixelNoise

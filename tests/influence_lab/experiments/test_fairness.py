@@ -277,7 +277,7 @@ def test_one_missing_data_set_does_not_stop_the_others(tmp_path, monkeypatch, ca
         made.append(task.result)
         return "done"
 
-    monkeypatch.setattr("influence_lab.experiments.reproduce", fake)
+    monkeypatch.setattr("influence_lab.experiments.catalogue.reproduce", fake)
     assert main(["reproduce", "all", "--profile", "gpu"]) == 1
     shown = capsys.readouterr()
     assert "fig-9" in made

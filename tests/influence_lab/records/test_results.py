@@ -206,7 +206,7 @@ def test_a_card_that_is_not_there_is_said(capsys):
 
 
 def test_pictures_have_a_format_and_a_file_each(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr("influence_lab.experiments.reproduce", None)
+    monkeypatch.setattr("influence_lab.experiments.catalogue.reproduce", None)
     assert main(["reproduce", "fig-2", "--out", str(tmp_path / "q.xyz")]) == 1
     assert "q.xyz': no picture format; use one of" in capsys.readouterr().err
     assert main(["reproduce", "all", "--out", str(tmp_path / "one.svg")]) == 1
