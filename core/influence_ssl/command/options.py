@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-from influence_ssl.errors import InfluenceValueError
-from influence_ssl.files.sources import EXTENSIONS
 
 # Seeds are multiplied before they are taken, in 64 bits.
 _LARGEST = 10**9
@@ -73,11 +70,3 @@ class Command:
 def partial_folder(out: Path) -> Path:
     """Where the unfinished work of ``influence-ssl score`` is kept until ``out`` is written."""
     return out.with_name(out.name + ".partial")
-
-
-def refuse_overwriting(option: str, out: Path, inputs: Iterable[Path | None]) -> None:
-    """Raise where ``out`` is a file that the command reads, or would take an image's place."""
-    if any(path is not None and out.resolve() == path.resolve() for path in inputs):
-        raise InfluenceValueError(f"{option} {str(out)!r} would overwrite what it is made from.")
-    if out.suffix.lower() in {*EXTENSIONS, ".zip"}:
-        raise InfluenceValueError(f"{option} {str(out)!r} has the suffix of images; take another.")

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from influence_ssl.command.options import Command, refuse_overwriting
+from influence_ssl.command.options import Command
 
 
 def add(commands: Any) -> None:
@@ -30,9 +30,5 @@ def run(options: argparse.Namespace) -> None:
     """Write the page."""
     from influence_ssl.report.html import write
 
-    inputs = [options.scores, options.table, options.images]
-    refuse_overwriting("--out", options.out, inputs)
-    if options.json is not None:
-        refuse_overwriting("--json", options.json, [*inputs, options.out])
     write(options.scores, options.out, options.images, options.table, options.json)
     print(f"written to {options.out}" + (f" and {options.json}" if options.json else ""))

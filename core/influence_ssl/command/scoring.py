@@ -23,10 +23,11 @@ from influence_ssl.analysis.duplicates import Group, duplicate_groups
 from influence_ssl.analysis.neighbours import nearest, unit
 from influence_ssl.analysis.reliability import reliability
 from influence_ssl.command import settings
-from influence_ssl.command.options import partial_folder, refuse_overwriting
+from influence_ssl.command.options import partial_folder
 from influence_ssl.command.summary import size, summarise
 from influence_ssl.encoders.loading import load_encoder, source_code
 from influence_ssl.errors import InfluenceError, InfluenceOSError, InfluenceValueError, described
+from influence_ssl.files.sources import refuse_overwriting
 from influence_ssl.objectives import Invariance
 from influence_ssl.provenance import made_with
 from influence_ssl.scorer import InfluenceScorer

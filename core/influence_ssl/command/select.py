@@ -6,8 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from influence_ssl.command.options import Command, refuse_overwriting, threshold
+from influence_ssl.command.options import Command, threshold
 from influence_ssl.errors import InfluenceValueError
+from influence_ssl.files.sources import refuse_overwriting
 
 
 def add(commands: Any) -> None:

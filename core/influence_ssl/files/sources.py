@@ -9,7 +9,7 @@ import re
 import stat
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from influence_ssl.errors import InfluenceOSError, InfluenceValueError, one_line
@@ -61,6 +61,14 @@ class Zip:
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_handle": None}
+
+
+def refuse_overwriting(option: str, out: Path, inputs: Iterable[Path | None]) -> None:
+    """Raise where ``out`` is a file that the command reads, or would take an image's place."""
+    if any(path is not None and out.resolve() == path.resolve() for path in inputs):
+        raise InfluenceValueError(f"{option} {str(out)!r} would overwrite what it is made from.")
+    if out.suffix.lower() in {*EXTENSIONS, ".zip"}:
+        raise InfluenceValueError(f"{option} {str(out)!r} has the suffix of images; take another.")
 
 
 Ignored = dict[str, int]

@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from influence_ssl.analysis.ranking import read_labels, read_scores
 from influence_ssl.errors import InfluenceValueError
+from influence_ssl.files.sources import refuse_overwriting
 from influence_ssl.files.writing import replacing
 from influence_ssl.report.chart import chart
 from influence_ssl.report.content import content, number
@@ -33,6 +34,9 @@ def write(
     pictures. ``table`` is a CSV with the images' paths and any columns to break the scores down by.
     Files appear whole or not at all. Raises :class:`InfluenceError`.
     """
+    refuse_overwriting("--out", out, [scores, table, images])
+    if json is not None:
+        refuse_overwriting("--json", json, [scores, table, images, out])
     rows = read_scores(scores)
     if not rows.named and (images is not None or table is not None):
         raise InfluenceValueError(
