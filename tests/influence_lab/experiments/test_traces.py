@@ -5,8 +5,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from again import leaves
 from PIL import Image
-from records import leaves
 from sklearn.metrics import roc_auc_score
 
 from influence_lab.cli import main
