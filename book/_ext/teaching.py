@@ -36,6 +36,7 @@ _SOLUTION = re.compile(
 _MINUTES = re.compile(r"(\d+)-(\d+)")
 _ROLE = re.compile(r"\{([a-z:]+)\}`([^`]+)`")
 _LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)")
+_TITLED = re.compile(r"(.+?) *<[^<>]+>")
 _NUMBERED = re.compile(r"^\$\$ \(([\w-]+)\)$", re.M)
 _DIRECTIVE = re.compile(r"^[`:]{3,}\{(?:prf:)?([\w-]+)\} *(.*)\n((?:^:[\w-]+:.*\n)*)", re.M)
 _FENCE = re.compile(r"^[`:]{3,}$", re.M)
@@ -97,6 +98,8 @@ def _reader(app: Sphinx, document: str) -> Reader:
     def read(role: str, content: str) -> str:
         if role == "glue:text":
             return glue(content)
+        if titled := _TITLED.fullmatch(content):
+            return titled[1]
         domain, kind = {"eq": ("math", "eq"), "cite": ("cite", "p")}.get(
             role, ("cite", role.partition(":")[2]) if role.startswith("cite:") else ("std", role)
         )
