@@ -29,9 +29,9 @@ def test_noise_on_pixels_is_noise_before_normalisation():
 def test_shares_of_neighbours_are_those_of_loops():
     rng = np.random.default_rng(0)
     n = 400
-    z = unit(rng.normal(size=(n, 6)))
+    z = unit(rng.normal(size=(n, 6))).numpy()
     labels, uniform, score = rng.integers(3, size=n), rng.random(n) < 0.3, rng.random(n)
-    found = both_seeds.bridges(score, nearest(z), labels, uniform)
+    found = both_seeds.bridges(score, nearest(z, 10), labels, uniform)
     cosine = z @ z.T
     np.fill_diagonal(cosine, -2)
     ten = np.argsort(-cosine, axis=1)[:, :10]

@@ -48,6 +48,7 @@ def test_planted_structure_is_measured():
         "intermingled",
         "tight",
         "dispersed",
+        "caption",
     }
     cosine = z.astype(np.float64) @ z.T.astype(np.float64)
     np.fill_diagonal(cosine, -1)

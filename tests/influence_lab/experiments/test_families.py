@@ -8,6 +8,7 @@ import torch
 import torchvision.transforms.v2.functional as vision
 
 from influence_lab.datasets import make_scenes
+from influence_lab.pretrain import views
 from influence_lab.pretrain.resnets import normalise
 from influence_lab.pretrain.settings import Augmentation
 from influence_lab.pretrain.views import ALWAYS, Augmented
@@ -42,7 +43,7 @@ def test_a_view_depends_on_seed_index_and_draw_alone(name, pixels):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_family_works_on_pixels_whatever_the_normalisation(name, pixels):
     """n(a(u)) for two normalisations n gives the same pixels a(u)."""
-    steps = getattr(perturbations, name).steps
+    steps = getattr(views, name).steps
     plain = Augmented(*steps, **PLAIN)(pixels, torch.arange(40), 0, 0)
     mean, std = (0.3, 0.5, 0.7), (0.2, 2.0, 0.1)
     m, s = (torch.tensor(v).view(3, 1, 1) for v in (mean, std))

@@ -55,7 +55,7 @@ IN_CLOSED_FORMS = (
     ("noise variance", "noise_variance", "4 * sigma**2 * mu**2", "2 * sigma**2 * mu**2"),
     ("draws", "draws_needed", "(relative_error * mean) ** 2", "(relative_error * mean)"),
     ("effective dimension", "effective_dimension", "(s / (s + ridge))", "(s / (s + 2 * ridge))"),
-    ("leverage", "ridge_leverages", "(s[kept] ** 2 + ridge)", "(s[kept] + ridge)"),
+    ("leverage", "_leverage_factor", "(s[kept] ** 2 + ridge)", "(s[kept] + ridge)"),
     ("leverage matrix: signs", "leverage_matrix", "return factor @ factor.T", "return abs(factor) @ abs(factor).T"),
     ("leverage matrix: damping", "leverage_matrix", "return G @ _inverse(G.T @ G + ridge *", "return G @ _inverse(G.T @ G + 2 * ridge *"),
     ("duplicates", "duplicate_leverage", "(1 + (copies - 1) * first)", "(1 + copies * first)"),
