@@ -37,8 +37,8 @@ _MINUTES = re.compile(r"(\d+)-(\d+)")
 _ROLE = re.compile(r"\{([a-z:]+)\}`([^`]+)`")
 _LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)")
 _TITLED = re.compile(r"(.+?) *<[^<>]+>")
-_NUMBERED = re.compile(r"^\$\$ \(([\w-]+)\)$", re.M)
-_DIRECTIVE = re.compile(r"^[`:]{3,}\{(?:prf:)?([\w-]+)\} *(.*)\n((?:^:[\w-]+:.*\n)*)", re.M)
+_NUMBERED = re.compile(r"^( *)\$\$ \(([\w-]+)\)$", re.M)
+_DIRECTIVE = re.compile(r"^[`:]{3,}\{(?:\w+:)?([\w-]+)\} *(.*)\n((?:^:[\w-]+:.*\n)*)", re.M)
 _FENCE = re.compile(r"^[`:]{3,}$", re.M)
 _FOLDER = "exercises"
 
@@ -77,7 +77,9 @@ def _plain(text: str, read: Reader) -> str:
         return f"**{': '.join(words)}**\n"
 
     text = _DIRECTIVE.sub(heading, text)
-    text = _NUMBERED.sub(lambda m: f"\\tag{{{read('eq', m[1]).strip('()')}}}\n$$", text)
+    text = _NUMBERED.sub(
+        lambda m: f"{m[1]}\\tag{{{read('eq', m[2]).strip('()')}}}\n{m[1]}$$", text
+    )
     text = _LINK.sub(link, _FENCE.sub("", text))
     return _ROLE.sub(lambda m: read(m[1], m[2]), text).strip()
 
