@@ -77,9 +77,7 @@ def _plain(text: str, read: Reader) -> str:
         return f"**{': '.join(words)}**\n"
 
     text = _DIRECTIVE.sub(heading, text)
-    text = _NUMBERED.sub(
-        lambda m: f"{m[1]}\\tag{{{read('eq', m[2]).strip('()')}}}\n{m[1]}$$", text
-    )
+    text = _NUMBERED.sub(lambda m: f"{m[1]}\\tag{{{read('eq', m[2]).strip('()')}}}\n{m[1]}$$", text)
     text = _LINK.sub(link, _FENCE.sub("", text))
     return _ROLE.sub(lambda m: read(m[1], m[2]), text).strip()
 
