@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,20 +36,28 @@ def imports(core: Path = ROOT / "core") -> Graph:
         paths[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
     graph: Graph = {}
     for name, path in paths.items():
-        found: set[str] = set()
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            if isinstance(node, ast.Import):
-                found |= {alias.name for alias in node.names}
-            elif isinstance(node, ast.ImportFrom):
-                assert node.level == 0, f"{name} imports by dots, line {node.lineno}"
-                # A name is a module of that package, or else something in its __init__.
-                inside = {f"{node.module}.{alias.name}" for alias in node.names}
-                found |= {part if part in paths else str(node.module) for part in inside}
-            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                found |= {node.value} if "." in node.value else set()
+        named, members = mentioned(path.read_text("utf-8"))
+        # A member is a module of that package, or else something in its __init__.
+        found = named | {one if one in paths else one.rpartition(".")[0] for one in members}
         graph[name] = (found & paths.keys()) - {name}
     del graph["influence_lab"]  # its name, and nothing in it
     return graph
+
+
+@cache
+def mentioned(source: str) -> tuple[frozenset[str], frozenset[str]]:
+    """What a module names, by ``import`` or in a text, and what it takes from a package."""
+    named: set[str] = set()
+    members: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            named |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"an import by dots, line {node.lineno}"
+            members |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            named |= {node.value} if "." in node.value else set()
+    return frozenset(named), frozenset(members)
 
 
 def package(module: str) -> str:

@@ -431,16 +431,22 @@ def test_a_default_device_changes_nothing():
     np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.parametrize("called", [False, True], ids=["new", "called before"])
-@pytest.mark.parametrize("in_place", [False, True], ids=["wrapped", "in place"])
-def test_a_compiled_encoder(in_place, called):
+@pytest.mark.parametrize(
+    ("in_place", "called", "backend"),
+    [
+        (False, False, "eager"), (False, True, "eager"), (True, False, "eager"),
+        (True, True, "eager"), (False, True, "aot_eager"),
+    ],
+)  # fmt: skip
+def test_a_compiled_encoder(in_place, called, backend):
+    """By the backends that need no compiler."""
     torch._dynamo.reset()
     plain, x = build(Sequence), images(6)
     net = copy.deepcopy(plain)
     if in_place:
-        net.compile(backend="eager")  # which needs no compiler
+        net.compile(backend=backend)
     else:
-        net = torch.compile(net, backend="eager")
+        net = torch.compile(net, backend=backend)
     if called:
         net.eval()(x)
     found = score(net, x, objective=MOVED, curvature=Identity(), batch_size=4)

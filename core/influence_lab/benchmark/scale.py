@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.flop_counter import FlopCounterMode
 
 from influence_lab.pretrain.cost import Device
 from influence_ssl import GaussianNoise, InfluenceScorer, LoGra, Scores
@@ -179,6 +178,8 @@ def stream(n: int, batch_size: int = 1000) -> Scores:
 
 def forward_flops(encoder: nn.Module, image: Tensor) -> int:
     """Operations of one image's forward pass, a multiplication and an addition being two."""
+    from torch.utils.flop_counter import FlopCounterMode  # slow to import
+
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         encoder(image[None])
     return counter.get_total_flops()

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float64, Int64, UInt8
-from sklearn.cluster import KMeans
 
 from influence_lab.datasets.base import Grouped, Images
 from influence_lab.datasets.cifar import load_cifar10
@@ -35,6 +34,8 @@ def standin_cifar100(split: str, root: str | Path | None = None) -> Images:
 
 def finer(train: Images, images: Images) -> Int64[np.ndarray, " n"]:
     """Labels of ``images`` in ten pseudo-classes per class, which ``train`` alone decides."""
+    from sklearn.cluster import KMeans  # slow to import, and every chapter has data
+
     labels = np.empty(len(images), np.int64)
     for number, name in enumerate(train.classes):
         own = descriptor(train.images[train.labels == number])

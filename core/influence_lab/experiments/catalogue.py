@@ -36,9 +36,11 @@ RESULTS = {
     "architectures": "architectures",
     "memorisation": "memorisation_effects",
     "datamodels": "datamodels",
+    "unrolled": "unrolled",
     "nearest": "nearest_by_influence",
     "both-seeds": "both_seeds",
     "traces": "traces",
+    "trace-cost": "trace_cost",
 }
 """What ``influence-lab reproduce NAME`` makes, and the module that makes it."""
 

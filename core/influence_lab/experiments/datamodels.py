@@ -14,7 +14,8 @@ of this form (Ilyas et al. 2022, Datamodels, arXiv:2202.00622).
 
 All numbers come from encoders trained on the whole pool, with noise and views that no measurement
 used. The training images' gradients are those of the alignment of views, which training makes
-small, and the queries' those of the loss that is asked about.
+small, and the queries' those of the loss that is asked about. Beside them stand the training
+images' gradients of SimCLR's own loss, against fixed negatives.
 """
 
 from __future__ import annotations
@@ -35,7 +36,13 @@ from influence_lab.experiments.left_out import Sampled
 from influence_lab.experiments.memorisation import REGIMES, Study, plan_of, refuse_another
 from influence_lab.experiments.memorisation_effects import SIZES, averaged
 from influence_lab.experiments.predictors import DRAWS, Objective
-from influence_lab.experiments.small_encoders import AlignmentOfViews, Recipe, SmallEncoder
+from influence_lab.experiments.small_encoders import (
+    AlignmentOfViews,
+    NTXentOfViews,
+    Recipe,
+    SmallEncoder,
+    View,
+)
 from influence_lab.experiments.task import Task
 from influence_lab.measures.agreement import RESAMPLES
 from influence_lab.pretrain import run_folder
@@ -47,12 +54,12 @@ from influence_ssl.files.writing import replacing
 
 QUANTITIES = ("noise loss", "alignment loss")
 INFLUENCE, PAIRS = "influence", "influence, all pairs of draws"
+NT_XENT = "influence, NT-Xent"
 GRADIENTS, COSINE = "gradients, no curvature", "cosine of representations"
-CURVATURES: dict[str, Curvature] = {INFLUENCE: LoGra(), GRADIENTS: Identity()}
 FITTED = (25, 50, 100, 200, 400)
 ALPHAS = np.logspace(-1, 4, 11)
 DIGITS = 4
-ENCODERS, GROUP = 4, 4
+GROUP = 4
 # Queries have views of their own, as `influence` gives them.
 _QUERIES = 10_000
 
@@ -105,14 +112,22 @@ def of_encoder(
     encoder: SmallEncoder, recipe: Recipe, images: Float[Tensor, "m 1 8 8"], pool: int, seed: int
 ) -> dict[str, dict[str, Float64[np.ndarray, "m p"]]]:
     """τ by quantity and name, of all images as queries; the first ``pool`` are trained on."""
-    training = AlignmentOfViews(recipe)
-    asked: dict[str, Objective] = dict(zip(QUANTITIES, (Invariance(), training), strict=True))
+    alignment = AlignmentOfViews(recipe)
+    asked: dict[str, Objective] = dict(zip(QUANTITIES, (Invariance(), alignment), strict=True))
     with torch.no_grad():
         z = torch.nn.functional.normalize(encoder(images), dim=1).double()
+        # Negatives are views too, of a draw that no gradient uses.
+        view = View(recipe)(images[:pool], torch.arange(pool), 2 * DRAWS, seed)
+        bank = torch.nn.functional.normalize(encoder(view), dim=1)
+    forms: dict[str, tuple[Curvature, Objective]] = {
+        INFLUENCE: (LoGra(), alignment),
+        GRADIENTS: (Identity(), alignment),
+        NT_XENT: (LoGra(), NTXentOfViews(recipe, bank)),
+    }
     found: dict[str, dict[str, np.ndarray]] = {}
     for quantity, objective in asked.items():
         rows = found[quantity] = {}
-        for name, curvature in CURVATURES.items():
+        for name, (curvature, training) in forms.items():
             scorer = InfluenceScorer(
                 encoder, objective, curvature, draws=DRAWS, seed=seed, progress=False
             )
@@ -138,7 +153,7 @@ def all_pairs(
 
 def numbers(study: Study, regime: str) -> dict[str, dict[str, Float64[np.ndarray, "e m p"]]]:
     """τ of the reference encoders, made once, a few encoders at a time, and kept with the run."""
-    count = min(study.plan.references, ENCODERS)
+    count = study.plan.references
     parts = [
         _some(study, regime, range(first, min(first + GROUP, count)))
         for first in range(0, count, GROUP)
@@ -154,7 +169,8 @@ def _some(study: Study, regime: str, encoders: range) -> dict[str, Float64[np.nd
     task, pool = study.task, study.plan.pool
     folder = run_folder("memorisation", task.profile, task.seed, task.runs)
     path = folder / f"influence-{regime.replace(' ', '-')}-{encoders.start}.npz"
-    origin = study.trainings.origin | {"encoders": list(encoders), "draws": DRAWS}
+    made_of = {"encoders": list(encoders), "draws": DRAWS, "objectives": [NT_XENT, *QUANTITIES]}
+    origin = study.trainings.origin | made_of
     if not path.is_file():
         trained = study.references(regime, encoders)
         made = [
@@ -226,6 +242,7 @@ def _scored(
             "all pairs of draws minus paired draws": {
                 size: _numbers(scores[PAIRS][size] - one) for size, one in scores[INFLUENCE].items()
             },
+            "influence minus NT-Xent": {most: _numbers(best - scores[NT_XENT][most])},
             "influence minus gradients": {most: _numbers(best - scores[GRADIENTS][most])},
             "influence minus cosine": {most: _numbers(best - scores[COSINE][most])},
         },

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
@@ -205,3 +206,36 @@ class AlignmentOfViews:
         view = View(self.recipe)
         one, two = (view(batch[0], index, 2 * draw + k, seed) for k in (0, 1))
         return Invariance(lambda *_: two)(encode, (one,), index, draw, seed)
+
+
+@dataclass(frozen=True, eq=False)
+class NTXentOfViews:
+    r"""SimCLR's loss per example, against negatives that are fixed.
+
+    .. math::
+        -\log\frac{\exp(z_1^\top z_2/\tau)}
+        {\exp(z_1^\top z_2/\tau) + \sum_{j\ne i}\exp(z_1^\top b_j/\tau)},
+
+    with the unit representations z of two views of example i and ``bank``, one b for each image by
+    its index. In training the negatives are the rest of the batch, so the loss of one example is
+    no function of it alone; a bank through which no gradient flows makes it one.
+    """
+
+    recipe: Recipe
+    bank: Float[Tensor, "n d"]
+
+    def __call__(
+        self,
+        encode: Callable[[Tensor], Tensor],
+        batch: tuple[Tensor, ...],
+        index: Int64[Tensor, " b"],
+        draw: int,
+        seed: int,
+    ) -> Float[Tensor, " b"]:
+        view = View(self.recipe)
+        views = [view(batch[0], index, 2 * draw + k, seed) for k in (0, 1)]
+        one, two = F.normalize(encode(torch.cat(views)), dim=1).chunk(2)
+        own = index[:, None] == torch.arange(len(self.bank))
+        negatives = (one @ self.bank.to(one).T).masked_fill(own, -torch.inf)
+        logits = torch.cat([(one * two).sum(1, keepdim=True), negatives], 1)
+        return -(logits / self.recipe.temperature).log_softmax(1)[:, 0]

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from influence_lab.datasets.base import Images
 from influence_lab.pretrain.methods import build
@@ -74,6 +73,8 @@ def step_flops(settings: Settings, classes: int) -> int:
 
     Counted by PyTorch on the device without memory, where nothing is computed.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # slow to import
+
     side = settings.augmentation.crop
     with torch.device("meta"):
         method = build(settings, classes, 0)

@@ -14,6 +14,7 @@ from influence_lab.experiments.datamodels import (
     COSINE,
     GRADIENTS,
     INFLUENCE,
+    NT_XENT,
     PAIRS,
     QUANTITIES,
     all_pairs,
@@ -23,7 +24,13 @@ from influence_lab.experiments.datamodels import (
 )
 from influence_lab.experiments.memorisation import Plan, Study
 from influence_lab.experiments.predictors import DRAWS
-from influence_lab.experiments.small_encoders import AlignmentOfViews, Recipe, SmallEncoder
+from influence_lab.experiments.small_encoders import (
+    AlignmentOfViews,
+    NTXentOfViews,
+    Recipe,
+    SmallEncoder,
+    View,
+)
 from influence_lab.experiments.task import Task
 from influence_ssl import GaussianNoise
 
@@ -105,6 +112,25 @@ def test_numbers_of_an_encoder_are_those_of_autograd():
     assert set(found) == set(QUANTITIES)
     assert not np.allclose(rows[PAIRS], rows[INFLUENCE], rtol=0.01)
     assert np.corrcoef(rows[PAIRS].ravel(), rows[INFLUENCE].ravel())[0, 1] > 0.3
+    assert not np.allclose(rows[NT_XENT], rows[INFLUENCE], rtol=0.01)
+
+
+def test_nt_xent_is_the_cross_entropy_of_the_pair_among_the_bank():
+    """Example by example, and of whichever examples are in the batch."""
+    torch.manual_seed(0)
+    encoder, recipe = SmallEncoder(4).double(), Recipe(noise=False, temperature=0.5)
+    images = torch.rand(5, 1, 8, 8).double()
+    bank = torch.nn.functional.normalize(torch.randn(5, encoder.num_features).double(), dim=1)
+    index = torch.tensor([3, 0, 4])
+    found = NTXentOfViews(recipe, bank)(encoder, (images[index],), index, 1, 7)
+    for row, i in enumerate(index.tolist()):
+        one, two = (View(recipe)(images[i : i + 1], index[row : row + 1], 2 + k, 7) for k in (0, 1))
+        others = torch.cat([encoder(two), bank[[j for j in range(5) if j != i]]])
+        logits = torch.cosine_similarity(encoder(one), others)[None] / 0.5
+        expected = torch.nn.functional.cross_entropy(logits, torch.tensor([0]))
+        assert float(found[row]) == pytest.approx(float(expected))
+    alone = NTXentOfViews(recipe, bank)(encoder, (images[4:],), index[2:], 1, 7)
+    torch.testing.assert_close(alone, found[2:])
 
 
 @pytest.fixture(scope="module")
