@@ -10,6 +10,7 @@ from __future__ import annotations
 import resource
 import sys
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import pairwise
 
 import torch
@@ -68,6 +69,7 @@ def here(device: torch.device, bf16: bool) -> Device:
     return replace(DEVICES["cpu bf16" if bf16 else "cpu"], units=cores, processes=n)
 
 
+@cache
 def step_flops(settings: Settings, classes: int) -> int:
     """Operations of one step (a multiplication and an addition are two), convolutions and matrices.
 

@@ -138,11 +138,10 @@ def photos(tmp_path, monkeypatch):
     return sorted((tmp_path / "photos").iterdir())
 
 
-@pytest.mark.parametrize("name", ["backbone", "encoder"])
-def test_a_solo_learn_checkpoint_is_scored_by_one_command(name, photos, capsys):
+def test_a_solo_learn_checkpoint_is_scored_by_one_command(photos, capsys):
     torch.manual_seed(0)
     network = trained(cifar(2))
-    lightning(Solo(network, name), "byol-cifar10-ep=999.ckpt")
+    lightning(Solo(network), "byol-cifar10-ep=999.ckpt")
     arguments = [
         "--data",
         "photos",
@@ -160,7 +159,7 @@ def test_a_solo_learn_checkpoint_is_scored_by_one_command(name, photos, capsys):
         "scores.parquet",
     ]
     assert main(["score", *arguments]) == 0
-    assert f"weights: those that begin with '{name}.'" in capsys.readouterr().out
+    assert f"weights: those that begin with 'backbone.'" in capsys.readouterr().out
     mean, std = (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261)
     x = torch.stack(
         [TF.normalize(TF.to_tensor(Image.open(path)), mean, std) for path in photos]
@@ -174,9 +173,9 @@ def test_a_solo_learn_checkpoint_is_scored_by_one_command(name, photos, capsys):
 def test_a_checkpoint_for_large_images_fits_torchvisions_encoder(tmp_path):
     torch.manual_seed(0)
     network = trained(large())
-    lightning(Solo(network), tmp_path / "imagenet100.ckpt")
+    lightning(Solo(network, "encoder"), tmp_path / "imagenet100.ckpt")
     found = load_encoder("torchvision:resnet18", str(tmp_path / "imagenet100.ckpt"))
-    assert found.part == "backbone."
+    assert found.part == "encoder."
     assert not found.untrained
     ours = found.module.state_dict()
     for name, value in network.state_dict().items():
