@@ -54,8 +54,8 @@ def anchors(env: BuildEnvironment) -> dict[str, tuple[str, str]]:
 
 
 def _command(element: nodes.Element) -> str:
-    for caption in element.findall(nodes.caption):
-        for literal in caption.findall(nodes.literal):
+    for text in (*element.findall(nodes.caption), *element.findall(nodes.legend)):
+        for literal in text.findall(nodes.literal):
             if literal.astext().startswith(_COMMANDS):
                 return literal.astext()
     return ""

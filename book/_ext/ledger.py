@@ -2,7 +2,8 @@
 
 `{statement-ledger}` becomes a table with one row a statement; `{statement-count}` a sentence
 with the number of each verdict; `{claims-count}` the same of the paper's empirical claims, whose
-verdicts follow from the recorded results. The statements' records are glue data of
+verdicts follow from the recorded results. `{tallies}` shows both counts as badges that lead to the
+two ledgers. The statements' records are glue data of
 `influence_lab.theory.ledger.verdict`, so they are there after an execution and after a read from
 the execution cache alike. A statement of the inventory without exactly one record, or a record
 without its anchor in the same chapter, is a warning.
@@ -43,6 +44,10 @@ class count_placeholder(nodes.General, nodes.Element):
     """Stands for the sentence with the numbers of verdicts."""
 
 
+class tallies_placeholder(nodes.General, nodes.Element):
+    """Stands for the two lines of badges."""
+
+
 class StatementLedger(SphinxDirective):
     """`{statement-ledger}`: no argument, no content."""
 
@@ -63,6 +68,14 @@ class ClaimsCount(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         self.env.note_reread()
         return [nodes.paragraph("", claims_sentence(catalogue.rows()))]
+
+
+class Tallies(SphinxDirective):
+    """`{tallies}`: no argument, no content."""
+
+    def run(self) -> list[nodes.Node]:
+        self.env.note_reread()
+        return [tallies_placeholder()]
 
 
 def claims_sentence(found: list[claims.Row]) -> str:
@@ -154,7 +167,8 @@ def pages_to_rewrite(app: Sphinx, env: BuildEnvironment) -> list[str]:
 
 def remember_page(app: Sphinx, doctree: nodes.document) -> None:
     """Note which pages show the ledger."""
-    if any(doctree.findall(ledger_placeholder)) or any(doctree.findall(count_placeholder)):
+    kinds = ledger_placeholder, count_placeholder, tallies_placeholder
+    if any(isinstance(node, kinds) for node in doctree.findall(nodes.Element)):
         pages = getattr(app.env, "ledger_pages", set()) | {app.env.docname}
         setattr(app.env, "ledger_pages", pages)  # noqa: B010  Sphinx keeps it with the environment
 
@@ -165,6 +179,8 @@ def resolve(app: Sphinx, doctree: nodes.document, docname: str) -> None:
         placeholder.replace_self(_table(app, docname))
     for placeholder in list(doctree.findall(count_placeholder)):
         placeholder.replace_self(nodes.paragraph("", _count_sentence(app.env)))
+    for placeholder in list(doctree.findall(tallies_placeholder)):
+        placeholder.replace_self(_tallies(app, docname))
 
 
 def _count_sentence(env: BuildEnvironment) -> str:
@@ -176,6 +192,46 @@ def _count_sentence(env: BuildEnvironment) -> str:
         f"Of the paper's {len(paper)} statements {parts}. "
         f"{len(table) - len(paper)} statements go beyond the paper."
     )
+
+
+# A badge's colour, by the verdict's rank: good, bad, undecided, no verdict.
+COLOURS = {
+    "holds": "reproduced",
+    "holds under a stated condition": "inconclusive",
+    "false as stated": "contradicted",
+    "definition": "not-tested-here",
+}
+SHORT = {"holds under a stated condition": "hold under a condition", "holds": "hold"} | {
+    "false as stated": "false as stated",
+    "definition": "definitions",
+}
+
+
+def _tallies(app: Sphinx, docname: str) -> nodes.bullet_list:
+    paper = [row for row in rows(app.env) if row["statement"].startswith(PAPER_PREFIX)]
+    proved = Counter(row["verdict"] for row in paper)
+    measured = catalogue.rows()
+    judged = Counter(row.verdict for row in measured)
+    lines = (
+        (
+            f"{len(paper)} mathematical statements",
+            "book/theory/ledger",
+            [(f"{proved[v]} {SHORT[v]}", COLOURS[v]) for v in VERDICTS],
+        ),
+        (
+            f"{len(measured)} empirical claims",
+            "book/experiments/claims",
+            [(f"{judged[v]} {v}", v.replace(" ", "-")) for v in claims.VERDICTS],
+        ),
+    )
+    tallies = nodes.bullet_list(classes=["tallies"])
+    for title, document, badges in lines:
+        uri = app.builder.get_relative_uri(docname, document)
+        link = nodes.reference("", "", nodes.strong("", title), refuri=uri, internal=True)
+        for text, colour in badges:
+            link += [nodes.Text(" "), nodes.inline("", text, classes=["verdict", colour])]
+        tallies += nodes.list_item("", nodes.paragraph("", "", link))
+    return tallies
 
 
 def _table(app: Sphinx, docname: str) -> nodes.table:
@@ -222,9 +278,11 @@ def setup(app: Sphinx) -> dict:
     app.add_config_value("ledger_inventory", "book/inventory.yml", "env")
     app.add_node(ledger_placeholder)
     app.add_node(count_placeholder)
+    app.add_node(tallies_placeholder)
     app.add_directive("statement-ledger", StatementLedger)
     app.add_directive("statement-count", StatementCount)
     app.add_directive("claims-count", ClaimsCount)
+    app.add_directive("tallies", Tallies)
     app.connect("doctree-read", remember_page)
     app.connect("env-updated", pages_to_rewrite)
     app.connect("env-check-consistency", check)

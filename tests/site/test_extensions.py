@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import sys
 
+import pytest
+from docutils import nodes
+from sphinx.errors import ExtensionError
+
 from pages import ROOT
 
 sys.path.insert(0, str(ROOT / "book" / "_ext"))
 
-from polish import polish
+import captions
+import folding
+import formulas
+from polish import drawing, polish, thin
 
 
 def test_polish_mends_once() -> None:
@@ -43,3 +50,82 @@ def test_the_count_of_claims_is_by_sentence() -> None:
         "Of the paper's 3 empirical claims 2 are reproduced, 0 are contradicted, for these "
         "encoders or by published numbers, 0 are inconclusive, and 1 are not tested here."
     )
+
+
+def test_icons_stand_in_the_page() -> None:
+    script = '<script src="a/vendor/fontawesome/6/js/all.min.js"></script>'
+    mended = polish(f'{script}<i class="fa-solid fa-bars"></i>')
+    assert "fontawesome" not in mended
+    assert 'viewBox="0 0 448 512"' in mended
+    # The brand of that name stands first in the script.
+    assert drawing("list")[2].startswith("M40 48")
+
+
+def test_a_sheet_keeps_what_some_page_can_use() -> None:
+    sheet = (
+        ".a,.b:hover{color:red}.gone>p{top:0}@media (min-width:1px){.gone{left:0}.a .b{left:1px}}"
+        "p:not(.gone,.a){top:1px}@font-face{font-family:x}html[data-theme=dark] .a{top:2px}"
+        "@media print{.gone{top:3px}}"
+    )
+    kept = thin(sheet, {"a", "b"})
+    assert "gone>" not in kept
+    assert kept.count("gone") == 1
+    for rule in (".a,.b:hover", ".a .b", "p:not(.gone,.a)", "@font-face", "[data-theme=dark] .a"):
+        assert rule in kept
+    assert "print" not in kept
+
+
+def test_formulas_are_typeset_once_and_for_all() -> None:
+    page = (
+        '<script>window.MathJax = {}</script><script defer src="x/mathjax/tex-chtml.js"></script>'
+        '<p><span class="math notranslate nohighlight">\\(a &lt; b\\)</span></p>'
+        '<div class="math notranslate nohighlight" id="equation-e">\n<span class="eqno">(1)</span>'
+        "\\[\\begin{split}x \\\\ y\\end{split}\\]</div>"
+    )
+    wanted = formulas.formulas(page)
+    assert [one.tex for one in wanted] == ["a < b", "\\begin{split}x \\\\ y\\end{split}"]
+    markup, css = formulas.typeset(wanted)
+    placed = formulas.place(page, markup)
+    assert placed.count("<mjx-container") == 2
+    assert "--width" in placed
+    assert "<script" not in placed
+    assert "\\(" not in placed
+    assert formulas.place(placed, {}) == placed
+    assert "data:font/woff" in css
+    with pytest.raises(ExtensionError, match=r"\\nonsense"):
+        formulas.typeset([formulas.Formula(r"\nonsense", False)])
+
+
+def cell(source: str, *outputs: str) -> nodes.container:
+    shown = [nodes.literal_block(text, text) for text in outputs]
+    return nodes.container(
+        "",
+        nodes.container("", nodes.literal_block(source, source), nb_element="cell_code_source"),
+        *([nodes.container("", *shown, nb_element="cell_code_output")] if shown else []),
+        nb_element="cell_code",
+    )
+
+
+def test_what_folds() -> None:
+    assert folding.folded(cell("import numpy as np\nx = 1")) == ("input", "Set-up")
+    record = "paper-prop-1a: holds\n  SymPy: yes\n  100 instances: error below 1e-08\n"
+    assert folding.folded(cell("ledger.verdict()", record)) == (
+        "all",
+        "Verdict: holds. Checked: 2 of 2",
+    )
+    assert folding.folded(cell("f()", "{(1, 1): True} 104 False")) == ("all", "Checked by computer")
+    assert folding.folded(cell("print(1)", "1")) is None
+    assert folding.folded(cell("x = 1\n" * 16, "1")) == ("input", "Code, 16 lines")
+
+
+def test_a_caption_has_badge_finding_and_folded_provenance() -> None:
+    caption = nodes.caption(
+        "", "Figure 5: the lowest. More.\nData: ", nodes.literal("", "x"), nodes.Text(".")
+    )
+    figure = nodes.figure("", nodes.image(), caption, ids=["paper-fig-5"])
+    captions.rewrite(figure)
+    assert caption.astext() == "Paper, Figure 5 The lowest. More."
+    assert "Data: x." in figure.children[-1].astext()
+    plain = nodes.figure("", nodes.caption("", "Data: x."), ids=["fig-a"])
+    captions.rewrite(plain)
+    assert plain.astext() == "Data: x."

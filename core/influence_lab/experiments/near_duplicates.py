@@ -271,36 +271,38 @@ def figure_groups(
 
 
 def figure_auroc(record: dict[str, Any], rule: str = RULES[1]) -> Any:
-    """AUROC of every ranking with its interval, one marker a method."""
+    """AUROC of every ranking with its interval, a panel for each method."""
     import matplotlib.pyplot as plt
 
     from influence_lab.figures import COLORS, WIDTH
 
     methods = record["methods"]
-    with_encoder = list(next(iter(methods.values())))
     alone = record["without an encoder"]
-    names = [*with_encoder, *alone]
-    figure, axis = plt.subplots(figsize=(WIDTH, 0.5 * len(names) + 1.4))
-    axis.axvline(0.5, color=COLORS["grey"], linestyle=":", linewidth=1.2)
-    markers = dict(zip(METHODS, "os^D", strict=True))
-
-    def mark(found: Any, place: float, **look: Any) -> None:
-        value, low, high = found[rule]["auroc"]
-        axis.errorbar(value, place, xerr=[[value - low], [high - value]], capsize=2,
-                      linewidth=1.4, linestyle="", **look)  # fmt: skip
-
-    for row, name in enumerate(names):
-        if name in alone:
-            mark(alone[name], row, marker="x", color=COLORS["black"],
-                 label="no encoder" if name == names[-1] else None)  # fmt: skip
-        for number, method in enumerate(methods if name in with_encoder else ()):
-            shift = 0.16 * (number - (len(methods) - 1) / 2)
-            mark(methods[method][name], row + shift, marker=markers[method],
-                 color=COLORS[method], label=LABELS[method] if row == 0 else None)  # fmt: skip
+    names = [*next(iter(methods.values())), *alone]
+    columns = 2
+    rows = -(-len(methods) // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(WIDTH, 0.6 + rows * (0.36 * len(names) + 0.4)), sharex=True,
+        sharey=True, squeeze=False,
+    )  # fmt: skip
+    for axis in axes.flat[len(methods) :]:
+        axis.set_axis_off()
+    for axis, (method, found) in zip(axes.flat, methods.items(), strict=False):
+        axis.axvline(0.5, color=COLORS["black"], linestyle=":", linewidth=0.8)
+        for place, name in enumerate(names):
+            one = alone[name] if name in alone else found.get(name)
+            if one is None:
+                continue
+            value, low, high = one[rule]["auroc"]
+            color = COLORS["highest" if name == "score" else "grey"]
+            axis.plot([low, high], [place, place], color=color)
+            axis.plot(value, place, "o" if name == "score" else "s", color=color)
+        axis.set(title=LABELS[method], xlim=(-0.03, 1.03), ylim=(len(names) - 0.5, -0.5))
+        axis.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
     wrapped = [name.replace(", ", ",\n").replace(" kNN", "\nkNN") for name in names]
-    axis.set(yticks=range(len(names)), yticklabels=wrapped, xlabel="AUROC", xlim=(0, 1.02))
-    axis.invert_yaxis()
-    figure.legend(loc="outside upper center", ncols=2)
+    axes[0, 0].set_yticks(range(len(names)), wrapped)
+    for axis in axes[-1]:
+        axis.set_xlabel("AUROC")
     return figure
 
 

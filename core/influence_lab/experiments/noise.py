@@ -77,32 +77,27 @@ def recorded(profile: str, seed: int = 0, root: Path | None = None) -> Grid:
 
 
 def figure_10(grid: Grid) -> Any:
-    """Distributions of ln |I|, one panel a mean, one line a deviation."""
+    """Distributions of ln |I| in one panel: median, middle half and middle nine tenths of each."""
     import matplotlib.pyplot as plt
 
     from influence_lab.figures import COLORS, WIDTH
 
-    means = list(dict.fromkeys(mu for mu, _ in grid))
-    figure, axes = plt.subplots(
-        len(means), 1, figsize=(WIDTH, 1.75 * len(means) + 0.8), sharex=True, squeeze=False
-    )
-    low = min(np.quantile(np.log(scores), 0.002) for scores in grid.values())
-    high = max(np.log(scores).max() for scores in grid.values())
-    bins = min(50, int(np.sqrt(len(next(iter(grid.values()))))))
-    edges = np.linspace(low, high, bins + 1)
-    styles = dict(zip(DEVIATIONS, (":", "-", "--", "-."), strict=True))
-    colors = dict(zip(DEVIATIONS, ("grey", "blue", "vermilion", "green"), strict=True))
-    for axis, mu in zip(axes[:, 0], means, strict=True):
-        for (_, sigma), scores in ((cell, s) for cell, s in grid.items() if cell[0] == mu):
-            density, _ = np.histogram(np.log(scores), edges, density=True)
-            axis.stairs(density, edges, color=COLORS[colors[sigma]], linestyle=styles[sigma],
-                        linewidth=1.8, label=f"σ = {sigma}")  # fmt: skip
-        axis.set_ylabel("density")
-        axis.text(0.02, 0.85, f"μ = {mu}", transform=axis.transAxes)
-    axes[-1, 0].set_xlabel("ln |I| (natural logarithm)")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=4, columnspacing=1.0,
-                  handlelength=1.5)  # fmt: skip
+    figure, axis = plt.subplots(figsize=(WIDTH, 4.2))
+    looks = zip(MEANS, ("blue", "vermilion", "green"), ("o", "s", "^"), (-1, 0, 1), strict=True)
+    for mu, color, marker, side in looks:
+        row = [(place, grid[mu, s]) for place, s in enumerate(DEVIATIONS) if (mu, s) in grid]
+        if not row:
+            continue
+        at = np.array([place for place, _ in row]) + 0.2 * side
+        shares = (0.05, 0.25, 0.5, 0.75, 0.95)
+        ends = np.array([np.quantile(np.log(scores), shares) for _, scores in row]).T
+        axis.vlines(at, ends[0], ends[4], color=COLORS[color], linewidth=1.2)
+        axis.vlines(at, ends[1], ends[3], color=COLORS[color], linewidth=4.5)
+        axis.plot(at, ends[2], marker=marker, color=COLORS[color], linestyle="", markersize=8,
+                  markeredgecolor="white", label=f"μ = {mu}")  # fmt: skip
+    axis.set(xticks=range(len(DEVIATIONS)), xticklabels=[f"{s}" for s in DEVIATIONS],
+             xlabel="deviation σ of the noise", ylabel="ln |I| (natural logarithm)")  # fmt: skip
+    figure.legend(loc="outside upper center", ncols=3)
     return figure
 
 

@@ -102,30 +102,41 @@ def draw(axis: Any, x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], cell
 
 
 def figure_2(profile: str, record: dict[str, Any], seed: int = 0, root: Path | None = None) -> Any:
-    """A row for each recorded method, a column for each reading; a panel without data says so."""
+    """One cloud, and the rank correlations of all methods with intervals beside the paper's bound.
+
+    The cloud is of the first recorded method under another draw of the noise.
+    """
     import matplotlib.pyplot as plt
 
-    from influence_lab.figures import WIDTH
+    from influence_lab.figures import COLORS, WIDTH
 
     methods = record["methods"]
-    figure, axes = plt.subplots(
-        len(methods), len(READINGS), figsize=(WIDTH, 0.7 + 1.95 * len(methods)), squeeze=False
+    figure, (cloud, axis) = plt.subplots(
+        2, 1, figsize=(WIDTH, 6.2), gridspec_kw={"height_ratios": (1.5, 1)}
     )
-    for row, method in zip(axes, methods, strict=True):
-        found = pairs(profile, method, seed, root)
-        for axis, kind in zip(row, READINGS, strict=True):
-            if kind in found:
-                draw(axis, *found[kind], cells=28)
-                value = methods[method]["score"][kind]["1"]["spearman"][0]
-                axis.set_title(f"ρ = {value:.2f}", pad=3)
-            else:
-                axis.text(0.5, 0.5, "not\nrecorded\nyet", ha="center", va="center",
-                          transform=axis.transAxes)  # fmt: skip
-                axis.set(xticks=[], yticks=[], box_aspect=1)
-        row[0].set_ylabel(f"{LABELS[method]}\nln |I|, run 2")
-    for text, first, last in zip(COLUMNS, axes[0], axes[-1], strict=True):
-        last.set_xlabel("ln |I|, run 1")
-        first.annotate(text, (0.5, 1.24), xycoords="axes fraction", ha="center", weight="bold")
+    first = next(iter(methods))
+    x, y = pairs(profile, first, seed, root)["noise"]
+    draw(cloud, x, y, cells=40)
+    value = methods[first]["score"]["noise"]["1"]["spearman"][0]
+    cloud.set(xlabel="ln |I|, run 1", ylabel="ln |I|, run 2",
+              title=f"{LABELS[first]}, {COLUMNS[0]}: ρ = {value:.2f}")  # fmt: skip
+    axis.axvline(PAPER, color=COLORS["black"], linestyle=":", linewidth=1.2)
+    axis.annotate(f"paper: above {PAPER}", (PAPER, 1), xycoords=("data", "axes fraction"),
+                  xytext=(-4, 3), textcoords="offset points", ha="right")  # fmt: skip
+    markers = dict(zip(METHODS, "os^", strict=True))
+    for number, (method, found) in enumerate(methods.items()):
+        for place, kind in enumerate(READINGS):
+            if kind in found["score"]:
+                value, low, high = found["score"][kind]["1"]["spearman"]
+                axis.errorbar(
+                    value, place + 0.2 * (number - 1), xerr=[[value - low], [high - value]],
+                    marker=markers[method], color=COLORS[method], linestyle="", capsize=2,
+                    label=LABELS[method] if kind == "noise" else None,
+                )  # fmt: skip
+    axis.set(yticks=range(len(COLUMNS)), yticklabels=COLUMNS, ylim=(len(COLUMNS) - 0.5, -0.5),
+             xlabel="rank correlation of the scores of two runs")  # fmt: skip
+    axis.set_xlim(right=1.005)
+    figure.legend(loc="outside lower center", ncols=3)
     return figure
 
 

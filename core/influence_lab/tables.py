@@ -1,0 +1,23 @@
+"""Tables as chapters show them: HTML on a page, aligned text in a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+
+def table(rows: Iterable[Mapping[str, Any]], heads: int = 1) -> DataFrame:
+    """One line per mapping, with its keys as the columns, in the order in which they first appear.
+
+    Args:
+        rows: values are shown as ``str`` gives them; a key that a row lacks stays empty.
+        heads: how many of the first columns name the line; a name that repeats is shown once.
+    """
+    import pandas as pd
+
+    found = [{name: str(value) for name, value in row.items()} for row in rows]
+    frame = pd.DataFrame(found).fillna("")
+    return frame.set_index(list(frame.columns[:heads]))
