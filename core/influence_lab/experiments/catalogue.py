@@ -39,6 +39,7 @@ RESULTS = {
     "nearest": "nearest_by_influence",
     "both-seeds": "both_seeds",
     "traces": "traces",
+    "planted": "planted",
 }
 """What ``influence-lab reproduce NAME`` makes, and the module that makes it."""
 
