@@ -40,14 +40,14 @@ Truth = dict[tuple[int, int], str]
 EACH = 25
 """Copies of each kind in each half of CIFAR-10."""
 
-ALIKE = 80
+ALIKE = 40
 """Pictures in each set of look-alikes, and of digits five times as many."""
 
 GRID = {
-    "pixels": (0.9, 0.93, 0.95, 0.97),
-    "worst": (0.0, 0.2, 0.3, 0.4, 0.5, 0.6),
-    "gap": (0.3, 0.5, 0.7, 1.0),
-    "veto": (-1.0, -0.2, 0.0, 0.2),
+    "pixels": (0.93, 0.95, 0.97),
+    "worst": (0.2, 0.3, 0.4, 0.5),
+    "gap": (0.3, 0.5, 1.0),
+    "veto": (-1.0, 0.0, 0.2),
 }
 """Of the thresholds, all combinations are tried."""
 

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from influence_lab.pretrain.resnets import cifar_preprocess
+from influence_lab.records import results
 from influence_ssl.analysis.flags import flags
 from influence_ssl.command.main import main
 from influence_ssl.encoders.loading import load_encoder
@@ -138,6 +140,16 @@ def test_check_refuses_in_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
     assert not list(Path().glob("check.*"))
+
+
+def test_the_encoder_that_is_built_in_is_the_recorded_one() -> None:
+    own, recorded = load_encoder("builtin:cifar-simclr"), results.load_encoder("cpu", "simclr", 0)
+    state = own.module.state_dict()
+    for name, value in recorded.state_dict().items():
+        assert torch.equal(state[name], value), name
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8))
+    assert torch.allclose(own.preprocess(picture), cifar_preprocess(picture))
+    assert own.preprocess(picture.resize((300, 200))).shape == (3, 32, 32)
 
 
 def test_each_flag_is_raised_by_what_it_names() -> None:
