@@ -42,6 +42,15 @@ assert main.__file__.startswith(sys.argv[1]), main.__file__
 main.main(["--help"])
 """
 
+BUILT_IN = """
+import torch
+from influence_ssl.encoders import builtin
+
+assert builtin.__file__.startswith(sys.argv[1]), builtin.__file__
+encoder, _ = builtin.from_package("builtin:cifar-simclr")
+print(tuple(encoder(torch.zeros(1, 3, 32, 32)).shape))
+"""
+
 
 def run(code: str, *arguments: str, **settings: object) -> str:
     command = [sys.executable, "-W", "error", "-c", REFUSE + code, *arguments]
@@ -85,7 +94,9 @@ def test_the_wheel_holds_every_file_and_the_licences(wheel: Path) -> None:
     assert any(name.endswith("LICENSE-TEXT") for name in names)
 
 
-def test_the_command_s_help_runs_from_the_wheel_alone(wheel: Path, tmp_path: Path) -> None:
+def test_the_command_s_help_and_its_encoder_run_from_the_wheel_alone(
+    wheel: Path, tmp_path: Path
+) -> None:
     place = tmp_path / "installed"
     subprocess.run(
         [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index",
@@ -94,6 +105,7 @@ def test_the_command_s_help_runs_from_the_wheel_alone(wheel: Path, tmp_path: Pat
     )  # fmt: skip
     alone = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": str(place)}}
     assert "score" in run(HELP, str(place), **alone)
+    assert run(BUILT_IN, str(place), **alone) == "(1, 128)\n"
     script = [sys.executable, place / "bin" / "influence-ssl", "--help"]
     shown = subprocess.run(script, check=True, stdout=subprocess.PIPE, text=True, **alone).stdout
     assert "Label-free influence" in shown

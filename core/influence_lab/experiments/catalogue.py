@@ -41,6 +41,7 @@ RESULTS = {
     "both-seeds": "both_seeds",
     "traces": "traces",
     "trace-cost": "trace_cost",
+    "planted": "planted",
 }
 """What ``influence-lab reproduce NAME`` makes, and the module that makes it."""
 

@@ -1,43 +1,88 @@
-"""Likely duplicates, found without any influence: by representations, by pixels, by both."""
+"""Likely duplicates, without any influence: proposed by coarse views, proved at full detail."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from functools import lru_cache
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Float32, Int64, UInt8
+from PIL import Image
+from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.fft import dctn
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+from scipy.spatial.distance import squareform
 from torch import Tensor
 from tqdm import tqdm
 
 from influence_ssl.analysis.neighbours import nearest, unit
+from influence_ssl.analysis.registration import Agreement, agreement
 
-# Measured on 10,000 CIFAR-10 test images with planted copies, re-encodings and crops
-# (`influence_lab.experiments.duplicates`): each keeps unrelated images out.
-ALIGNED = 0.95  # the pixels agree once one of the two is cropped,
-WHITENED = 0.4  # and the encoder sees the same thing;
-PIXELS = 0.98  # or the pixels alone;
-REPRESENTATION = 0.95  # or the whitened representation alone.
+SUPPORT = 0.4
+"""The whitened cosine from which on representations confirm what the pixels say."""
 
-_FEW = 16
+_EQUAL = 0.002
+_FLAT = 4.0
+_PLAUSIBLE = 0.9
+_DOUBTFUL = 0.2
+_TURNED = 0.9
 _CANDIDATES = 5
+_MEMBERS = 64
 _ROWS = 512
+_VALUES = 2**21
 RIDGE = 0.1
 _COARSE = 8
 _FINE = 16
 _SCALES = (1.0, 0.95, 0.9, 0.85, 0.8)
 _SHIFTS = 5
+_MIDDLE = 64
+_SIDES = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+_KEPT = 512
+
+SAME, BOTH, ALONE, TURNED = (
+    "same file", "pixels and representation", "pixels alone", "turned or mirrored",
+)  # fmt: skip
+
+
+class Limits(NamedTuple):
+    """What two pictures must agree in; chosen on one half of the planted benchmark.
+
+    The colours at full detail correlate by ``pixels`` or more; no tile is less alike than
+    ``worst``; 1 − correlation is at most ``gap`` times that of either with a picture shown to be
+    another; and the whitened cosine of the representations is no less than ``veto``.
+    """
+
+    pixels: float = 0.95
+    worst: float = 0.4
+    gap: float = 0.5
+    veto: float = 0.0
+
+
+LIMITS = Limits()
+
+
+class Images(Protocol):
+    """What :func:`duplicate_groups` asks of a data set of image files."""
+
+    @property
+    def sha256(self) -> Sequence[str]: ...
+
+    @property
+    def thumbnails(self) -> UInt8[np.ndarray, "n h w"]: ...
+
+    def image(self, k: int) -> Image.Image: ...
 
 
 class Group(NamedTuple):
     """Likely duplicates of one another, and why.
 
-    ``members`` are positions. ``reasons`` names the rules that hold for at least one of its pairs;
-    ``pixels`` is the lowest aligned pixel correlation, ``representation`` the lowest whitened
-    cosine, of the pairs that hold the group together (1 for copies of a file).
+    ``members`` are positions. ``reasons`` names what holds for at least one of its pairs;
+    ``pixels`` is the lowest correlation at full detail and ``representation`` the lowest whitened
+    cosine of all its pairs (1 for copies of a file).
     """
 
     members: list[int]
@@ -46,109 +91,331 @@ class Group(NamedTuple):
     representation: float
 
 
-def duplicate_groups(
-    z: Float[Tensor, "n d"],
-    thumbnails: UInt8[np.ndarray, "n h w"],
-    sha256: Sequence[str],
-    progress: bool = False,
-) -> list[Group]:
-    """Likely duplicates: connected components of the pairs for which one of these holds.
+def confirmed(provenance: dict[str, Any]) -> dict[int, bool]:
+    """For each group that a file's provenance describes whether files or representations confirm
+    the pixels for every pair."""
+    known = provenance.get("duplicate groups", [])
+    reasons = [set(group.get("reasons", [])) for group in known]
+    return {k: bool(found) and found <= {SAME, BOTH} for k, found in enumerate(reasons)}
 
-    - ``"same file"``: equal SHA-256;
-    - ``"pixels and representation"``: aligned pixel correlation ≥ 0.95 and whitened cosine ≥ 0.4;
-    - ``"pixels"``: aligned pixel correlation ≥ 0.98;
-    - ``"representation"``: whitened cosine ≥ 0.95, in 16 dimensions or more; in fewer, unrelated
-      images come that close by chance.
+
+class _Pairs(NamedTuple):
+    """Pairs of rows (e, 2), the turn that brings the second to the first, and how they agree."""
+
+    ends: Int64[Tensor, "e 2"]
+    turn: Int64[Tensor, " e"]
+    cosine: Float32[Tensor, " e"]
+    apart: Float32[Tensor, " e"]
+    same: Float32[Tensor, " e"]
+
+    def rows(self, kept: Tensor) -> _Pairs:
+        return _Pairs(*(column[kept] for column in self))
+
+
+def duplicate_groups(
+    z: Float[Tensor, "n d"], images: Images, progress: bool = False
+) -> list[Group]:
+    """Likely duplicates: groups of which every two are copies of one file, or agree in all this.
+
+    - Laid over each other at full detail (up to 256 x 256, in colour; one of the two may be a crop
+      of the other, turned or mirrored), they correlate by 0.95 or more, and no tile of them has a
+      structural similarity below 0.4: a bird in the one sky and not in the other is seen.
+    - 1 − correlation is at most half of that of either with any picture that full detail shows to
+      be another. In a set of forms of one template all are alike, and only a copy is much more so.
+    - The whitened cosine of their representations is no less than 0, unless the pixels
+      are equal (correlation 0.998) or the one is turned or mirrored, which may change what an
+      encoder sees. From :data:`SUPPORT` on it confirms the pixels, ``"pixels and representation"``;
+      below, the group rests on ``"pixels alone"``.
+
+    No chain of pairs makes a group: groups are cut by complete linkage. Pictures with a standard
+    deviation below four grey levels show too little to compare; of them only copies of a file are
+    found.
 
     Whitened cosine: the representations are centred, rotated to their principal axes and divided by
     (eigenvalue + 0.1 × mean eigenvalue)^½, so that directions all images share do not count; in
-    networks that are not trained the plain cosine of any two images is close to 1. Aligned pixel
-    correlation: Pearson's correlation of the grey thumbnails at 16 x 16, at its largest over crops
-    of one of the two (scales 1 to 0.8, five positions each way). Candidates are each image's five
-    nearest by whitened cosine and by correlation of the 8 x 8 thumbnails, so that time grows as N²
-    in matrix products alone. Groups are sorted by their first member.
+    networks that are not trained the plain cosine of any two images is close to 1.
+
+    Proposed are each image's five nearest by whitened cosine, by correlation of the 8 x 8
+    thumbnails, and by what of their cosine transform no turn or mirror changes. Copies of a file
+    count as one image there. Time grows as N² in matrix products alone. Groups are sorted by their
+    first member.
     """
-    n = len(sha256)
-    if n < 2:
-        return []
-    white = whitened(z)
-    alone = REPRESENTATION if z.shape[1] >= _FEW else torch.inf
-    grey = torch.from_numpy(thumbnails).to(white)
-    coarse = unit(_centred(torch.nn.functional.adaptive_avg_pool2d(grey, _COARSE).flatten(1)))
-    k = min(_CANDIDATES, n - 1)
-    near = torch.cat([_places(white, k), _places(coarse, k)], 1)
-    here = torch.arange(n)[:, None].expand_as(near)
-    pairs = torch.stack([torch.minimum(here, near), torch.maximum(here, near)], 2).flatten(0, 1)
-    pairs = torch.unique(pairs, dim=0).to(white.device)
-    cosine = torch.cat([(white[a] * white[b]).sum(1) for a, b in _columns(pairs)])
-    rough = torch.cat([(coarse[a] * coarse[b]).sum(1) for a, b in _columns(pairs)])
-    # Cheap bounds first: a crop moves the coarse thumbnail, but never this far.
-    kept = (cosine >= WHITENED) & (rough >= 0.3) | (rough >= 0.8) | (cosine >= alone)
-    pairs, cosine = pairs[kept], cosine[kept]
-    kept = (_aligned(grey, pairs, _COARSE, progress) >= 0.9) | (cosine >= alone)
-    pairs, cosine = pairs[kept], cosine[kept]
-    aligned = _aligned(grey, pairs, _FINE)
-    rules = {
-        "pixels and representation": (aligned >= ALIGNED) & (cosine >= WHITENED),
-        "pixels": aligned >= PIXELS,
-        "representation": cosine >= alone,
-    }
-    edges: list[tuple[int, int, str, float, float]] = []
-    for reason, holds in rules.items():
-        found = zip(
-            pairs[holds].tolist(), aligned[holds].tolist(), cosine[holds].tolist(), strict=True
-        )
-        edges += [(a, b, reason, p, c) for (a, b), p, c in found]
-    first: dict[str, int] = {}
-    for i, digest in enumerate(sha256):
-        if first.setdefault(digest, i) != i:
-            edges.append((first[digest], i, "same file", 1.0, 1.0))
-    return _components(n, edges)
+    return Search(z, images, progress).groups()
 
 
-def _components(n: int, edges: list[tuple[int, int, str, float, float]]) -> list[Group]:
-    ends = np.array([edge[:2] for edge in edges], dtype=np.int64).reshape(-1, 2).T
-    graph = coo_array((np.ones(ends.shape[1]), tuple(ends)), shape=(n, n))
-    _, label = connected_components(graph, directed=False)
-    groups: dict[int, Group] = {}
-    for a, b, reason, pixels, cosine in edges:
-        known = groups.get(label[a], Group([], [], 1.0, 1.0))
-        groups[label[a]] = Group(
-            sorted({*known.members, a, b}),
-            sorted({*known.reasons, reason}),
-            min(known.pixels, pixels),
-            min(known.representation, cosine),
+class Search:
+    """Pairs that were compared once, from which groups follow by any :class:`Limits`."""
+
+    def __init__(self, z: Float[Tensor, "n d"], images: Images, progress: bool = False) -> None:
+        copies: dict[str, list[int]] = {}
+        for i, digest in enumerate(images.sha256):
+            copies.setdefault(digest, []).append(i)
+        self.files = list(copies.values())
+        self.rows = rows = [members[0] for members in self.files]
+        self.images, self.progress = images, progress
+        self.white = whitened(z[torch.tensor(rows, device=z.device)])
+        self.grey = torch.from_numpy(images.thumbnails[rows]).to(self.white)
+        self.coarse = unit(_centred(F.adaptive_avg_pool2d(self.grey, _COARSE).flatten(1)))
+        self._detail = lru_cache(_KEPT)(self._read)
+        self.pairs = self._compared(self._proposed())
+        self._known = {tuple(pair) for pair in self.pairs.ends.tolist()}
+        self._more = self.pairs.rows(self.pairs.ends[:, 0] < 0)
+
+    def groups(self, limits: Limits = LIMITS) -> list[Group]:
+        """The groups by these limits, as :func:`duplicate_groups` describes them."""
+        whole = []
+        for group in self._among_files(limits):
+            members = sorted(k for i in group.members for k in self.files[i])
+            again = [SAME] if any(len(self.files[i]) > 1 for i in group.members) else []
+            if len(members) > 1:
+                whole.append(group._replace(members=members, reasons=[*again, *group.reasons]))
+        return sorted(whole, key=lambda group: group.members[0])
+
+    def _among_files(self, limits: Limits) -> list[Group]:
+        pairs = self.pairs
+        outsider = self._outsiders(pairs, limits)
+        edges = pairs.rows(_hold(pairs, outsider, limits))
+        n = len(self.rows)
+        label = _components(n, edges.ends)
+        sizes = np.bincount(label)
+        # Of small components every pair is compared; of large ones those that were proposed.
+        open_ = [
+            np.flatnonzero(label == c) for c in np.flatnonzero((sizes > 2) & (sizes <= _MEMBERS))
+        ]
+        missing = [
+            (int(a), int(b))
+            for members in open_
+            for i, a in enumerate(members)
+            for b in members[i + 1 :]
+            if (int(a), int(b)) not in self._known
+        ]
+        if missing:
+            found = self._compared(torch.tensor(missing, device=edges.ends.device))
+            self._more = _both(self._more, found)
+            self._known.update(missing)
+        more = self._more.rows(_hold(self._more, outsider, limits))
+        inside = torch.from_numpy(label).to(more.ends.device)[more.ends]
+        return _cliques(label, _both(edges, more.rows(inside[:, 0] == inside[:, 1])))
+
+    def _proposed(self) -> Int64[Tensor, "e 2"]:
+        n = len(self.rows)
+        k = min(_CANDIDATES, n - 1)
+        if k < 1:
+            return torch.empty((0, 2), dtype=torch.int64, device=self.white.device)
+        views = self.white, self.coarse, _unturned(self.coarse)
+        near = torch.cat([torch.from_numpy(nearest(view, k).place) for view in views], 1)
+        here = torch.arange(n)[:, None].expand_as(near)
+        pairs = torch.stack([torch.minimum(here, near), torch.maximum(here, near)], 2)
+        return torch.unique(pairs.flatten(0, 1), dim=0).to(self.white.device)
+
+    def _compared(self, ends: Int64[Tensor, "e 2"]) -> _Pairs:
+        """All that coarse views do not rule out, with how far they agree at full detail."""
+        cosine = torch.cat([(self.white[a] * self.white[b]).sum(1) for a, b in _columns(ends)])
+        square = self.coarse.unflatten(1, (_COARSE, _COARSE))
+        rough = torch.stack(
+            [
+                torch.cat(
+                    [
+                        (self.coarse[a] * _turn(square[b], turn).flatten(1)).sum(1)
+                        for a, b in _columns(ends)
+                    ]
+                )
+                for turn in range(8)
+            ],
+            1,
         )
-    return sorted(groups.values(), key=lambda group: group.members[0])
+        # A symmetric picture is like its mirror image, and not turned.
+        straight = rough[:, 0]
+        best, turn = rough.max(1)
+        turn = torch.where((best >= _TURNED) & (best > straight + 0.02), turn, 0)
+        # Cheap bounds first: a crop moves the coarse thumbnail, but never this far.
+        kept = (turn > 0) | (cosine >= SUPPORT) & (straight >= 0.3) | (straight >= 0.8)
+        ends, turn, cosine = ends[kept], turn[kept], cosine[kept]
+        for cells in (_COARSE, _FINE):
+            alike, first, window = _aligned(self.grey, ends, turn, cells, self.progress)
+            kept = alike >= _PLAUSIBLE
+            ends, turn, cosine = ends[kept], turn[kept], cosine[kept]
+            first, window = first[kept], window[kept]
+        apart = torch.ones(len(ends), device=ends.device)
+        same = torch.full_like(apart, -1)
+        look = torch.arange(len(ends), device=ends.device)
+        # Each look is dearer than the one before, and only at what that one left open.
+        for side in (0, _MIDDLE, _SIDES[-1]):
+            found = self._agree(ends[look], turn[look], first[look], window[look], side)
+            apart[look] = 1 - found.correlation
+            same[look] = torch.where(found.contrast >= _FLAT, found.worst, -1)
+            look = look[(apart[look] <= 1 - _PLAUSIBLE) & (same[look] >= _DOUBTFUL)]
+        return _Pairs(ends, turn, cosine, apart, same)
+
+    def _agree(
+        self, ends: Tensor, turn: Tensor, first: Tensor, window: Tensor, finest: int
+    ) -> Agreement:
+        """How each pair agrees, by pictures up to ``finest`` pixels wide; 0: by thumbnails."""
+        if not len(ends):
+            empty = torch.empty(0, device=ends.device)
+            return Agreement(empty, empty, empty)
+        side = self.grey.shape[-1]
+        found, place = [], []
+        bar = tqdm(
+            total=len(ends), desc="verify", unit="pair", disable=not (self.progress and finest)
+        )
+        sides = torch.full((len(ends),), side)
+        if finest:
+            sides = torch.tensor([self._side(a, b) for a, b in ends.tolist()]).clamp(max=finest)
+        with bar:
+            for size in sides.unique().tolist():
+                here = torch.nonzero(sides == size).flatten()
+                for part in here.split(max(1, _VALUES // (3 * size * size))):
+                    one, other = (
+                        self._pictures(ends[part, end], size, finest > 0) for end in (0, 1)
+                    )
+                    for t in turn[part].unique().tolist():
+                        which = turn[part] == t
+                        other[which] = _turn(other[which], t)
+                    cropped = first[part].view(-1, 1, 1, 1)
+                    source = torch.where(cropped, one, other)
+                    target = torch.where(cropped, other, one)
+                    found.append(agreement(source, target, window[part]))
+                    place.append(part)
+                    bar.update(len(part))
+        order = torch.cat(place).argsort()
+        return Agreement(*(torch.cat(c)[order] for c in zip(*found, strict=True)))
+
+    def _side(self, a: int, b: int) -> int:
+        return min(len(self._detail(a)), len(self._detail(b)))
+
+    def _pictures(self, rows: Tensor, side: int, detail: bool) -> Float32[Tensor, "e c s s"]:
+        if not detail:
+            return self.grey[rows][:, None]
+        found = []
+        for row in rows.tolist():
+            picture = torch.from_numpy(self._detail(row)).to(self.grey).permute(2, 0, 1)[None]
+            if picture.shape[-1] != side:
+                picture = F.interpolate(picture, (side, side), mode="bilinear", antialias=True)
+            found.append(picture)
+        return torch.cat(found)
+
+    def _read(self, row: int) -> UInt8[np.ndarray, "s s 3"]:
+        image = self.images.image(self.rows[row])
+        side = max([s for s in _SIDES if s <= min(image.size)], default=_SIDES[0])
+        small = image.resize((side, side), Image.Resampling.BILINEAR)
+        return np.asarray(small.convert("RGB")).copy()
+
+    def _outsiders(self, pairs: _Pairs, limits: Limits) -> Float32[Tensor, " n"]:
+        """How far from each image the nearest is that is shown to be another."""
+        found = torch.full((len(self.rows),), 1 - _PLAUSIBLE, device=pairs.apart.device)
+        other = (pairs.apart > 1 - limits.pixels) | (pairs.same < limits.worst)
+        for end in (0, 1):
+            found.scatter_reduce_(0, pairs.ends[other, end], pairs.apart[other], "amin")
+        return found
+
+
+def _both(one: _Pairs, other: _Pairs) -> _Pairs:
+    return _Pairs(*(torch.cat(columns) for columns in zip(one, other, strict=True)))
+
+
+def _hold(pairs: _Pairs, outsider: Float32[Tensor, " n"], limits: Limits) -> Tensor:
+    nearer = outsider[pairs.ends].amin(1)
+    equal = (pairs.apart <= _EQUAL) & (pairs.same >= 0.9)
+    seen = (pairs.cosine >= limits.veto) | (pairs.turn > 0) | equal
+    alike = (pairs.apart <= 1 - limits.pixels) & (pairs.same >= limits.worst)
+    return alike & seen & (pairs.apart <= limits.gap * nearer)
+
+
+def _components(n: int, ends: Int64[Tensor, "e 2"]) -> Int64[np.ndarray, " n"]:
+    a, b = ends.cpu().numpy().T
+    graph = coo_array((np.ones(len(a)), (a, b)), shape=(n, n))
+    return connected_components(graph, directed=False)[1].astype(np.int64)
+
+
+def _cliques(label: Int64[np.ndarray, " n"], edges: _Pairs) -> list[Group]:
+    """One group or several for each component: every two of a group are joined by an edge."""
+    inside: dict[int, list[int]] = {}
+    for e, a in enumerate(edges.ends[:, 0].tolist()):
+        inside.setdefault(int(label[a]), []).append(e)
+    ends, apart = edges.ends.cpu().numpy(), edges.apart.cpu().numpy().astype(np.float64)
+    found, grouped = [], np.zeros(len(label), bool)
+    for own in inside.values():
+        members = np.unique(ends[own])
+        far = np.ones((len(members), len(members)))
+        np.fill_diagonal(far, 0)
+        a, b = np.searchsorted(members, ends[own]).T
+        far[a, b] = far[b, a] = np.minimum(apart[own], 0.5).clip(0)
+        cluster = fcluster(linkage(squareform(far), "complete"), 0.75, "distance")
+        for c in np.unique(cluster):
+            kept = members[cluster == c]
+            if len(kept) < 2:
+                continue
+            grouped[kept] = True
+            held = [e for e in own if np.isin(ends[e], kept).all()]
+            turned = {TURNED} if any(edges.turn[e] > 0 for e in held) else set()
+            straight = [float(edges.cosine[e]) for e in held if edges.turn[e] == 0]
+            names = {BOTH if cosine >= SUPPORT else ALONE for cosine in straight} | turned
+            found.append(
+                Group(
+                    kept.tolist(),
+                    sorted(names),
+                    1 - float(apart[held].max()),
+                    min(float(edges.cosine[e]) for e in held),
+                )
+            )
+    return found + [Group([int(i)], [], 1.0, 1.0) for i in np.flatnonzero(~grouped)]
+
+
+def _turn(pictures: Tensor, turn: int) -> Tensor:
+    """One of the eight turns and mirrors of (..., s, s); 0 changes nothing."""
+    found = torch.rot90(pictures, turn % 4, (-2, -1))
+    return found.flip(-1) if turn >= 4 else found
+
+
+def _unturned(coarse: Float32[Tensor, "n c"]) -> Float32[Tensor, "n c"]:
+    """What turns and mirrors leave of a square picture's cosine transform: a mirror changes signs,
+    a turn exchanges rows and columns."""
+    size = np.abs(
+        dctn(coarse.cpu().unflatten(1, (_COARSE, _COARSE)).numpy(), axes=(1, 2), norm="ortho")
+    )
+    high, low = np.maximum(size, size.swapaxes(1, 2)), np.minimum(size, size.swapaxes(1, 2))
+    above = np.triu(np.ones((_COARSE, _COARSE), bool))
+    return torch.from_numpy(np.where(above, high, low)).flatten(1).to(coarse)
 
 
 def _aligned(
     grey: Float32[Tensor, "n h w"],
     pairs: Int64[Tensor, "e 2"],
+    turn: Int64[Tensor, " e"],
     cells: int,
     progress: bool = False,
-) -> Float32[Tensor, " e"]:
-    """The largest correlation over crops of the one image or of the other, for each pair."""
-    if not len(pairs):
-        return torch.empty(0, device=grey.device)
-    windows = _windows(grey.shape[-1], cells, grey.device)
-    whole = windows[0][0]
-    base = unit(_centred((whole @ grey @ whole.T).flatten(1)))
+) -> tuple[Float32[Tensor, " e"], Tensor, Float32[Tensor, "e 4"]]:
+    """The largest correlation over crops of the one image or of the other, for each pair; whether
+    the first one is cropped, and the window."""
     best = torch.full((len(pairs),), -1.0, device=grey.device)
-    for cropped, other in ((0, 1), (1, 0)):
-        order = pairs[:, cropped].argsort()
-        with tqdm(total=len(pairs), desc="compare", unit="pair", disable=not progress) as bar:
-            for part in order.split(_ROWS):
-                # Crops are made once for each image, however many pairs it stands in.
-                images, place = pairs[part, cropped].unique(return_inverse=True)
-                crops = torch.cat([_crops(grey[images], window) for window in windows], 1)
+    first = torch.ones(len(pairs), dtype=torch.bool, device=grey.device)
+    place = torch.zeros(len(pairs), dtype=torch.int64, device=grey.device)
+    windows, boxes = _windows(grey.shape[-1], cells, grey.device)
+    if not len(pairs):
+        return best, first, boxes[place]
+    whole = windows[0][0]
+
+    def base(pictures: Tensor) -> Tensor:
+        return unit(_centred((whole @ pictures @ whole.T).flatten(1)))
+
+    with tqdm(total=len(pairs), desc="compare", unit="pair", disable=not progress) as bar:
+        for part in pairs[:, 0].argsort().split(_ROWS):
+            # The second is turned to the first.
+            one, other = grey[pairs[part, 0]], grey[pairs[part, 1]]
+            for t in turn[part].unique().tolist():
+                other[turn[part] == t] = _turn(other[turn[part] == t], t)
+            for crop, target, is_first in ((one, other, True), (other, one, False)):
+                crops = torch.cat([_crops(crop, window) for window in windows], 1)
                 crops = crops - crops.mean(2, keepdim=True)
                 crops /= crops.norm(dim=2, keepdim=True).clamp(min=1e-6)
-                target = base[pairs[part, other]]
-                found = torch.stack([crops[place[i]] @ target[i] for i in range(len(part))])
-                best[part] = torch.maximum(best[part], found.amax(1))
-                bar.update(len(part) / 2)
-    return best
+                value, where = (crops @ base(target)[:, :, None]).squeeze(2).max(1)
+                higher = value > best[part]
+                best[part] = torch.where(higher, value, best[part])
+                place[part] = torch.where(higher, where, place[part])
+                first[part] = torch.where(higher, is_first, first[part])
+            bar.update(len(part))
+    return best, first, boxes[place]
 
 
 def _crops(
@@ -158,9 +425,12 @@ def _crops(
     return torch.einsum("nasw,btw->nabst", rows, window).flatten(3).flatten(1, 2)
 
 
-def _windows(side: int, cells: int, device: torch.device) -> list[Float32[Tensor, "m s h"]]:
-    """For each scale the matrices that average a window of a row into cells, by area."""
-    found = []
+def _windows(
+    side: int, cells: int, device: torch.device
+) -> tuple[list[Float32[Tensor, "m s h"]], Float32[Tensor, "k 4"]]:
+    """For each scale the matrices that average a window of a row into cells, by area; and the
+    windows themselves, (scale, scale, shift x, shift y) with the whole from -1 to 1."""
+    found, boxes = [], []
     for scale in _SCALES:
         length = side * scale
         shifts = np.linspace(0, side - length, 1 if scale == 1 else _SHIFTS)
@@ -169,7 +439,9 @@ def _windows(side: int, cells: int, device: torch.device) -> list[Float32[Tensor
         cell = np.arange(side)
         overlap = np.clip(np.minimum(high, cell + 1) - np.maximum(low, cell), 0, None)
         found.append(torch.from_numpy(overlap / (length / cells)).float().to(device))
-    return found
+        centre = (2 * shifts + length) / side - 1
+        boxes += [(scale, scale, x, y) for y in centre for x in centre]
+    return found, torch.tensor(np.array(boxes), dtype=torch.float32, device=device)
 
 
 def whitened(z: Float[Tensor, "n d"]) -> Float32[Tensor, "n d"]:
@@ -189,10 +461,6 @@ def whitened(z: Float[Tensor, "n d"]) -> Float32[Tensor, "n d"]:
 
 def _centred(rows: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
     return rows - rows.mean(1, keepdim=True)
-
-
-def _places(rows: Float32[Tensor, "n d"], k: int) -> Int64[Tensor, "n k"]:
-    return torch.from_numpy(nearest(rows, k).place)
 
 
 def _columns(pairs: Int64[Tensor, "e 2"]) -> Iterator[tuple[Tensor, Tensor]]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from jaxtyping import Float64, Int64
 
 from influence_ssl.errors import InfluenceOSError, InfluenceValueError
 from influence_ssl.files.sources import PATH_COLUMNS, separator
+from influence_ssl.files.tables import read_csv, read_parquet
 from influence_ssl.scores import Scores
 
 KEYS = (*PATH_COLUMNS, "name")
@@ -25,8 +26,8 @@ class Table:
 
     ``score`` (N,) is signed, ``rank`` counts from 1 at the largest magnitude, ``percentile`` is
     100 there and 0 at the smallest. ``loss``, ``gradient_norm``, ``similarity`` (NaN for none),
-    ``nearest``, ``sha256`` (empty for none) and ``group`` (−1 for none) are None where the file
-    has no such column.
+    ``nearest``, ``sha256`` (empty for none), ``group`` (−1 for none), ``width``, ``height`` and
+    ``bytes`` of the file are None where the file has no such column.
     """
 
     name: list[str]
@@ -42,7 +43,11 @@ class Table:
     nearest: list[str] | None
     sha256: list[str] | None
     group: Int64[np.ndarray, " n"] | None
+    width: Float64[np.ndarray, " n"] | None
+    height: Float64[np.ndarray, " n"] | None
+    bytes: Float64[np.ndarray, " n"] | None
     provenance: dict[str, Any] = field(repr=False)
+    scored: bool = True
 
     def __len__(self) -> int:
         return len(self.score)
@@ -66,6 +71,30 @@ class Table:
         return [name for name, found in columns.items() if found is None]
 
 
+def read_rows(path: Path) -> Table:
+    """A score file as :func:`read_scores` reads it, or one of ``influence-ssl check``.
+
+    The latter has no scores: ``scored`` is False, and score, rank and percentile say nothing.
+    """
+    if path.suffix not in (".csv", ".parquet") or not path.is_file():
+        return read_scores(path)
+    try:
+        frame, provenance = (read_csv if path.suffix == ".csv" else read_parquet)(path)
+    except Exception:  # which the reading of scores reports
+        return read_scores(path)
+    if "score" in frame or not provenance.get("checked"):
+        return read_scores(path)
+    nothing = np.full(len(frame), np.nan)
+    scores = Scores(
+        np.zeros(len(frame)),
+        nothing,
+        frame["index"].to_numpy().astype(np.int64),
+        frame["name"].tolist(),
+        provenance,
+    )
+    return replace(_table(path, scores, frame), scored=False)
+
+
 def read_scores(path: Path) -> Table:
     """Read a score file of any of the forms that ``Scores.save`` and ``influence-ssl score`` write.
 
@@ -81,8 +110,12 @@ def read_scores(path: Path) -> Table:
             f"{str(path)!r}: the score in row {row} is not finite; score again, with "
             "--dtype float64 or more --damping."
         )
-    order = scores.order("highest")
-    frame = _frame(path).iloc[order] if path.suffix != ".npz" else pandas.DataFrame()
+    return _table(path, scores, _frame(path) if path.suffix != ".npz" else pandas.DataFrame())
+
+
+def _table(path: Path, scores: Scores, rows: pandas.DataFrame) -> Table:
+    n, order = len(scores), scores.order("highest")
+    frame = rows.iloc[order] if len(rows) else rows
     name = [f"image {i}" for i in scores.index] if scores.names is None else list(scores.names)
 
     def numbers(column: str) -> Float64[np.ndarray, " n"] | None:
@@ -116,6 +149,9 @@ def read_scores(path: Path) -> Table:
         nearest=texts("nearest"),
         sha256=texts("sha256"),
         group=None if group is None else np.nan_to_num(group, nan=-1).astype(np.int64),
+        width=numbers("width"),
+        height=numbers("height"),
+        bytes=numbers("bytes"),
         provenance=scores.provenance,
     )
 
@@ -124,8 +160,10 @@ def read_labels(path: Path, names: Iterable[str]) -> pandas.DataFrame:
     """The CSV's columns for the images ``names``, in their order; text, empty where it has no row.
 
     The images' paths stand in the first there is of the columns :data:`KEYS`, as in the score file
-    (``./`` in front and the slash's direction do not matter). Commas, semicolons or tabs separate
-    the columns. ``attrs["matched"]`` counts the images found. Raises :class:`InfluenceError`.
+    or with more or fewer folders in front: absolute, below another folder, bare names (``./`` in
+    front and the slash's direction do not matter). A path that fits two images, or an image that
+    two paths fit, is refused. Commas, semicolons or tabs separate the columns. ``attrs["matched"]``
+    counts the images found. Raises :class:`InfluenceError`.
     """
     try:
         frame = pandas.read_csv(
@@ -160,9 +198,9 @@ def read_labels(path: Path, names: Iterable[str]) -> pandas.DataFrame:
         column = frame.columns[frame.columns.duplicated()][0]
         raise InfluenceValueError(f"--table {str(path)!r} has two columns {column!r}; rename one.")
     wanted = [_plain(name) for name in names]
-    found = frame.set_index(key).reindex(wanted)
-    known = set(frame[key])
-    matched = sum(name in known for name in wanted)
+    joined = _joined(wanted, frame[key].tolist(), path)
+    found = frame.set_index(key).reindex(joined)
+    matched = sum(name != "" for name in joined)
     if not matched:
         raise InfluenceValueError(
             f"--table {str(path)!r} names none of the images, for instance {frame[key].iloc[0]!r} "
@@ -173,6 +211,40 @@ def read_labels(path: Path, names: Iterable[str]) -> pandas.DataFrame:
     found = found.fillna("").apply(lambda column: column.str.strip()).reset_index(drop=True)
     found.attrs["matched"] = matched
     return found
+
+
+def _joined(wanted: list[str], keys: list[str], table: Path) -> list[str]:
+    """For each image the path in the table that is its own, or "": the same, or the one whole path
+    that ends as the other does."""
+    own = set(wanted) & set(keys)
+    whole, ends = set(keys) - own, dict[str, list[str]]()
+    for key in whole:
+        for end in _ends(key):
+            ends.setdefault(end, []).append(key)
+    found, taken = [], dict[str, str]()
+    for name in wanted:
+        fit = [name] if name in own else sorted(ends.get(name, []))
+        if not fit:
+            fit = [part for part in _ends(name) if part in whole][:1]
+        if len(fit) > 1:
+            raise InfluenceValueError(
+                f"--table {str(table)!r} has {fit[0]!r} and {fit[1]!r} for the image {name!r}; "
+                "give paths that tell them apart."
+            )
+        if fit and fit[0] in taken:
+            raise InfluenceValueError(
+                f"--table {str(table)!r}: {fit[0]!r} fits the images {taken[fit[0]]!r} and "
+                f"{name!r}; give paths that tell them apart."
+            )
+        taken |= dict.fromkeys(fit, name)
+        found += fit or [""]
+    return found
+
+
+def _ends(path: str) -> Iterator[str]:
+    """What is left of a path when its first folders are taken away, one after the other."""
+    parts = path.split("/")
+    return ("/".join(parts[start:]) for start in range(1, len(parts)))
 
 
 def _frame(path: Path) -> pandas.DataFrame:

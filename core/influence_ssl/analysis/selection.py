@@ -7,31 +7,45 @@ from typing import NamedTuple
 
 import numpy as np
 
-from influence_ssl.analysis.ranking import Table, read_scores
+from influence_ssl.analysis.duplicates import confirmed
+from influence_ssl.analysis.ranking import Table, read_rows
 from influence_ssl.errors import InfluenceValueError
 from influence_ssl.files.writing import replacing
 
+SHARE = 0.1
+"""The largest share of all images that groups resting on pixels alone may drop unasked."""
+
 
 class Rule(NamedTuple):
-    """What to drop: at least one of these. ``highest`` and ``lowest`` are ``"N"`` or ``"P%"``."""
+    """What to drop: at least one of these. ``highest`` and ``lowest`` are ``"N"`` or ``"P%"``.
+
+    ``yes``: that groups which rest on pixels alone may drop more than :data:`SHARE`.
+    """
 
     highest: str | None = None
     lowest: str | None = None
     above: float | None = None
     below: float | None = None
     duplicates: bool = False
+    yes: bool = False
 
 
 def select(path: Path, rule: Rule) -> tuple[list[str], list[str]]:
-    """(names to keep, names to drop) of the score file ``path``, both in the order of its index.
+    """(names to keep, names to drop) of the file ``path``, both in the order of its index.
 
     ``highest`` and ``lowest`` drop a number or a share of all images by magnitude, ties by index;
     ``above`` and ``below`` drop the magnitudes > or < a threshold; ``duplicates`` drops all of each
-    duplicate group but one, the one of the lowest index that no other rule drops, or the lowest
-    index where the others drop all of them. Several rules drop what any of them drops. Raises
-    :class:`InfluenceError`.
+    duplicate group but its best copy: of those that no other rule drops, or of all where the others
+    drop all, the largest in pixels, then in bytes, then the first by name. Several rules drop what
+    any of them drops. Raises :class:`InfluenceError`, also where groups that neither files nor
+    representations confirm would drop more than :data:`SHARE` of all images.
     """
-    table = read_scores(path)
+    table = read_rows(path)
+    if not table.scored and rule != Rule(duplicates=True, yes=rule.yes):
+        raise InfluenceValueError(
+            f"{str(path)!r} was written by influence-ssl check and holds no scores to select by; "
+            "give --drop-duplicates alone, or score the images."
+        )
     if not table.named:
         raise InfluenceValueError(f"{str(path)!r} has no names to list; score files with names.")
     drop = np.zeros(len(table), bool)
@@ -46,7 +60,7 @@ def select(path: Path, rule: Rule) -> tuple[list[str], list[str]]:
     if rule.below is not None:
         drop |= magnitude < rule.below
     if rule.duplicates:
-        drop |= _duplicates(table, drop, path)
+        drop |= _duplicates(table, drop, path, rule.yes)
     order = np.argsort(table.index, kind="stable")
     names = [(table.name[i], bool(drop[i])) for i in order]
     return [name for name, out in names if not out], [name for name, out in names if out]
@@ -61,21 +75,37 @@ def write_list(names: list[str], out: Path) -> None:
         temporary.write_text("".join(f"{name}\n" for name in names), encoding="utf-8", newline="\n")
 
 
-def _duplicates(table: Table, dropped: np.ndarray, path: Path) -> np.ndarray:
+def _duplicates(table: Table, dropped: np.ndarray, path: Path, yes: bool) -> np.ndarray:
     if table.group is None:
         raise InfluenceValueError(
             f"{str(path)!r} has no column duplicate_group; score to .parquet or .csv."
         )
-    out = np.zeros(len(table), bool)
-    # Within a group the kept ones first, then by index.
-    order = np.lexsort((table.index, dropped))
-    seen: set[int] = set()
-    for i in order:
+    out, unsure = np.zeros(len(table), bool), 0
+    sure = confirmed(table.provenance)
+    # Within a group the kept ones first, then the best.
+    size = (
+        np.zeros(len(table))
+        if table.width is None or table.height is None
+        else table.width * table.height
+    )
+    weight = np.zeros(len(table)) if table.bytes is None else table.bytes
+    files: dict[int, set[str]] = {}
+    for i in np.lexsort((np.array(table.name), -weight, -size, dropped)):
         group = int(table.group[i])
         if group < 0:
             continue
-        out[i] = group in seen
-        seen.add(group)
+        seen = files.setdefault(group, set())
+        out[i] = bool(seen)
+        digest = "" if table.sha256 is None else table.sha256[i]
+        copy = digest in seen and digest != ""
+        unsure += bool(seen) and not copy and not sure.get(group, False)
+        seen.add(digest)
+    if unsure > SHARE * len(table) and not yes:
+        raise InfluenceValueError(
+            f"--drop-duplicates would drop {unsure} of {len(table)} images by groups that rest on "
+            f"their pixels alone, more than {SHARE:.0%}; look at these groups in the report, then "
+            "add --yes to drop them."
+        )
     return out
 
 

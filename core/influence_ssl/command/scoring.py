@@ -27,6 +27,7 @@ from influence_ssl.command.options import partial_folder
 from influence_ssl.command.summary import size, summarise
 from influence_ssl.encoders.loading import load_encoder, source_code
 from influence_ssl.errors import InfluenceError, InfluenceOSError, InfluenceValueError, described
+from influence_ssl.files.looks import Looks
 from influence_ssl.files.sources import refuse_overwriting
 from influence_ssl.objectives import Invariance
 from influence_ssl.provenance import made_with
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
     from influence_ssl.files.images import ImageFiles
 
+ZOOS = ("timm:", "torchvision:", "builtin:")
 _NOT_THE_ENCODER = (OSError, MemoryError, torch.OutOfMemoryError)
 
 
@@ -108,7 +110,7 @@ def score(options: argparse.Namespace) -> None:
     assert scores.representations is not None
     assert scores.per_draw is not None
     z = torch.from_numpy(scores.representations).to(scores.provenance["device"])
-    groups = duplicate_groups(z, images.thumbnails, images.sha256, progress)
+    groups = duplicate_groups(z, images, progress)
     stable = reliability(scores.per_draw)
     scores.provenance.update(
         _provenance(options, images),
@@ -135,6 +137,7 @@ def _columns(scores: Scores, images: ImageFiles, z: Tensor, groups: list[Group])
     for number, found in enumerate(groups):
         for member in found.members:
             group[member] = number
+    looks = zip(*images.looks, strict=True)
     columns: dict[str, Any] = {
         "sha256": list(images.sha256),
         "rank": rank,
@@ -143,6 +146,7 @@ def _columns(scores: Scores, images: ImageFiles, z: Tensor, groups: list[Group])
         "gradient_norm": scores.gradient_norm,
         "nearest": [images.names[i] for i in neighbours.place[:, 0]],
         "similarity": neighbours.similarity[:, 0].astype(np.float64),
+        **{name: list(column) for name, column in zip(Looks._fields, looks, strict=True)},
     }
     if importlib.util.find_spec("pandas") is not None:
         import pandas
@@ -183,7 +187,7 @@ def _key(
             content.update(_bytes(tensor))
     # A function's code may have changed between two runs of the same command.
     for part in (options.encoder, options.perturbation):
-        if part is not None and not part.startswith(("timm:", "torchvision:")):
+        if part is not None and not part.startswith(ZOOS):
             content.update(source_code(part))
     content.update(_digest(images).encode())
     content.update(_bytes(images[0][0]))

@@ -22,7 +22,7 @@ def add(commands: Any) -> None:
         "scores.parquet --drop-duplicates --drop-highest 1% --out keep.txt",
     )
     option = command.add
-    option("scores", "SCORES", "a file of influence-ssl score", type=Path)
+    option("scores", "SCORES", "a file of influence-ssl score or check", type=Path)
     option("--out", "FILE", "the list, one name a line", type=Path, required=True)
     option("--list", "WHICH", "what it holds: keep (default) or drop", choices=("keep", "drop"),
            default="keep")  # fmt: skip
@@ -30,7 +30,13 @@ def add(commands: Any) -> None:
     option("--drop-lowest", "N|P%", "the same of the smallest magnitudes")
     option("--drop-above", "X", "magnitudes above X", type=threshold)
     option("--drop-below", "X", "magnitudes below X", type=threshold)
-    command.switch("--drop-duplicates", "all of each duplicate group but one")
+    command.switch(
+        "--drop-duplicates",
+        "all of each duplicate group but the largest (in pixels, then in bytes)",
+    )
+    command.switch(
+        "--yes", "also drop over a tenth of the images by groups that rest on pixels alone"
+    )
 
 
 def run(options: argparse.Namespace) -> None:
@@ -43,8 +49,9 @@ def run(options: argparse.Namespace) -> None:
         options.drop_above,
         options.drop_below,
         options.drop_duplicates,
+        options.yes,
     )
-    if rule == Rule():
+    if rule in (Rule(), Rule(yes=True)):
         raise InfluenceValueError("nothing to select by; give at least one --drop-… option.")
     refuse_overwriting("--out", options.out, [options.scores])
     keep, drop = select(options.scores, rule)

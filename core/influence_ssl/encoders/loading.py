@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from influence_ssl.encoders.builtin import LIMITS, from_package
 from influence_ssl.encoders.checkpoints import kind, read_tensors
 from influence_ssl.encoders.parts import Part, few, find_part
 from influence_ssl.encoders.zoo import from_zoo
@@ -32,7 +33,7 @@ class Loaded(NamedTuple):
 
     ``untrained``: an encoder by name was given none; ``part``: the prefix of those names in a
     training's checkpoint that are the encoder's, empty where none of them has one; ``left``: heads
-    beside the encoder that were not taken.
+    beside the encoder that were not taken; ``limits``: what to know of one that is built in.
     """
 
     module: nn.Module
@@ -40,16 +41,18 @@ class Loaded(NamedTuple):
     untrained: bool
     part: str = ""
     left: tuple[str, ...] = ()
+    limits: str = ""
 
 
 def load_encoder(
     spec: str, weights: str | None = None, seed: int = 0, part: str | None = None
 ) -> Loaded:
-    """The encoder behind ``timm:NAME``, ``torchvision:NAME`` or a function.
+    """The encoder behind ``timm:NAME``, ``torchvision:NAME``, a function, or the one built in.
 
-    A function, ``package.module:function`` or ``file.py:function``, is called without arguments,
-    after ``torch.manual_seed(seed)``, and returns an ``nn.Module`` or a pair (module, preprocess),
-    where preprocess maps a PIL image in mode RGB to the tensor that the encoder receives.
+    Built in is ``builtin:cifar-simclr``. A function, ``package.module:function`` or
+    ``file.py:function``, is called without arguments, after ``torch.manual_seed(seed)``, and
+    returns an ``nn.Module`` or a pair (module, preprocess), where preprocess maps a PIL image in
+    mode RGB to the tensor that the encoder receives.
     ``weights`` is a file that :func:`~influence_ssl.encoders.checkpoints.read_tensors` reads, of
     which the encoder's part is taken (:func:`~influence_ssl.encoders.parts.find_part`), if need be
     the one whose names begin with ``part``. ``"pretrained"`` takes those that timm or torchvision
@@ -59,6 +62,11 @@ def load_encoder(
     pretrained = weights == "pretrained"
     if part is not None and (weights is None or pretrained):
         raise InfluenceValueError("--weights-part belongs to --weights FILE; give a file.")
+    own = from_package(spec)
+    if own is not None:
+        if weights is not None:
+            raise InfluenceValueError(f"--weights: {spec} has its own; leave it out.")
+        return Loaded(*own, untrained=False, limits=LIMITS)
     named = from_zoo(spec, pretrained, seed)
     if named is None and pretrained:
         raise InfluenceValueError(

@@ -35,6 +35,7 @@ from influence_ssl.errors import (
     one_line,
 )
 from influence_ssl.files.decoding import DEPTHS, Image, TooLarge, decode, reason
+from influence_ssl.files.looks import Looks, look_of
 from influence_ssl.files.sources import EXTENSIONS, counted, open_source
 
 _CHUNK = 256
@@ -61,6 +62,7 @@ class _Inspected(NamedTuple):
     sha256: str
     shape: tuple[int, ...]
     thumbnail: np.ndarray
+    looks: Looks
     kinds: tuple[str, ...]
     content: bytes
 
@@ -92,8 +94,9 @@ class ImageFiles(Dataset[tuple[Tensor]]):
     ``names[k]`` is the image's path below the folder or in the zip, or as it stands in the CSV;
     ``index[k]`` its position in the listing, which does not change when other images are skipped.
     ``ignored`` counts the files that were not read, by extension. After :meth:`readable`,
-    ``skipped``, ``sha256[k]`` (of the file), ``thumbnails[k]`` (grey, 32 x 32, uint8), ``shape``
-    and ``converted`` (how many images were no plain RGB of 8 bits, by what they were) are known as
+    ``skipped``, ``sha256[k]`` (of the file), ``thumbnails[k]`` (grey, 32 x 32, uint8), ``looks[k]``
+    (:class:`~influence_ssl.files.looks.Looks`: size, bytes, brightness and the like), ``shape`` and
+    ``converted`` (how many images were no plain RGB of 8 bits, by what they were) are known as
     well.
     Data loader workers may share it.
 
@@ -117,6 +120,7 @@ class ImageFiles(Dataset[tuple[Tensor]]):
         self.skipped: tuple[Skipped, ...] = ()
         self.sha256: tuple[str, ...] = ()
         self.thumbnails = np.zeros((0, THUMBNAIL, THUMBNAIL), np.uint8)
+        self.looks: tuple[Looks, ...] = ()
         self.shape: tuple[int, ...] | None = None
         self.converted: dict[str, int] = {}
         # Of all images that are listed, and so the same for the readable ones among them.
@@ -191,6 +195,7 @@ class ImageFiles(Dataset[tuple[Tensor]]):
         subset.skipped = self.skipped + tuple(skipped)
         subset.sha256 = tuple(found.sha256 for found in inspected)
         subset.thumbnails = np.stack([found.thumbnail for found in inspected])
+        subset.looks = tuple(found.looks for found in inspected)
         subset.shape = first[1]
         counts = Counter(kind for found in inspected for kind in found.kinds)
         subset.converted = dict(counts.most_common())
@@ -245,7 +250,12 @@ class ImageFiles(Dataset[tuple[Tensor]]):
         thumbnail = np.asarray(image.convert("L").resize(side, Image.Resampling.BOX))
         content = _content(tensor) if k in checked else b""
         return _Inspected(
-            hashlib.sha256(data).hexdigest(), tuple(tensor.shape), thumbnail, kinds, content
+            hashlib.sha256(data).hexdigest(),
+            tuple(tensor.shape),
+            thumbnail,
+            look_of(image, len(data)),
+            kinds,
+            content,
         )
 
     def _tensor(self, k: int, image: Image.Image) -> Tensor:

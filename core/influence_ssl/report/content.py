@@ -10,6 +10,7 @@ import pandas
 from jaxtyping import Float64
 
 from influence_ssl.analysis.breakdown import breakdown
+from influence_ssl.analysis.duplicates import confirmed
 from influence_ssl.analysis.ranking import Table
 from influence_ssl.analysis.reliability import spearman
 from influence_ssl.version import __version__
@@ -131,6 +132,9 @@ def _entry(table: Table, row: int) -> dict[str, Any]:
         found["nearest"] = table.nearest[row]
     if table.similarity is not None:
         found["similarity"] = number(table.similarity[row])
+    sizes = table.width, table.height, table.bytes
+    if all(column is not None for column in sizes):
+        found["size"] = [int(column[row]) for column in sizes if column is not None]
     return found
 
 
@@ -139,7 +143,8 @@ def _gallery(table: Table, rows: range) -> list[dict[str, Any]]:
 
 
 def _groups(table: Table) -> dict[str, Any] | None:
-    """The duplicate groups, closest first; ``reason`` from what the score file says of them."""
+    """The duplicate groups, those that rest on pixels alone first, then the closest; ``reason``
+    from what the score file says of them."""
     if table.group is None:
         return None
     members: dict[int, list[int]] = {}
@@ -147,9 +152,17 @@ def _groups(table: Table) -> dict[str, Any] | None:
         if group >= 0:
             members.setdefault(group, []).append(row)
     found = [_group(table, group, rows) for group, rows in members.items()]
-    found.sort(key=lambda g: (not g["same_file"], -(g["similarity"] or -1), g["group"]))
+    found.sort(
+        key=lambda g: (
+            g["confirmed"] is not False,
+            not g["same_file"],
+            -(g["similarity"] or -1),
+            g["group"],
+        )
+    )
     return {
         "total": len(found),
+        "unconfirmed": sum(group["confirmed"] is False for group in found),
         "images": sum(len(rows) for rows in members.values()),
         "shown": found[:GROUPS],
     }
@@ -174,6 +187,7 @@ def _group(table: Table, group: int, rows: list[int]) -> dict[str, Any]:
         "group": group,
         "size": len(rows),
         "rules": told.get("reasons"),
+        "confirmed": confirmed(table.provenance).get(group),
         "same_file": same_file,
         "files": len(digests) if same_file else None,
         # The least similar of the members whose nearest image is in the group.

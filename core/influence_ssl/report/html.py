@@ -89,7 +89,7 @@ def _reason(group: dict[str, Any]) -> str:
         found.append(f"grouped by {', '.join(group['rules'])}")
     if group["rule_pixels"] is not None:
         found.append(
-            f"its least alike pair: aligned pixels {group['rule_pixels']:.3f}, whitened "
+            f"its least alike pair: pixels at full detail {group['rule_pixels']:.3f}, whitened "
             f"representation {group['rule_representation']:.3f}"
         )
     if group["same_file"]:

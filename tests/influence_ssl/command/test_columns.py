@@ -18,8 +18,9 @@ from torchvision.transforms import functional as TF
 
 from influence_lab.datasets import load, make_scenes
 from influence_lab.datasets.base import data_root
+from influence_lab.datasets.lookalikes import file_of
 from influence_lab.experiments import duplicates
-from influence_lab.pretrain.resnets import cifar_preprocess
+from influence_lab.experiments.planted import Pictures
 from influence_lab.records import results
 from influence_ssl import GaussianNoise, Identity, InfluenceScorer, Invariance, Scores
 from influence_ssl.analysis import selection as select
@@ -27,10 +28,11 @@ from influence_ssl.analysis.comparison import compare
 from influence_ssl.analysis.duplicates import RIDGE, duplicate_groups, whitened
 from influence_ssl.analysis.ranking import read_scores
 from influence_ssl.command.main import main
+from influence_ssl.files.looks import Looks
 
 COLUMNS = [
     "index", "name", "sha256", "score", "standard_error", "rank", "percentile", "loss",
-    "gradient_norm", "nearest", "similarity", "duplicate_group",
+    "gradient_norm", "nearest", "similarity", *Looks._fields, "duplicate_group",
 ]  # fmt: skip
 
 ENCODER = """
@@ -201,13 +203,10 @@ def test_planted_duplicates_are_found(tmp_path: Path) -> None:
         pixels, np.arange(0, 90, 3), tmp_path, np.random.default_rng(0)
     )  # fmt: skip
     names = sorted(path.name for path in tmp_path.iterdir())
-    pictures = [Image.open(tmp_path / name).convert("RGB") for name in names]
-    thumbnails = np.stack([np.asarray(picture.convert("L")) for picture in pictures])
-    encoder = results.load_encoder("cpu", "simclr", 0)
-    with torch.inference_mode():
-        z = encoder(torch.stack([cifar_preprocess(picture) for picture in pictures]))
-    digests = [hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in names]
-    groups = duplicate_groups(z, thumbnails, digests)
+    pictures = Pictures([(tmp_path / name).read_bytes() for name in names])
+    groups = duplicate_groups(
+        pictures.represent(results.load_encoder("cpu", "simclr", 0)), pictures
+    )
     where = {names[i]: number for number, group in enumerate(groups) for i in group.members}
     # A small trained encoder; on embedded scenes, which it has never seen, it finds fewer crops.
     least = {"copy": 10, "jpeg": 9, "crop": 8 if real else 5}
@@ -239,19 +238,19 @@ def test_whitening_is_that_of_the_whole_covariance(n: int) -> None:
 def test_unrelated_images_make_no_group_in_few_dimensions(dimensions: int) -> None:
     rng = np.random.default_rng(0)
     z = torch.from_numpy(rng.normal(size=(800, dimensions)))
-    thumbnails = rng.integers(0, 256, (800, 16, 16), np.uint8)
-    found = duplicate_groups(z, thumbnails, [str(i) for i in range(800)])
-    assert found == []
+    drawn = rng.integers(0, 256, (800, 16, 16, 3), np.uint8)
+    assert duplicate_groups(z, Pictures([file_of(Image.fromarray(p)) for p in drawn])) == []
 
 
 def test_few_images_and_blank_ones_have_no_false_groups() -> None:
     rng = np.random.default_rng(0)
     for n in (2, 3, 9):
         z = torch.from_numpy(rng.normal(size=(n, 40)))
-        noise = rng.integers(0, 256, (n, 32, 32), dtype=np.uint8)
-        assert duplicate_groups(z, noise, [str(i) for i in range(n)]) == []
-        blank = np.zeros((n, 32, 32), np.uint8)
-        assert duplicate_groups(z, blank, [str(i) for i in range(n)]) == []
+        noise = rng.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8)
+        assert duplicate_groups(z, Pictures([file_of(Image.fromarray(p)) for p in noise])) == []
+        # Blank but for what a few bits may hold, as nearly black files of 16 bits are.
+        blank = [Image.fromarray((p // 128).astype(np.uint8)) for p in noise]
+        assert duplicate_groups(z, Pictures([file_of(p) for p in blank])) == []
 
 
 def saved(path: str, values: np.ndarray, names: list[str]) -> Path:

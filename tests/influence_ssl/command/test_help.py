@@ -11,7 +11,7 @@ from PIL import Image
 from influence_ssl import Scores
 from influence_ssl.command.main import main
 
-COMMANDS = ("score", "report", "compare", "select")
+COMMANDS = ("check", "score", "report", "compare", "select")
 MINE = """
 from torch import nn
 

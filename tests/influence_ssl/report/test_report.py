@@ -13,6 +13,7 @@ from PIL import Image
 from reports import N, make, save, scored
 
 from influence_ssl import InfluenceError, Scores
+from influence_ssl.analysis.duplicates import ALONE
 from influence_ssl.report.html import write
 
 
@@ -48,7 +49,7 @@ def test_groups_tell_their_reason(content: dict[str, Any]) -> None:
 def test_groups_tell_the_rules_that_the_command_recorded(tmp_path: Path) -> None:
     rules = [
         {"members": [0, 1], "reasons": ["same file"], "pixels": 1.0, "representation": 1.0},
-        {"members": [2, 3, 4], "reasons": ["pixels"], "pixels": 0.985, "representation": 0.3},
+        {"members": [2, 3, 4], "reasons": [ALONE], "pixels": 0.985, "representation": 0.3},
     ]
     provenance = {"draws": 4, "reliability": 0.912, "duplicate groups": rules}
     table = scored()
@@ -56,9 +57,12 @@ def test_groups_tell_the_rules_that_the_command_recorded(tmp_path: Path) -> None
     scores = save(table, tmp_path / "s.parquet", provenance)
     write(scores, tmp_path / "r.html", None, None, tmp_path / "r.json")
     found = json.loads((tmp_path / "r.json").read_text())
-    assert found["groups"]["shown"][1]["reason"] == (
-        "grouped by pixels; its least alike pair: aligned pixels 0.985, whitened representation "
-        "0.300; cosine of representations 0.990"
+    # What should be looked at first comes first.
+    assert [group["group"] for group in found["groups"]["shown"]] == [1, 0]
+    assert found["groups"]["unconfirmed"] == 1
+    assert found["groups"]["shown"][0]["reason"] == (
+        "grouped by pixels alone; its least alike pair: pixels at full detail 0.985, whitened "
+        "representation 0.300; cosine of representations 0.990"
     )
     page = (tmp_path / "r.html").read_text()
     assert "standard error above 25% of their score" in page

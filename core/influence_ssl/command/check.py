@@ -1,0 +1,51 @@
+"""``influence-ssl check``: images in, duplicates, off-topic candidates and flags out."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from influence_ssl.command.options import Command, natural
+
+
+def add(commands: Any) -> None:
+    """The sub-command's options."""
+    command = Command(
+        commands,
+        "check",
+        run,
+        "--data PATH --out FILE",
+        "Look for duplicates, off-topic and odd images, without any gradient.",
+        "--data photos --out check.parquet",
+    )
+    option = command.add
+    option("--data", "PATH", "folder, zip, or CSV with a column 'path'", type=Path, required=True)
+    option("--out", "FILE", ".parquet or .csv, a row per image", type=Path, required=True)
+    option(
+        "--encoder",
+        "SPEC",
+        "builtin:cifar-simclr (the default, 32 pixels), timm:NAME, torchvision:NAME, or your "
+        "function, as influence-ssl score takes it",
+        default="builtin:cifar-simclr",
+    )
+    option("--weights", "FILE", "of the encoder: a checkpoint, or 'pretrained' (may download)")
+    option("--weights-part", "NAME", argparse.SUPPRESS)
+    option(
+        "--table",
+        "FILE",
+        "CSV of paths and columns such as label or split: copies across them are counted "
+        "(without it: across folders)",
+        type=Path,
+    )
+    option("--seed", "N", "of untrained weights (0)", type=natural, default=0)
+    option("--batch-size", "N", "images at a time (64)", type=natural, default=64)
+    option("--device", "NAME", "cpu, cuda, cuda:1, ... (cuda where there is one)")
+    command.switch("--strict", "stop at an unreadable image instead of skipping it")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Check the images."""
+    from influence_ssl.command.checking import check
+
+    check(options)

@@ -1,0 +1,91 @@
+"""Groups of duplicates: none among pictures that only look alike, and planted copies are found."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from influence_lab.datasets import lookalikes
+from influence_lab.experiments.planted import Pictures, encoders, pairs, plant, quality, strangers
+from influence_ssl.analysis.duplicates import Group, duplicate_groups
+
+COUNT = 24
+
+
+@pytest.fixture(scope="module")
+def nets() -> dict[str, torch.nn.Module]:
+    return encoders(0)
+
+
+def groups(pictures: Pictures, net: torch.nn.Module) -> list[Group]:
+    return duplicate_groups(pictures.represent(net), pictures)
+
+
+@pytest.mark.parametrize("name", lookalikes.SETS)
+def test_pictures_that_only_look_alike_make_no_group(
+    name: str, nets: dict[str, torch.nn.Module]
+) -> None:
+    count = 5 * COUNT if name == "digits" else COUNT
+    drawn = lookalikes.SETS[name](count, np.random.default_rng(1))
+    pictures = Pictures([lookalikes.file_of(picture) for picture in drawn])
+    for net in nets.values():
+        assert groups(pictures, net) == []
+
+
+@pytest.mark.parametrize("name", ["forms", "skies"])
+def test_two_look_alikes_among_other_pictures_make_no_group(
+    name: str, nets: dict[str, torch.nn.Module]
+) -> None:
+    """Without a set of their own kind to judge by."""
+    rng = np.random.default_rng(5)
+    noise = rng.integers(0, 256, (30, 6, 6, 3), np.uint8)
+    others = [Image.fromarray(picture).resize((96, 96), 3) for picture in noise]
+    drawn = [*lookalikes.SETS[name](2, rng), *others]
+    pictures = Pictures([lookalikes.file_of(picture) for picture in drawn])
+    for net in nets.values():
+        assert groups(pictures, net) == []
+
+
+def test_planted_copies_of_every_kind_are_found(nets: dict[str, torch.nn.Module]) -> None:
+    photos = lookalikes.photographs().values()
+    tiles = [tile for photo in photos for tile in lookalikes.tiles(photo)]
+    pictures, truth = plant(tiles, 2, np.random.default_rng(3))
+    for net in nets.values():
+        found = pairs(groups(pictures, net))
+        measured = quality(found, truth)
+        assert strangers(found, truth) == 0
+        assert measured["precision"][0] == 1
+        assert measured["recall"][0] >= 0.85
+        for kind in ("file", "format", "webp", "mirror", "half turn", "quarter turn"):
+            assert measured["recall by kind"][kind] == 1, kind
+
+
+def test_a_chain_of_neighbours_is_no_group(nets: dict[str, torch.nn.Module]) -> None:
+    """Each picture is nearly the next one; the first and the last are not the same."""
+    rng = np.random.default_rng(0)
+    wide = Image.fromarray(rng.integers(0, 256, (12, 40, 3), np.uint8)).resize((800, 96), 3)
+    views = [wide.crop((x, 0, x + 96, 96)) for x in range(0, 240, 12)]
+    pictures = Pictures([lookalikes.file_of(view) for view in views])
+    for net in nets.values():
+        for group in groups(pictures, net):
+            assert max(group.members) - min(group.members) <= 2
+
+
+def test_sixteen_thousand_copies_of_a_file_are_one_group() -> None:
+    rng = np.random.default_rng(0)
+    files = [
+        lookalikes.file_of(Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)))
+        for _ in range(20)
+    ]
+    pictures = Pictures(files)
+    copies = 16_000
+    pictures.sha256 += copies * pictures.sha256[:1]
+    pictures.thumbnails = np.concatenate(
+        [pictures.thumbnails, np.broadcast_to(pictures.thumbnails[:1], (copies, 32, 32))]
+    )
+    z = torch.randn(len(pictures.sha256), 16, generator=torch.Generator().manual_seed(0))
+    (group,) = duplicate_groups(z, pictures)
+    assert group.members == [0, *range(20, 20 + copies)]
+    assert group.reasons == ["same file"]
