@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import torch
 
-from influence_ssl.command import check, compare, report, score, select
+from influence_ssl.command import check, compare, report, score, select, trace
 from influence_ssl.command.options import layout, partial_folder
 from influence_ssl.errors import InfluenceError, described
 
@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=layout,
     )
     commands = found.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (check, score, report, compare, select):
+    for command in (check, score, report, compare, select, trace):
         command.add(commands)
     return found
 

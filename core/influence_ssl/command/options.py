@@ -8,6 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+TOP = 10
+"""Images in each list of a trace where ``--top`` does not say."""
+
 # Seeds are multiplied before they are taken, in 64 bits.
 _LARGEST = 10**9
 

@@ -50,8 +50,14 @@ def add(commands: Any) -> None:
     option(
         "--out", "FILE", ".parquet or .csv; .npz holds the scores alone", type=Path, required=True
     )
-    option("--noise-mean", "X", "mean of the Gaussian noise that perturbs (0.05)", type=float)
-    option("--noise-std", "X", "its standard deviation (0.2)", type=float)
+    option(
+        "--noise-mean",
+        "X",
+        "mean of the Gaussian noise (0.05); --noise-std X: its deviation (0.2)",
+        type=float,
+    )
+    # The help of --noise-mean names it.
+    option("--noise-std", "X", argparse.SUPPRESS, type=float)
     option("--perturbation", "SPEC", "instead: your function (x, index, draw, seed) -> perturbed x")
     option(
         "--curvature",
@@ -64,7 +70,7 @@ def add(commands: Any) -> None:
     option(
         "--damping",
         "L",
-        "relative:C, C times the mean eigenvalue (relative:0.1), or the number itself",
+        "relative:C, C times the mean eigenvalue (relative:0.1), or a number",
     )
     option(
         "--layers",
@@ -84,6 +90,7 @@ def add(commands: Any) -> None:
     option("--batch-size", "N", "changes memory, not scores (256; fewer above 64 x 64)", type=int)
     option("--dtype", "TYPE", "float64, float32 or bfloat16 (the encoder's own)", choices=DTYPES)
     option("--device", "NAME", "cpu, cuda, cuda:1, ... (cuda where there is one)")
+    option("--keep", "FOLDER", "keep the embeddings, for influence-ssl trace", type=Path)
     command.switch("--strict", "stop at an unreadable image instead of skipping it")
 
 

@@ -11,6 +11,7 @@ import shutil
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from influence_ssl.analysis.duplicates import Group, duplicate_groups
 from influence_ssl.analysis.neighbours import nearest, unit
 from influence_ssl.analysis.reliability import reliability
-from influence_ssl.command import settings
+from influence_ssl.command import embeddings, settings
 from influence_ssl.command.options import partial_folder
 from influence_ssl.command.summary import size, summarise
 from influence_ssl.encoders.loading import load_encoder, source_code
@@ -65,6 +66,10 @@ def score(options: argparse.Namespace) -> None:
     device = settings.device(options.device)
     refuse_overwriting("--out", options.out, [options.data, Path(options.weights or ".")])
     settings.check_output(options.out)
+    if options.keep is not None:
+        inputs = [options.data, Path(options.weights or "."), options.out]
+        refuse_overwriting("--keep", options.keep, inputs)
+        embeddings.refuse(options.keep)
     loaded = load_encoder(options.encoder, options.weights, options.seed, options.weights_part)
 
     from influence_ssl.files.images import ImageFiles
@@ -91,10 +96,13 @@ def score(options: argparse.Namespace) -> None:
     _make(store)
     try:
         scores = scorer.score(images, images.index.tolist(), images.names, representations=True)
+        if options.keep is not None:
+            # What the pass above left in the store serves again.
+            scorer.fit(images, images.index.tolist(), images.names, keep=True)
     except BaseException as error:
         begun = not _remove_if_empty(store, store.parent)
         if isinstance(error, InfluenceError):
-            raise InfluenceError(_with_names(str(error), images)) from error
+            raise InfluenceError(with_names(str(error), images.index, images.names)) from error
         if begun or not isinstance(error, Exception) or isinstance(error, _NOT_THE_ENCODER):
             raise
         raise InfluenceValueError(
@@ -120,6 +128,12 @@ def score(options: argparse.Namespace) -> None:
         **({"weights part": loaded.part} if loaded.part else {}),
         **({"weights left": list(loaded.left)} if loaded.left else {}),
     )
+    if options.keep is not None:
+        embeddings.write(
+            options.keep, scorer, images, scores.representations,
+            scores.provenance["arguments"], loaded.untrained,
+        )  # fmt: skip
+        del scorer.fit_  # its φ lies in the store, which goes at the end
     columns = _columns(scores, images, z, groups)
     # What a file of scores holds are the columns; representations are large, and made again.
     Scored(**vars(replace(scores, representations=None)), columns=columns).save(options.out)
@@ -178,7 +192,7 @@ def _key(
     given = {
         name: str(value)
         for name, value in vars(options).items()
-        if name not in ("run", "command", "traceback", "strict", "out", "device")
+        if name not in ("run", "command", "traceback", "strict", "out", "device", "keep")
     }
     content = hashlib.sha256(json.dumps([given, str(device), made_with()["versions"]]).encode())
     for name, tensor in encoder.state_dict().items():
@@ -244,7 +258,7 @@ def _provenance(options: argparse.Namespace, images: ImageFiles) -> dict[str, An
     return found
 
 
-def _with_names(message: str, images: ImageFiles) -> str:
+def with_names(message: str, index: Tensor, names: Sequence[str]) -> str:
     """The core knows an image by its index; a user knows it by its path."""
-    names = dict(zip(images.index.tolist(), images.names, strict=True))
-    return re.sub(r"\bimage (\d+)\b", lambda m: f"image {names.get(int(m[1]), m[1])!r}", message)
+    known = dict(zip(index.tolist(), names, strict=True))
+    return re.sub(r"\bimage (\d+)\b", lambda m: f"image {known.get(int(m[1]), m[1])!r}", message)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,15 +76,15 @@ def device(name: str | None) -> torch.device | None:
     return torch.device(name)
 
 
-def check_output(path: Path) -> None:
-    """Raise where ``--out`` cannot be written."""
-    if path.suffix not in _NEEDS:
-        raise InfluenceValueError(f"--out {str(path)!r} must end in {', '.join(_NEEDS)}.")
-    for package in _NEEDS[path.suffix]:
+def check_output(path: Path, needs: Mapping[str, tuple[str, ...]] = _NEEDS) -> None:
+    """Raise where ``--out`` cannot be written; ``needs``: the packages behind each suffix."""
+    if path.suffix not in needs:
+        raise InfluenceValueError(f"--out {str(path)!r} must end in {', '.join(needs)}.")
+    for package in needs[path.suffix]:
         if importlib.util.find_spec(package) is None:
+            instead = ", or write .npz." if ".npz" in needs else "."
             raise InfluenceValueError(
-                f"--out {str(path)!r} needs {package}; pip install 'influence-ssl[report]', or "
-                "write .npz."
+                f"--out {str(path)!r} needs {package}; pip install 'influence-ssl[report]'{instead}"
             )
     if path.is_dir():
         raise InfluenceOSError(f"--out {str(path)!r} is a folder; name a file in it.")

@@ -62,7 +62,8 @@ def summarise(
         )
     if (others := partial_folder(options.out)).is_dir():
         print(f"unfinished work of other settings is kept in {others}; remove what is of no use")
-    print(f"written to {options.out}")
+    kept = options.keep
+    print(f"written to {options.out}" + (f" and {kept}" if kept is not None else ""))
 
 
 def size(images: ImageFiles) -> str:

@@ -60,6 +60,7 @@ class _Inspected(NamedTuple):
     """What one image tells when it is read."""
 
     sha256: str
+    pixels: str
     shape: tuple[int, ...]
     thumbnail: np.ndarray
     looks: Looks
@@ -72,6 +73,13 @@ def to_tensor(image: Image.Image) -> Float[Tensor, "3 height width"]:
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous() / 255.0
 
 
+def pixel_digest(image: Image.Image) -> str:
+    """SHA-256 of an image's size and pixels in mode RGB, whatever file they come from."""
+    found = hashlib.sha256(f"{image.width} x {image.height}\n".encode())
+    found.update(image.tobytes())
+    return found.hexdigest()
+
+
 class ImageFiles(Dataset[tuple[Tensor]]):
     """A map-style data set of image files; item k is ``(preprocess(image k),)``.
 
@@ -79,7 +87,8 @@ class ImageFiles(Dataset[tuple[Tensor]]):
 
     - a folder: all images below it, by extension (:data:`EXTENSIONS`), hidden ones left out,
       sorted by name;
-    - a zip: the same, read in place, nothing is extracted;
+    - an image, alone;
+    - a zip: the same as a folder, read in place, nothing is extracted;
     - a CSV, separated by commas, semicolons or tabs: one path per row, in the order of its rows,
       relative to the CSV's folder; the column is the first there is of ``path``, ``image_path``,
       ``filepath``, ``file``, ``file_name``, ``filename`` and ``image``, or the first at all where
@@ -94,7 +103,8 @@ class ImageFiles(Dataset[tuple[Tensor]]):
     ``names[k]`` is the image's path below the folder or in the zip, or as it stands in the CSV;
     ``index[k]`` its position in the listing, which does not change when other images are skipped.
     ``ignored`` counts the files that were not read, by extension. After :meth:`readable`,
-    ``skipped``, ``sha256[k]`` (of the file), ``thumbnails[k]`` (grey, 32 x 32, uint8), ``looks[k]``
+    ``skipped``, ``sha256[k]`` (of the file), ``pixels[k]`` (:func:`pixel_digest`),
+    ``thumbnails[k]`` (grey, 32 x 32, uint8), ``looks[k]``
     (:class:`~influence_ssl.files.looks.Looks`: size, bytes, brightness and the like), ``shape`` and
     ``converted`` (how many images were no plain RGB of 8 bits, by what they were) are known as
     well.
@@ -119,6 +129,7 @@ class ImageFiles(Dataset[tuple[Tensor]]):
         self.index = torch.arange(len(names))
         self.skipped: tuple[Skipped, ...] = ()
         self.sha256: tuple[str, ...] = ()
+        self.pixels: tuple[str, ...] = ()
         self.thumbnails = np.zeros((0, THUMBNAIL, THUMBNAIL), np.uint8)
         self.looks: tuple[Looks, ...] = ()
         self.shape: tuple[int, ...] | None = None
@@ -194,6 +205,7 @@ class ImageFiles(Dataset[tuple[Tensor]]):
         subset.index = self.index[kept]
         subset.skipped = self.skipped + tuple(skipped)
         subset.sha256 = tuple(found.sha256 for found in inspected)
+        subset.pixels = tuple(found.pixels for found in inspected)
         subset.thumbnails = np.stack([found.thumbnail for found in inspected])
         subset.looks = tuple(found.looks for found in inspected)
         subset.shape = first[1]
@@ -251,6 +263,7 @@ class ImageFiles(Dataset[tuple[Tensor]]):
         content = _content(tensor) if k in checked else b""
         return _Inspected(
             hashlib.sha256(data).hexdigest(),
+            pixel_digest(image),
             tuple(tensor.shape),
             thumbnail,
             look_of(image, len(data)),

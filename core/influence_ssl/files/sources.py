@@ -1,4 +1,4 @@
-"""Where image files come from: a folder, a zip or a CSV of paths."""
+"""Where image files come from: a folder, a zip, a CSV of paths, or one image alone."""
 
 from __future__ import annotations
 
@@ -82,6 +82,8 @@ def open_source(source: Path) -> Found:
     try:
         if source.is_dir():
             return _list_folder(source)
+        if _has_extension(source.name):
+            return Files([source]), [_printable(source.name)], {}
         if zipfile.is_zipfile(source):
             return _once(source, _list_zip(source))
         if source.suffix.lower() in _TABLES:
@@ -93,8 +95,8 @@ def open_source(source: Path) -> Found:
     except zipfile.BadZipFile as error:
         raise InfluenceOSError(f"{str(source)!r} is a damaged zip: {one_line(error)}.") from error
     raise InfluenceValueError(
-        f"{str(source)!r} is neither a folder, nor a zip, nor a .csv or .tsv of paths; "
-        "for a few images give the folder that holds them."
+        f"{str(source)!r} is neither a folder, nor a zip, nor a .csv or .tsv of paths, nor an "
+        "image; give the folder that holds the images."
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,6 +44,32 @@ def replacing(path: Path, *, parents: bool = False) -> Iterator[Path]:
         if not any(text in str(error) for text in _WRITERS):
             raise
         raise _unwritable(path, str(error).splitlines()[0]) from error
+
+
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside ``folder`` that takes its place when the block ends well.
+
+    What was in ``folder`` before is gone then. After an error it is as it was, and the temporary
+    folder is gone.
+    """
+    temporary, before = (folder.with_name(f".{os.getpid()}-{x}-{folder.name}") for x in "ab")
+    try:
+        try:
+            temporary.mkdir()
+            yield temporary
+            if folder.exists():
+                folder.rename(before)
+            temporary.rename(folder)
+        finally:
+            if before.exists() and not folder.exists():
+                before.rename(folder)
+            for left in (temporary, before):
+                shutil.rmtree(left, ignore_errors=True)
+    except OSError as error:
+        if isinstance(error, InfluenceOSError):
+            raise
+        raise _unwritable(folder, str(error.strerror or error)) from error
 
 
 def _unwritable(path: Path, reason: str) -> InfluenceOSError:

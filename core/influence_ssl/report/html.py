@@ -7,7 +7,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from influence_ssl.analysis.ranking import read_labels, read_scores
@@ -16,9 +15,8 @@ from influence_ssl.files.sources import refuse_overwriting
 from influence_ssl.files.writing import replacing
 from influence_ssl.report.chart import chart
 from influence_ssl.report.content import content, number
+from influence_ssl.report.pages import code, render
 from influence_ssl.report.pictures import Pictures
-
-_FOLDER = Path(__file__).parent
 
 
 def write(
@@ -104,25 +102,16 @@ def _reason(group: dict[str, Any]) -> str:
 
 
 def _render(found: dict[str, Any], uris: dict[str, tuple[str, int, int]]) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_FOLDER),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters["fixed"] = _fixed
-    environment.filters["short"] = _short
     outliers = found["outliers"]["rows"] if found["outliers"] else []
-    return environment.get_template("template.html.j2").render(
+    return render(
+        "template.html.j2",
         report=found,
         uris=uris,
         chart=chart(found["distribution"]),
         flat=list(_flat(found["settings"])),
         rows=_in_script(found["rows"]),
         subsets=_in_script({"outliers": outliers, "top": found["top"]}),
-        style=Markup((_FOLDER / "report.css").read_text("utf-8")),
-        script=Markup((_FOLDER / "report.js").read_text("utf-8")),
+        script=code("report.js"),
     )
 
 
@@ -139,16 +128,3 @@ def _flat(settings: dict[str, Any], above: str = "") -> Any:
             yield from _flat(value, f"{name}: ")
         else:
             yield name, value if isinstance(value, str) else jsonlib.dumps(value, default=str)
-
-
-def _short(value: float | None) -> str:
-    if value is None:
-        return "–"
-    if value == 0 or 1e-4 <= abs(value) < 1e7:
-        digits = max(0, 3 - math.floor(math.log10(abs(value)))) if value else 0
-        return f"{float(f'{value:.4g}'):,.{digits}f}"
-    return f"{value:.4g}"
-
-
-def _fixed(value: float | None, digits: int = 3) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from PIL import Image
 from PIL.Image import Resampling
 
 from influence_ssl.errors import InfluenceError, InfluenceValueError
-from influence_ssl.files.images import ImageFiles
+from influence_ssl.files.images import ImageFiles, pixel_digest
 
 SIDE = 128
 _TINY = 48
@@ -24,18 +24,28 @@ _POSITIONS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 class Pictures:
-    """Thumbnails as data URIs by name; ``failed`` says what could not be shown, and why."""
+    """Thumbnails as data URIs by name; ``failed`` says what could not be shown, and why.
 
-    def __init__(self, source: Path, names: Iterable[str]) -> None:
+    ``digests``: of images by name, whose pixels must still be these
+    (:func:`~influence_ssl.files.images.pixel_digest`). ``whence`` says where the names are from.
+    """
+
+    def __init__(
+        self,
+        source: Path,
+        names: Iterable[str],
+        digests: Mapping[str, str] | None = None,
+        whence: str = "of the score file",
+    ) -> None:
         wanted = list(dict.fromkeys(names))
         images = ImageFiles(source)
         position = {name: k for k, name in enumerate(images.names)}
         self.uris: dict[str, tuple[str, int, int]] = {}
-        self._views: dict[str, Float64[np.ndarray, "views cells"]] = {}
+        self._grey: dict[str, Image.Image] = {}
         self.failed: list[list[str]] = []
         if wanted and not any(name in position for name in wanted):
             raise InfluenceValueError(
-                f"--images {str(source)!r} holds none of the images of the score file, for "
+                f"--images {str(source)!r} holds none of the images {whence}, for "
                 f"instance {wanted[0]!r}; give the folder, zip or CSV that was scored."
             )
         for name in wanted:
@@ -47,7 +57,10 @@ class Pictures:
             except InfluenceError as error:
                 self.failed.append([name, " ".join(str(error).split())])
                 continue
-            self._views[name] = _views(image)
+            if digests is not None and pixel_digest(image) != digests[name]:
+                self.failed.append([name, "no longer the image that was scored"])
+                continue
+            self._grey[name] = image.convert("L").resize((_GREY, _GREY), Resampling.BOX)
             self.uris[name] = _thumbnail(image)
 
     def likeness(self, names: list[str]) -> float | None:
@@ -57,7 +70,7 @@ class Pictures:
         cells, at its largest over crops of one of the two (sides from 1 down to 0.8, five positions
         each way). None where fewer than two of the images could be read.
         """
-        views = [self._views[name] for name in names if name in self._views]
+        views = [_views(self._grey[name]) for name in names if name in self._grey]
         if len(views) < 2:
             return None
         whole = np.stack([view[0] for view in views])
@@ -67,9 +80,8 @@ class Pictures:
         return float(found.max(1).min())
 
 
-def _views(image: Image.Image) -> Float64[np.ndarray, "views cells"]:
+def _views(grey: Image.Image) -> Float64[np.ndarray, "views cells"]:
     """The whole image and its crops as centred unit vectors; the whole one first."""
-    grey = image.convert("L").resize((_GREY, _GREY), Resampling.BOX)
     boxes = [(0.0, 0.0, float(_GREY), float(_GREY))]
     for side in (scale * _GREY for scale in _SCALES):
         starts = [position * (_GREY - side) for position in _POSITIONS]

@@ -11,7 +11,7 @@ from PIL import Image
 from influence_ssl import Scores
 from influence_ssl.command.main import main
 
-COMMANDS = ("check", "score", "report", "compare", "select")
+COMMANDS = ("check", "score", "report", "compare", "select", "trace")
 MINE = """
 from torch import nn
 
@@ -23,11 +23,14 @@ def encoder():
 
 @pytest.fixture
 def photos(work: Path) -> Path:
-    """Seven photographs, of which one is there twice."""
+    """Seven photographs, of which one is there twice, and two queries."""
     (work / "photos").mkdir()
     for name in listing()[:6]:
         shutil.copy(work / "images" / name, work / "photos")
     shutil.copy(next((work / "photos").iterdir()), work / "photos" / "again.png")
+    (work / "queries").mkdir()
+    for name in listing()[6:8]:
+        shutil.copy(work / "images" / name, work / "queries")
     (work / "mine.py").write_text(MINE)
     return work
 
@@ -56,13 +59,14 @@ def test_help_fits_a_screen(
 
 def test_each_example_runs(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     score = ["score", "--data", "photos", "--encoder", "mine.py:encoder"]
-    assert main([*score, "--seed", "1", "--out", "other.parquet"]) == 0
+    assert main([*score, "--seed", "1", "--out", "other.parquet", "--keep", "kept"]) == 0
     for command in COMMANDS:
         (example,) = re.findall(r"^example: influence-ssl (.*)$", help_of(capsys, command), re.M)
         assert example.startswith(f"{command} ")
         assert main(example.split()) == 0, example
     assert len(Scores.load("scores.parquet")) == 7
     assert len(Path("keep.txt").read_text().splitlines()) == 6
+    assert Path("trace.html").read_text().count('<article class="query"') == 2
 
 
 def test_the_three_commands_run(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,7 +23,7 @@ from influence_ssl.errors import (
     InfluenceTypeError,
     InfluenceValueError,
 )
-from influence_ssl.files.images import ImageFiles, to_tensor
+from influence_ssl.files.images import ImageFiles, pixel_digest, to_tensor
 
 RNG = np.random.default_rng(0)
 
@@ -387,6 +387,30 @@ def test_an_encrypted_member_is_listed(folder: Path) -> None:
     assert "encrypted" in skipped[0].reason
 
 
+def test_an_image_alone_is_a_source(folder: Path) -> None:
+    whole = ImageFiles(folder).readable()
+    alone = ImageFiles(folder / whole.names[1]).readable()
+    assert alone.names == (Path(whole.names[1]).name,)
+    assert torch.equal(alone[0][0], whole[1][0])
+    assert alone.sha256 + alone.pixels == (whole.sha256[1], whole.pixels[1])
+    (folder / "empty.png").write_bytes(b"")
+    with pytest.raises(InfluenceError, match="none of the 1 images"):
+        ImageFiles(folder / "empty.png").readable()
+
+
+def test_pixels_are_told_apart_whatever_their_file(tmp_path: Path) -> None:
+    """The same picture in two files, the same bytes in another shape, and one other value."""
+    pixels = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    other = pixels.copy()
+    other[0, 0, 0] += 1
+    shown = {"a.png": pixels, "b.bmp": pixels, "c.png": other}
+    for name, array in shown.items():
+        Image.fromarray(array).save(tmp_path / name)
+    found = ImageFiles(tmp_path).readable().pixels
+    assert found[0] == found[1] != found[2]
+    assert pixel_digest(Image.fromarray(pixels.reshape(2, 8, 3))) != found[0]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -394,7 +418,7 @@ def test_an_encrypted_member_is_listed(folder: Path) -> None:
         ("a.zip", b"not a zip", "neither a folder, nor a zip"),
         ("a.zip", b"PK\x05\x06" + bytes(18), "no images"),
         ("a.zip", b"PK\x05\x06\0\0\0\0\1\0\1\0\xff\0\0\0\0\0\0\0\0\0", "damaged zip"),
-        ("a.png", b"", "neither a folder, nor a zip"),
+        ("a.txt", b"", "neither a folder, nor a zip"),
         ("a.csv", b"", "no images"),
         ("a.csv", b"path\n", "no images"),
         ("a.csv", b"age,race\n3,x\n", "no column of paths.*found: age, race"),

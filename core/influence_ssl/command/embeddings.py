@@ -1,0 +1,143 @@
+"""The folder that ``influence-ssl score --keep`` writes and ``trace`` reads."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import nn
+
+from influence_ssl.analysis.trace import Seen
+from influence_ssl.errors import InfluenceOSError, InfluenceValueError
+from influence_ssl.files.images import ImageFiles
+from influence_ssl.files.writing import replacing_folder
+from influence_ssl.objectives import Objective
+from influence_ssl.scorer import InfluenceScorer
+
+_FORMAT = 1
+_WORDS, _TENSORS, _FIT = "images.json", "images.safetensors", "fit.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Embeddings:
+    """What the folder holds besides the fit: the images as they were, and how they were scored."""
+
+    folder: Path
+    seen: Seen
+    shape: tuple[int, ...]
+    source: str
+    arguments: dict[str, Any]
+    untrained: bool
+
+    def scorer(
+        self,
+        encoder: nn.Module,
+        objective: Objective | None,
+        batch_size: int | None,
+        device: torch.device | None,
+        progress: bool,
+    ) -> InfluenceScorer:
+        """The fitted scorer; raises :class:`InfluenceError` where the encoder is another."""
+        return InfluenceScorer.load(
+            self.folder, encoder, objective, None, batch_size, device, progress
+        )
+
+
+def refuse(folder: Path) -> None:
+    """Raise before the work where ``--keep`` cannot be written."""
+    named = f"--keep {str(folder)!r}"
+    if folder.exists() and not folder.is_dir():
+        raise InfluenceOSError(f"{named} is a file; name a folder.")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / _WORDS).is_file():
+        raise InfluenceOSError(f"{named} holds other files; name a folder that is not there yet.")
+    if not folder.parent.is_dir():
+        raise InfluenceOSError(f"{named}: {str(folder.parent)!r} is no folder; make it.")
+    try:
+        tempfile.NamedTemporaryFile(dir=folder.parent).close()
+    except OSError as error:
+        raise InfluenceOSError(
+            f"{named} cannot be written: {error.strerror}; choose another folder."
+        ) from error
+
+
+def write(
+    folder: Path,
+    scorer: InfluenceScorer,
+    images: ImageFiles,
+    representations: Float[np.ndarray, "n d"],
+    arguments: dict[str, Any],
+    untrained: bool,
+) -> None:
+    """Write the fit of ``scorer``, and what is known of its images; whole or not at all."""
+    content = save(
+        {
+            "representations": torch.from_numpy(representations),
+            "thumbnails": torch.from_numpy(images.thumbnails),
+        }
+    )
+    with replacing_folder(folder) as temporary:
+        scorer.save(temporary)
+        words = {
+            "format": _FORMAT,
+            "fit": _sha256((temporary / _FIT).read_bytes()),
+            "tensors": _sha256(content),
+            "source": str(images.source),
+            "shape": list(images.shape or ()),
+            "arguments": arguments,
+            "untrained": untrained,
+            "pixels": list(images.pixels),
+        }
+        (temporary / _TENSORS).write_bytes(content)
+        (temporary / _WORDS).write_text(json.dumps(words, indent=1), encoding="utf-8")
+
+
+def read(folder: Path) -> Embeddings:
+    """Read the folder; raises :class:`InfluenceError` where it is none, or damaged."""
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "does not exist"
+        raise InfluenceOSError(
+            f"{str(folder)!r} {what}; give the folder that influence-ssl score --keep wrote."
+        )
+    if not (folder / _WORDS).is_file():
+        raise InfluenceOSError(
+            f"{str(folder)!r} holds no kept embeddings; make them with influence-ssl score "
+            "--keep FOLDER."
+        )
+    again = f"{str(folder)!r} is damaged; make it again with influence-ssl score --keep"
+    try:
+        words = json.loads((folder / _WORDS).read_text(encoding="utf-8"))
+        content, fit = (folder / _TENSORS).read_bytes(), (folder / _FIT).read_bytes()
+        if words["format"] != _FORMAT:
+            raise InfluenceValueError(
+                f"{str(folder)!r} was written in format {words['format']!r}, this version reads "
+                f"{_FORMAT}; score again."
+            )
+        if (words["fit"], words["tensors"]) != (_sha256(fit), _sha256(content)):
+            raise InfluenceValueError(f"{again}.")
+        tensors = load(content)
+        seen = Seen(
+            tensors["representations"].numpy(), tensors["thumbnails"].numpy(), words["pixels"]
+        )
+        return Embeddings(
+            folder, seen, tuple(words["shape"]), words["source"], words["arguments"],
+            words["untrained"],
+        )  # fmt: skip
+    except OSError as error:
+        raise InfluenceOSError(f"{again} ({error.strerror or error}).") from error
+    except (KeyError, TypeError, SafetensorError) as error:
+        raise InfluenceValueError(f"{again} ({type(error).__name__}).") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InfluenceValueError(f"{again} ({error}).") from error
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

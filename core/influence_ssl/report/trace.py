@@ -1,0 +1,97 @@
+"""The page of a trace: each query with what helps it, what hurts it and what looks like it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from influence_ssl.analysis.trace import LISTS, Entry, Found, Trace
+from influence_ssl.report.pages import render
+from influence_ssl.report.pictures import Pictures
+from influence_ssl.version import __version__
+
+TITLES = {
+    "helps": "Help most",
+    "hurts": "Hurt most",
+    "representation": "Nearest by representation",
+    "pixels": "Nearest by pixels",
+}
+_ALSO = {
+    "helps": "helps most too",
+    "hurts": "hurts most too",
+    "representation": "near by representation too",
+    "pixels": "near by pixels too",
+}
+
+
+def page(found: Trace, queries: Path, images: Path, digests: Mapping[str, str]) -> str:
+    """The page as HTML that opens from disk and asks no other host.
+
+    ``queries`` and ``images`` are where the pictures come from, ``digests`` what the pixels of the
+    images were when they were scored. Raises :class:`InfluenceError` where no image is there.
+    """
+    places = dict.fromkeys(
+        entry.position for one in found.found for which in LISTS for entry in one.lists[which]
+    )
+    whence = "that were scored"
+    shown = Pictures(images, (found.names[i] for i in places), digests, whence)
+    asked = Pictures(queries, (one.query for one in found.found))
+    return render(
+        "trace.html.j2",
+        version=__version__,
+        trace=found,
+        images=len(found.index),
+        source=str(images),
+        asked_source=str(queries),
+        uris=shown.uris,
+        asked=asked.uris,
+        failed=shown.failed + asked.failed,
+        queries=[_query(found, one) for one in found.found],
+        reliability=_median([one.reliability for one in found.found]),
+        everywhere=_everywhere(found),
+        chance=found.top**2 / len(found.index),
+        titles=TITLES,
+    )
+
+
+def _query(found: Trace, one: Found) -> dict[str, Any]:
+    return {
+        "name": one.query,
+        "reliability": one.reliability,
+        "same": [found.names[i] for i in one.same],
+        "helping": len(one.lists["helps"]),
+        "shared": {rival: one.shared(rival) for rival in LISTS[2:]},
+        "lists": {
+            which: [_card(found, one, which, entry) for entry in one.lists[which]]
+            for which in LISTS
+        },
+    }
+
+
+def _card(found: Trace, one: Found, which: str, entry: Entry) -> dict[str, Any]:
+    also = [
+        _ALSO[other]
+        for other in LISTS
+        if other != which and any(entry.position == e.position for e in one.lists[other])
+    ]
+    return {**entry._asdict(), "name": found.names[entry.position], "also": also}
+
+
+def _median(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.median(known)) if known else None
+
+
+def _everywhere(found: Trace) -> dict[str, Any] | None:
+    """The image that is among the most helpful of most queries, if it is of at least half."""
+    counts = Counter(e.position for one in found.found for e in one.lists["helps"])
+    if len(found.found) < 3 or not counts:
+        return None
+    position, count = counts.most_common(1)[0]
+    if 2 * count < len(found.found):
+        return None
+    return {"name": found.names[position], "count": count}
