@@ -1,8 +1,8 @@
 """Fold the code that a reader need not read, behind one line that says what it is.
 
-What stands open on a page is the idea. Set-up, the drawing of a figure, long cells and checks fold;
-a statement's verdict reads "holds. Checked: 6 of 6". A cell that has a tag of its own for what it
-shows keeps it, and so do the cells of a solution, which is folded as a whole.
+What stands open on a page is the idea. Set-up, the making of figures and tables, long cells and
+checks fold; a statement's verdict reads "holds. Checked: 6 of 6". A cell that has a tag of its own
+for what it shows keeps it, and so do the cells of a solution, which is folded as a whole.
 """
 
 from __future__ import annotations
@@ -74,6 +74,8 @@ def folded(cell: nodes.container) -> tuple[str, str] | None:
         return "input", "Set-up"
     if pictures:
         return ("input", "Code of the figure") if _DRAWS.search(source) or lines > 3 else None
+    if output is not None and any("<table" in raw.astext() for raw in output.findall(nodes.raw)):
+        return "input", "Code of the table"
     if shows and all("True" in b.astext() and _BOOLEANS.fullmatch(b.astext()) for b in shows):
         return "all", "Checked by computer"
     if lines > LONG:

@@ -173,9 +173,6 @@ def description(doctree: nodes.document) -> str:
 
 
 def _head(app: Sphinx, pagename: str, template: str, context: dict[str, Any], doctree: Any) -> None:
-    if pagename == app.config.root_doc:
-        # Else the title is the book's own, twice.
-        context["docstitle"] = ""
     title = re.sub("<[^>]+>", "", context.get("title", "")) or escape(app.config.html_title)
     about = escape(description(doctree), quote=True) if doctree is not None else ""
     about = about or f"{title}, in {escape(app.config.html_title)}"

@@ -245,10 +245,12 @@ def _table(app: Sphinx, docname: str) -> nodes.table:
         name = nodes.paragraph("", "", link, nodes.Text(" "), nodes.literal("", row["statement"]))
         count = len(row["checks"])
         checks = f"{count} check{'s' if count > 1 else ''}"
+        verdict = row["verdict"]
+        badge = nodes.inline("", verdict, classes=["verdict", COLOURS[verdict]])
         body += _row(
             [
                 [name, _prose(row["what"])],
-                [_prose(row["verdict"]), _prose(checks)],
+                [nodes.paragraph("", "", badge), _prose(checks)],
                 [_prose(text) for text in (row["condition"], row["counterexample"]) if text],
             ]
         )

@@ -41,6 +41,8 @@ _MENDED = (
         re.compile(r'<div class="bd-sidebar-primary bd-sidebar'),
         '<div role="region" aria-label="Sidebar" class="bd-sidebar-primary bd-sidebar',
     ),
+    # The first page's title is the book's own.
+    (re.compile(r"<title>(.*?) &#8212; \1</title>"), r"<title>\1</title>"),
     # All of Font Awesome; `_icon` has what is used.
     (re.compile(r"\s*<(?:script|link) [^>]*vendor/fontawesome[^>]*>(?:</script>)?"), ""),
 )
@@ -50,7 +52,7 @@ _ICON = re.compile(r'<(?P<tag>i|span) class="([^"]*\bfa-solid\b[^"]*)"([^>]*)></
 _SIZES = {"fa-solid", "fa-lg", "fa-fw"}
 _IMAGE = re.compile(
     r'(?P<link><a class="reference internal image-reference"[^>]*>)?'
-    r'(?P<image><img [^>]*?src="(?P<source>[^":]+)"[^>]*?/?>)(?(link)</a>)'
+    r'(?P<image><img [^>]*?src="(?P<source>[^":]+)"[^>]*?/?>)(?(link)\s*</a>)'
 )
 _ARTICLE = re.compile(r'<article class="bd-article".*?</article>', re.S)
 _PRE = re.compile(r"(?<=<pre)(?=>(?P<text>.*?)</pre>)", re.S)

@@ -23,6 +23,7 @@ def test_polish_mends_once() -> None:
         '<link rel="preload" as="font" type="font/woff2" crossorigin href="x.woff2" />\n'
         '<div class="bd-sidebar-primary bd-sidebar"></div>'
         '<input id="search-input"/><input id="search-input"/><th class="head"></th><th>a</th>'
+        "<title>A &#8212; A</title><title>A &#8212; B</title>"
         '<section id="proof-content"></section><section id="proof-content"></section>'
     )
     mended = polish(page)
@@ -31,6 +32,7 @@ def test_polish_mends_once() -> None:
     assert mended.count('id="search-input"') == 1
     assert '<td class="head"></td><th>a</th>' in mended
     assert 'role="region" aria-label="Sidebar"' in mended
+    assert "<title>A</title><title>A &#8212; B</title>" in mended
     assert polish(mended) == mended
 
 
