@@ -44,7 +44,7 @@ _SIDES = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 _KEPT = 512
 
 SAME, BOTH, ALONE, TURNED = (
-    "same file", "pixels and representation", "pixels alone", "turned or mirrored",
+    "same file", "pixels and representation", "pixels alone", "pixels, turned or mirrored",
 )  # fmt: skip
 
 

@@ -140,6 +140,8 @@ def score(options: argparse.Namespace) -> None:
     shutil.rmtree(store, ignore_errors=True)
     _remove_if_empty(store.parent)
     summarise(scores, images, options, time.monotonic() - started, groups)
+    if loaded.limits:
+        print(f"note: {loaded.limits}")
 
 
 def _columns(scores: Scores, images: ImageFiles, z: Tensor, groups: list[Group]) -> dict[str, Any]:

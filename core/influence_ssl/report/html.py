@@ -96,7 +96,8 @@ def _reason(group: dict[str, Any]) -> str:
         )
     if group["similarity"] is not None:
         found.append(f"cosine of representations {group['similarity']:.3f}")
-    if group["pixels"] is not None:
+    # The small pictures are compared upright; at full detail they were turned as well.
+    if group["pixels"] is not None and group["rule_pixels"] is None:
         found.append(f"pixels {group['pixels']:.3f}")
     return "; ".join(found) or "grouped by the score file, which does not say how alike they are"
 
