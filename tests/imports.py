@@ -17,7 +17,8 @@ PAGE = ROOT / "CONTRIBUTING.md"
 ORDER = (
     "influence_ssl.errors", "influence_ssl.files", "influence_ssl.method", "influence_ssl.encoders",
     "influence_ssl.analysis", "influence_ssl.report", "influence_ssl.command",
-    "influence_ssl.__main__", "influence_lab.figures", "influence_lab.theory",
+    "influence_ssl.__main__", "influence_lab.figures", "influence_lab.tables",
+    "influence_lab.theory",
     "influence_lab.datasets", "influence_lab.pretrain", "influence_lab.records",
     "influence_lab.measures", "influence_lab.benchmark", "influence_lab.practice",
     "influence_lab.experiments", "influence_lab.cli",
