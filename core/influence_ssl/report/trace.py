@@ -21,10 +21,10 @@ TITLES = {
     "pixels": "Nearest by pixels",
 }
 _ALSO = {
-    "helps": "helps most too",
-    "hurts": "hurts most too",
-    "representation": "near by representation too",
-    "pixels": "near by pixels too",
+    "helps": "also helps most",
+    "hurts": "also hurts most",
+    "representation": "also near: cosine",
+    "pixels": "also near: pixels",
 }
 
 
