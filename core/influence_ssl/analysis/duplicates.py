@@ -57,7 +57,7 @@ class Limits(NamedTuple):
     """
 
     pixels: float = 0.95
-    worst: float = 0.4
+    worst: float = 0.3
     gap: float = 0.5
     veto: float = 0.0
 
@@ -119,7 +119,7 @@ def duplicate_groups(
 
     - Laid over each other at full detail (up to 256 x 256, in colour; one of the two may be a crop
       of the other, turned or mirrored), they correlate by 0.95 or more, and no tile of them has a
-      structural similarity below 0.4: a bird in the one sky and not in the other is seen.
+      structural similarity below 0.3: a bird in the one sky and not in the other is seen.
     - 1 − correlation is at most half of that of either with any picture that full detail shows to
       be another. In a set of forms of one template all are alike, and only a copy is much more so.
     - The whitened cosine of their representations is no less than 0, unless the pixels

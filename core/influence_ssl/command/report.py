@@ -32,3 +32,5 @@ def run(options: argparse.Namespace) -> None:
 
     write(options.scores, options.out, options.images, options.table, options.json)
     print(f"written to {options.out}" + (f" and {options.json}" if options.json else ""))
+    if options.images is not None:
+        print("the page holds thumbnails of the images; leave out --images to pass it on without")

@@ -16,6 +16,10 @@ from influence_ssl.analysis.reliability import spearman
 from influence_ssl.version import __version__
 
 GALLERY = 24
+FIRST = 6
+"""So many pictures of each finding stand at the top of the page."""
+SETTLED = 0.9
+"""Below this reliability the page warns that the order is not settled."""
 GROUPS = 40
 MEMBERS = 8
 EXTREME = 0.05
@@ -40,6 +44,7 @@ def content(table: Table, source: str, labels: pandas.DataFrame | None) -> dict[
         "top": top,
         "missing": table.missing(),
         "skipped": _skipped(table),
+        "alerts": _alerts(table.provenance),
         "summary": _summary(table),
         "distribution": _distribution(table.magnitude),
         "rivals": _rivals(table, top),
@@ -52,6 +57,28 @@ def content(table: Table, source: str, labels: pandas.DataFrame | None) -> dict[
         "settings": {k: v for k, v in table.provenance.items() if k != "duplicate groups"},
         "rows": _rows(table, labels),
     }
+
+
+def _alerts(provenance: dict[str, Any]) -> list[str]:
+    """What makes all the rest worthless, or nearly so."""
+    found = []
+    if provenance.get("untrained"):
+        found.append(
+            "The encoder has random weights, so nothing below is about a trained encoder. Give "
+            "--weights to influence-ssl score."
+        )
+    reliability, draws = provenance.get("reliability"), provenance.get("draws")
+    if isinstance(reliability, float) and reliability < SETTLED:
+        found.append(
+            f"The order is not settled: another run with as many draws would agree with this one "
+            f"at a rank correlation of about {reliability:.2f}. Score with more --draws."
+        )
+    elif draws == 1:
+        found.append(
+            "The scores come from one draw of the perturbation, so how far the order can be "
+            "trusted is not known. Score with more --draws."
+        )
+    return found
 
 
 def _summary(table: Table) -> dict[str, Any]:
@@ -126,7 +153,7 @@ def _entry(table: Table, row: int) -> dict[str, Any]:
         "name": table.name[row],
         "rank": int(table.rank[row]),
         "score": number(table.score[row]),
-        "percentile": number(table.percentile[row]),
+        "percentile": round(float(table.percentile[row]), 1),
     }
     if table.nearest is not None and table.nearest[row]:
         found["nearest"] = table.nearest[row]
@@ -227,7 +254,7 @@ def _rows(table: Table, labels: pandas.DataFrame | None) -> dict[str, Any]:
         ("rank", "number", table.rank.tolist()),
         ("name", "text", table.name),
         ("score", "number", _numbers(table.score)),
-        ("percentile", "number", _numbers(table.percentile)),
+        ("percentile", "number", np.round(table.percentile, 1).tolist()),
     ]
     if np.isfinite(table.standard_error).any():
         kinds.insert(3, ("standard_error", "number", _numbers(table.standard_error)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json as jsonlib
 import math
 from pathlib import Path
@@ -14,7 +15,8 @@ from influence_ssl.errors import InfluenceValueError
 from influence_ssl.files.sources import refuse_overwriting
 from influence_ssl.files.writing import replacing
 from influence_ssl.report.chart import chart
-from influence_ssl.report.content import content, number
+from influence_ssl.report.content import FIRST, content, number
+from influence_ssl.report.facts import FACTS
 from influence_ssl.report.pages import code, render
 from influence_ssl.report.pictures import Pictures
 
@@ -43,6 +45,7 @@ def write(
         )
     labels = None if table is None else read_labels(table, rows.name)
     found = content(rows, scores.name, labels)
+    found["date"] = datetime.date.today().isoformat()
     pictures = None if images is None else Pictures(images, _shown(found))
     for group in found["groups"]["shown"] if found["groups"] else []:
         if pictures is not None:
@@ -73,10 +76,12 @@ def _finite(value: Any) -> Any:
 
 def _shown(found: dict[str, Any]) -> list[str]:
     entries = [*found["highest"], *found["lowest"]]
-    entries += found["outliers"]["shown"] if found["outliers"] else []
+    outliers = found["outliers"]["shown"] if found["outliers"] else []
+    entries += outliers
     for group in found["groups"]["shown"] if found["groups"] else []:
         entries += group["members"]
-    return [entry["name"] for entry in entries]
+    beside = [entry["nearest"] for entry in outliers if "nearest" in entry]
+    return list(dict.fromkeys([*(entry["name"] for entry in entries), *beside]))
 
 
 def _reason(group: dict[str, Any]) -> str:
@@ -106,7 +111,8 @@ def _render(found: dict[str, Any], uris: dict[str, tuple[str, int, int]]) -> str
     outliers = found["outliers"]["rows"] if found["outliers"] else []
     return render(
         "template.html.j2",
-        report=found,
+        report=found | {"first": FIRST},
+        facts=FACTS,
         uris=uris,
         chart=chart(found["distribution"]),
         flat=list(_flat(found["settings"])),

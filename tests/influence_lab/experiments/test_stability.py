@@ -204,7 +204,11 @@ def test_figures_are_drawn_from_records():
     assert len(noise.figure_11(record["cells"]).axes) == 2
     grid = noise.recorded(profile)
     assert set(grid) == {(mu, sigma) for mu in noise.MEANS for sigma in noise.DEVIATIONS}
-    assert len(noise.figure_10(grid).axes) == len(noise.MEANS)
+    (panel,) = noise.figure_10(grid).axes
+    drawn = {line.get_label(): line.get_ydata() for line in panel.lines}
+    for mu in noise.MEANS:
+        medians = [np.median(np.log(grid[mu, sigma])) for sigma in noise.DEVIATIONS]
+        np.testing.assert_allclose(drawn[f"μ = {mu}"], medians)
 
 
 def test_families_are_the_papers_rows():

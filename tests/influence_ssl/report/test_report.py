@@ -218,3 +218,37 @@ def test_errors_are_one_line_and_leave_nothing(tmp_path: Path, case: str, words:
         write(scores, out, images, labels)
     assert "\n" not in str(caught.value)
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("provenance", "words"),
+    [
+        ({"untrained": True, "draws": 4, "reliability": 0.97}, "The encoder has random weights"),
+        ({"draws": 4, "reliability": 0.77}, "rank correlation of about 0.77"),
+        ({"draws": 1}, "one draw of the perturbation"),
+        ({"draws": 4, "reliability": 0.9}, None),
+    ],
+)
+def test_what_makes_the_rest_worthless_comes_first(
+    tmp_path: Path, provenance: dict[str, Any], words: str | None
+) -> None:
+    scores = save(scored(), tmp_path / "s.parquet", provenance)
+    write(scores, tmp_path / "r.html", json=tmp_path / "r.json")
+    alerts = json.loads((tmp_path / "r.json").read_text())["alerts"]
+    assert len(alerts) == (words is not None)
+    page = (tmp_path / "r.html").read_text()
+    assert page.count('class="alert"') == len(alerts)
+    assert all(words in alert and page.index(words) < page.index("<nav") for alert in alerts)
+
+
+def test_the_first_screen_has_numbers_pictures_and_the_next_command(made: Path) -> None:
+    page = (made / "report.html").read_text()
+    first = page[page.index('id="found"') : page.index('id="meaning"')]
+    assert first.index("duplicate groups") < first.index("reliability") < first.index("<img")
+    assert "influence-ssl select scores.parquet --drop-duplicates --out keep.txt" in first
+    titles = re.findall(r'<ul class="gallery" aria-label="([^"]+)">(.*?)</ul>', first, re.S)
+    assert [title.split(",")[0] for title, _ in titles] == [
+        "Duplicates", "Likely outliers", "Highest influence", "Lowest influence",
+    ]  # fmt: skip
+    assert all(1 <= gallery.count('class="card"') <= 6 for _, gallery in titles)
+    assert "nearest at 0.100" in titles[1][1]
