@@ -89,8 +89,8 @@ def images_html(link: str) -> str:
     median = float(scores.quantiles[len(scores.quantiles) // 2])
     return (
         f'<figure class="front">{"".join(rows)}<figcaption>The {SHOWN} images of highest and the '
-        f"{SHOWN} of lowest score among {record['images']:,} of {escape(record['data'])}, under a "
-        f"SimCLR encoder that never saw a label. The median score is {_number(median)}. "
+        f"{SHOWN} of lowest influence among {record['images']:,} of {escape(record['data'])}, under a "
+        f"SimCLR encoder that never saw a label. The median is {_number(median)}. "
         f'<a href="{escape(link)}">More of them, measured</a></figcaption></figure>'
     )
 

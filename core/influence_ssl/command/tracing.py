@@ -161,11 +161,11 @@ def _summarise(
 ) -> None:
     took = timedelta(seconds=round(seconds))
     n, device = len(kept.seen.pixels), found.provenance["device"]
-    print(f"{len(queries)} queries ({size(queries)}) traced in {n} images on {device} in {took}")
+    print(f"{_queries(len(queries))} ({size(queries)}) traced in {n} images on {device} in {took}")
     if kept.untrained:
         print("untrained: random weights, as score was given no --weights")
     if queries.skipped:
-        print(f"{len(queries.skipped)} queries skipped, as they cannot be read:")
+        print(f"{_queries(len(queries.skipped))} skipped, as they cannot be read:")
         for name, reason in queries.skipped[:20]:
             print(f"  {name}: {reason}")
     for one in found.found[:3]:
@@ -175,7 +175,9 @@ def _summarise(
                 print(f"  {one.query}: {name} {which} most, {entry.influence:.6g}")
     same = [one.query for one in found.found if one.same]
     if same:
-        print(f"among the images themselves, pixel by pixel: {len(same)} queries, {same[0]} first")
+        print(
+            f"among the images themselves, pixel by pixel: {_queries(len(same))}, {same[0]} first"
+        )
     known = [one.reliability for one in found.found if one.reliability is not None]
     if known:
         print(
@@ -185,3 +187,7 @@ def _summarise(
     else:
         print("reliability: not estimated; score with --draws 2 or more estimates it")
     print(f"written to {' and '.join(map(str, options.out))}")
+
+
+def _queries(count: int) -> str:
+    return "1 query" if count == 1 else f"{count} queries"

@@ -36,9 +36,14 @@ def _short(value: float | None) -> str:
         return "–"
     if value == 0 or 1e-4 <= abs(value) < 1e7:
         digits = max(0, 3 - math.floor(math.log10(abs(value)))) if value else 0
-        return f"{float(f'{value:.4g}'):,.{digits}f}"
-    return f"{value:.4g}"
+        return _signed(f"{float(f'{value:.4g}'):,.{digits}f}")
+    return _signed(f"{value:.4g}")
 
 
 def _fixed(value: float | None, digits: int = 3) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
+    return "–" if value is None else _signed(f"{value:.{digits}f}")
+
+
+def _signed(number: str) -> str:
+    """With a minus sign, which a line does not break after."""
+    return number.replace("-", "−")

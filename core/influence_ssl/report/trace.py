@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import binom
 
 from influence_ssl.analysis.trace import LISTS, Entry, Found, Trace
 from influence_ssl.report.pages import render
@@ -21,10 +22,10 @@ TITLES = {
     "pixels": "Nearest by pixels",
 }
 _ALSO = {
-    "helps": "helps most too",
-    "hurts": "hurts most too",
-    "representation": "near by representation too",
-    "pixels": "near by pixels too",
+    "helps": "also helps most",
+    "hurts": "also hurts most",
+    "representation": "also near: cosine",
+    "pixels": "also near: pixels",
 }
 
 
@@ -87,11 +88,14 @@ def _median(values: list[float | None]) -> float | None:
 
 
 def _everywhere(found: Trace) -> dict[str, Any] | None:
-    """The image that is among the most helpful of most queries, if it is of at least half."""
+    """The image that helps most queries most, if chance would hardly put one into so many lists.
+
+    Chance: each list is a draw of ``top`` of the n images; the binomial tail times n is below 0.05.
+    """
     counts = Counter(e.position for one in found.found for e in one.lists["helps"])
-    if len(found.found) < 3 or not counts:
+    if not counts:
         return None
-    position, count = counts.most_common(1)[0]
-    if 2 * count < len(found.found):
+    (position, count), n = counts.most_common(1)[0], len(found.index)
+    if n * binom.sf(count - 1, len(found.found), found.top / n) >= 0.05:
         return None
     return {"name": found.names[position], "count": count}

@@ -198,7 +198,7 @@ def test_an_unreadable_query_is_left_out_and_changes_no_other(work: Path) -> Non
     rows = table()
     expected = rows[rows["query"] != "b<i>.png"].reset_index(drop=True)
     pandas.testing.assert_frame_equal(pandas.read_parquet("some.parquet"), expected, rtol=1e-4)
-    assert "1 queries could not be read" in Path("some.html").read_text()
+    assert "1 query could not be read" in Path("some.html").read_text()
     assert traced("--out", "some.parquet", "--strict") == 2
 
 

@@ -10,9 +10,9 @@ from test_report_page import opened
 
 from influence_ssl.analysis.trace import LISTS, Entry, Found, Trace
 from influence_ssl.files.images import ImageFiles
-from influence_ssl.report.trace import page
+from influence_ssl.report.trace import _everywhere, page
 
-N, TOP = 40, 6
+N, TOP = 300, 6
 LONG = "with-a-long-name-that-has-to-break-somewhere-0123456789"
 QUERIES = ("one.png", f'a <b>& "two"/{LONG}.png', "3.png")
 
@@ -24,15 +24,15 @@ def pictures(folder: Path, names: list[str], rng: np.random.Generator) -> None:
         Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
 
 
-def made_of(folder: Path, rng: np.random.Generator, **provenance: Any) -> Trace:
+def made_of(rng: np.random.Generator, n: int = N) -> Trace:
     """Image 3 is the first query itself; image 9 helps every query most."""
-    names = [f"{'ab'[i % 2]}/{i:05}.png" for i in range(N)]
+    names = [f"{'ab'[i % 2]}/{i:05}.png" for i in range(n)]
     found = []
     for q, query in enumerate(QUERIES):
-        order = [9, *(i for i in rng.permutation(N).tolist() if i != 9)]
+        order = [9, *(i for i in rng.permutation(n).tolist() if i != 9)]
         lists = {}
         for k, which in enumerate(LISTS):
-            places = order[:TOP] if k == 0 else rng.permutation(N).tolist()[:TOP]
+            places = order[:TOP] if k == 0 else rng.permutation(n).tolist()[:TOP]
             sign = 1 if which == "hurts" else -1
             lists[which] = [
                 Entry(i, sign * (50.0 - j), 0.9 - j / 10, 0.5 - j / 10, (q, i) == (0, 3))
@@ -43,13 +43,13 @@ def made_of(folder: Path, rng: np.random.Generator, **provenance: Any) -> Trace:
     lists["pixels"] = [Entry(3, -1.0, 1.0, 1.0, True), *lists["pixels"][1:]]
     found[2].lists["hurts"].clear()
     known = {"draws": 2, "normalise": None, "untrained": True, "queries": {"skipped": [["x", "y"]]}}
-    return Trace(found, TOP, names, np.arange(N), known | provenance)
+    return Trace(found, TOP, names, np.arange(n), known)
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Trace]:
     folder, rng = tmp_path_factory.mktemp("page"), np.random.default_rng(0)
-    found = made_of(folder, rng)
+    found = made_of(rng)
     pictures(folder / "images", list(found.names), rng)
     pictures(folder / "queries", list(QUERIES), rng)
     known = ImageFiles(folder / "images").readable()
@@ -124,3 +124,10 @@ def test_print_shows_all_pictures(chromium: Any, made: tuple[Path, Trace], tmp_p
     assert len(shown.pdf()) > 30_000
     assert shown.evaluate("[...document.images].filter(i => !i.naturalWidth).length") == 0
     shown.context.close()
+
+
+def test_an_image_heads_many_lists_only_beyond_chance() -> None:
+    """3 of 3 lists of 6 of 40 images happen by chance, in every seventh page; of 300 hardly."""
+    few, many = (made_of(np.random.default_rng(0), n) for n in (40, 300))
+    assert _everywhere(few) is None
+    assert _everywhere(many) == {"name": many.names[9], "count": 3}
