@@ -14,7 +14,7 @@ FIRST = "book/intro.html"
 # reader is, and a text that answers the question there.
 LINKS = {
     "score my images": (["Score my images"], "practice/score-your-own", "influence-ssl score"),
-    "Figure 6": (["What of the paper stands?", "Figure 6"], "experiments/removal", "random"),
+    "Figure 6": (["Which claims hold?", "Figure 6"], "experiments/removal", "random"),
     "false statements": (["mathematical statements"], "theory/ledger", "false as stated"),
     "how to cite": (["How to cite"], "intro.html#how-to-cite", "@article"),
     "trace a query": (["Which training images are behind it?"], "practice/trace", "query"),
