@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 PROVENANCE = "Data, encoder, seed and command"
 _ANCHOR = re.compile(r"paper-(fig|table)-(\d+)")
 _NUMBER = re.compile(r"\A(?:Figure|Table) \d+[.:,]\s*(\w)")
-_DATA = re.compile(r"(?:\A|(?<=[.!?)] )|(?<=[.!?)]\n))Data: ")
+_DATA = re.compile(r"(?:\A|(?<=[.!?)] )|(?<=[.!?)]\n))Data:\s")
 
 
 def paper_number(figure: nodes.Element) -> str:
