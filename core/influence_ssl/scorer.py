@@ -220,9 +220,9 @@ class InfluenceScorer:
         product pairs draw d of one image with draw d of the other and is their mean over draws.
         The mean over all pairs of draws is another estimator, and with φ as (N, draws, m) it is
         :math:`-\sum_d\varphi_{qd}\cdot\sum_d\varphi_{id}` over the number of draws. For two images
-        with noise of their own it has the same expectation and less variance: it predicted what
-        retraining did to the alignment of other images better (``influence-lab reproduce
-        datamodels``). Its diagonal is not the self-score. Without an earlier :meth:`fit`, the
+        with noise of their own it has the same expectation and less variance: with a single encoder
+        it predicted better what retraining did to the alignment of other images
+        (``influence-lab reproduce datamodels``). Its diagonal is not the self-score. Without an earlier :meth:`fit`, the
         curvature is fitted on ``images`` for this call. Raises :class:`InfluenceTypeError` for a
         curvature without φ: one of one's own that gives forms alone, or an indefinite Hessian.
         """
