@@ -9,12 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import spearmanr
 
+from influence_lab.theory import linear_network as net
 from pages import ROOT, SITE
 from test_browser import DESKTOP, PHONE, address, opened, overflow, violations
 
 pytestmark = pytest.mark.usefixtures("built_site")
-HOMES = {"drag": "book/foundations/one-example.html"}
+HOMES = {
+    "drag": "book/foundations/one-example.html",
+    "damping": "book/theory/leverage.html",
+}
 
 
 def given(view: Any, name: str) -> Any:
@@ -105,6 +110,69 @@ def test_a_point_follows_the_pointer_and_goes_back(drag: Any) -> None:
     drag.get_by_role("button", name="Put the points back").click()
     start = by_definition(np.array(data["inputs"]), np.array(data["targets"]), 62)
     assert shown(drag, "C") == pytest.approx(start, rel=1e-9)
+
+
+@pytest.fixture(scope="module")
+def damping(chromium: Any) -> Iterator[Any]:
+    with opened(chromium, address(HOMES["damping"]), viewport=DESKTOP) as view:
+        yield view
+        assert view.complaints == []
+
+
+def the_chapters_gradients() -> Any:
+    """The gradients of fig-leverage-damping, from the data that its caption states."""
+    rng = np.random.default_rng(84)
+    w, deltas = rng.normal(size=(4, 6)), rng.normal(size=(60, 6))
+    return np.array([net.loss_gradient(w, delta, 0.5).ravel() for delta in deltas])
+
+
+def by_inverse(gradients: Any, damping: float) -> dict[str, float]:
+    """Scores from the inverse of the damped curvature, ranks by SciPy."""
+    n, p = gradients.shape
+    fisher = gradients.T @ gradients / n
+    inverse = np.linalg.inv(fisher + damping * np.eye(p))
+    score = np.einsum("ni,ij,nj->n", gradients, inverse, gradients)
+    leverage = np.diagonal(gradients @ np.linalg.pinv(gradients))
+    norm = (gradients**2).sum(1)
+    ranks = np.argsort(np.argsort(-score))
+    by_leverage, by_norm = (np.argsort(np.argsort(-one)) for one in (leverage, norm))
+    marked = (by_norm - by_leverage).argmax()
+    return {
+        "lambda": damping,
+        "dimension": np.trace(inverse @ fisher),
+        "with-leverage": spearmanr(score, leverage).statistic,
+        "with-norm": spearmanr(score, norm).statistic,
+        "rank": ranks[marked] + 1,
+        "score": score[marked],
+    }
+
+
+def test_damping_slides_the_ranking_between_its_ends(damping: Any) -> None:
+    gradients = the_chapters_gradients()
+    slider = damping.get_by_role("slider", name="damping")
+    ranks = []
+    for key in ("", "ArrowRight", "Home", "End"):
+        if key:
+            slider.press(key)
+        expected = by_inverse(gradients, value(damping, "#touch-damping .touch-lambda"))
+        found = {key: value(damping, f"#touch-damping .touch-{key}") for key in expected}
+        assert found == pytest.approx(expected, rel=1e-5)
+        assert f"has rank {expected['rank']}" in slider.get_attribute("aria-valuetext")
+        ranks.append(found["rank"])
+    assert value(damping, "#touch-damping .touch-lambda") == 1e3
+    assert ranks[3] > ranks[2] + 5
+    assert found["with-norm"] > 0.999
+
+
+def test_another_example_can_be_marked(damping: Any) -> None:
+    gradients = the_chapters_gradients()
+    leverage = np.diagonal(gradients @ np.linalg.pinv(gradients))
+    first = leverage.argmax()
+    damping.get_by_role("slider", name="marked example").press("Home")
+    lam = value(damping, "#touch-damping .touch-lambda")
+    inverse = np.linalg.inv(gradients.T @ gradients / 60 + lam * np.eye(24))
+    expected = gradients[first] @ inverse @ gradients[first]
+    assert value(damping, "#touch-damping .touch-score") == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", HOMES)
