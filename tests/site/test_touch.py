@@ -19,6 +19,7 @@ pytestmark = pytest.mark.usefixtures("built_site")
 HOMES = {
     "drag": "book/foundations/one-example.html",
     "damping": "book/theory/leverage.html",
+    "trace": "book/method/where.html",
 }
 
 
@@ -175,6 +176,32 @@ def test_another_example_can_be_marked(damping: Any) -> None:
     assert value(damping, "#touch-damping .touch-score") == pytest.approx(expected, rel=1e-5)
 
 
+def test_a_query_shows_what_is_recorded_of_it(chromium: Any) -> None:
+    record = json.loads((ROOT / "book/results/cpu/traces.json").read_text("utf-8"))["shown"]
+    with opened(chromium, address(HOMES["trace"]), viewport=DESKTOP) as view:
+        place = view.locator("#touch-trace")
+        choices = place.get_by_role("radio")
+        assert choices.count() == len(record)
+        seen = []
+        for k, row in enumerate(record):
+            # Arrow keys go from one choice to the next.
+            choices.first.focus() if k == 0 else view.keyboard.press("ArrowDown")
+            assert choices.nth(k).is_checked()
+            values = place.locator(".touch-influence").evaluate_all("all => all.map(e => e.value)")
+            assert [float(one) for one in values] == row["influence"]
+            images = place.locator("li [role=img]")
+            names = images.evaluate_all("all => all.map(e => e.ariaLabel)")
+            assert names == row["classes"]
+            helps, near = set(row["positions"][1:4]), set(row["positions"][7:10])
+            assert value(view, "#touch-trace .touch-near") == len(helps & near)
+            same = row["classes"][:3].count(row["class"])
+            assert value(view, "#touch-trace .touch-same-class") == same
+            assert row["kind"] in place.get_by_role("status").inner_text()
+            seen.append(values)
+        assert len({tuple(values) for values in seen}) == len(record)
+        assert view.complaints == []
+
+
 @pytest.mark.parametrize("name", HOMES)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_picture_fits_a_phone_in_both_themes(chromium: Any, name: str, scheme: str) -> None:
@@ -182,7 +209,7 @@ def test_a_picture_fits_a_phone_in_both_themes(chromium: Any, name: str, scheme:
     with opened(chromium, address(HOMES[name]), **options) as view:
         place = view.locator(f"#touch-{name}")
         place.scroll_into_view_if_needed()
-        assert place.locator("svg, img").first.bounding_box()["width"] <= PHONE["width"]
+        assert place.locator(".touch-picture").bounding_box()["width"] <= PHONE["width"]
         assert place.locator("figcaption").inner_text()
         assert overflow(view) == {"wide": 0, "who": [], "cut": []}
         assert violations(view) == []
