@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -29,7 +28,13 @@ from influence_ssl.curvature import (
     LoGra,
     Relative,
 )
-from influence_ssl.errors import InfluenceOSError, InfluenceTypeError, InfluenceValueError
+from influence_ssl.errors import (
+    InfluenceError,
+    InfluenceOSError,
+    InfluenceTypeError,
+    InfluenceValueError,
+)
+from influence_ssl.errors import described as named
 from influence_ssl.files.writing import replacing
 from influence_ssl.objectives import Invariance, Objective, Supervised
 from influence_ssl.perturbations import GaussianNoise
@@ -134,7 +139,7 @@ def read(folder: Path, device: torch.device) -> tuple[dict[str, Any], Fit]:
         raise InfluenceOSError(
             f"{str(folder)!r} holds no saved fit: {error.strerror or error}."
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InfluenceValueError(f"{str(folder / _WORDS)!r} is damaged; save it again.") from error
     try:
         if words["format"] != _FORMAT:
@@ -165,10 +170,16 @@ def read(folder: Path, device: torch.device) -> tuple[dict[str, Any], Fit]:
             kept=_kept(words["kept"], tensors, form, device),
         )
         return words["settings"], fit
-    except (KeyError, TypeError, AttributeError, SafetensorError) as error:
-        raise InfluenceValueError(
-            f"{str(folder)!r} is no saved fit of this package ({type(error).__name__}: {error})."
-        ) from error
+    except InfluenceError:
+        raise
+    # Words that were changed may break in any way.
+    except Exception as error:
+        raise foreign(folder, error) from error
+
+
+def foreign(folder: Path, error: Exception) -> InfluenceValueError:
+    """The error of a folder whose words are none that :func:`write` writes."""
+    return InfluenceValueError(f"{str(folder)!r} is no saved fit of this package ({named(error)}).")
 
 
 def _block(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from influence_ssl._gradients import Capture
@@ -31,6 +32,9 @@ Columns = dict[str, Tensor]
 
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 _PROBE = "probe.safetensors"
+_CHECKSUM = "crc32"
+# What reading foreign bytes as tensors and JSON raises.
+_DAMAGED = SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OverflowError
 ENCODER = "the encoder or its weights"
 
 
@@ -136,8 +140,8 @@ class Store:
         name = f"{draw}-{start}-{hashlib.sha256(content).hexdigest()[:32]}.safetensors"
         path = self.folder / name
         if path.exists():
-            with suppress(SafetensorError):  # a damaged file is made again
-                found = load_file(path)
+            with suppress(*_DAMAGED):  # a damaged file is made again
+                found, _ = _tensors(path)
                 if needed <= found.keys():
                     return found
         found = make()
@@ -151,21 +155,41 @@ class Store:
 
 
 def _write(path: Path, tensors: Columns, metadata: dict[str, str] | None = None) -> None:
-    content = save({name: x.cpu().contiguous() for name, x in tensors.items()}, metadata)
+    tensors = {name: x.cpu().contiguous() for name, x in tensors.items()}
+    content = save(tensors, {**(metadata or {}), _CHECKSUM: _checksum(tensors)})
     with replacing(path, parents=True) as temporary:
         # Not by safetensors, which does not tell a full disk from any other error.
         temporary.write_bytes(content)
 
 
+def _checksum(tensors: Columns) -> str:
+    """CRC-32 of names, types, shapes and values: faster than a disk, and enough against damage."""
+    found = 0
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        found = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode(), found)
+        found = zlib.crc32(tensor.flatten().view(torch.uint8).numpy().data, found)
+    return f"{found:08x}"
+
+
+def _tensors(path: Path) -> tuple[Columns, dict[str, str]]:
+    """The tensors and words that :func:`_write` wrote; one of :data:`_DAMAGED` for any others."""
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        words = file.metadata() or {}
+    if words.get(_CHECKSUM) != _checksum(tensors):
+        raise ValueError("its content does not fit its checksum")
+    return tensors, words
+
+
 def _read(path: Path) -> tuple[dict[str, str], Probe]:
     try:
-        with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            parts = json.loads(file.metadata()["parts"])
+        tensors, words = _tensors(path)
+        parts = json.loads(words["parts"])
         columns = sorted(name for name in tensors if name.startswith("batch "))
         batch = tuple(tensors[name] for name in columns)
         return parts, Probe(batch, tensors["index"], tensors["gradients"])
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+    except _DAMAGED as error:
         raise InfluenceOSError(
             f"{str(path)!r} is damaged; remove the folder and start again."
         ) from error

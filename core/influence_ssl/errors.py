@@ -2,7 +2,15 @@
 
 
 class InfluenceError(Exception):
-    """Base of every error that this package raises on purpose."""
+    """Base of every error that this package raises on purpose.
+
+    Its text is one line of printable characters, whatever a file's name or content put into it: no
+    line break, no terminal's escape sequence, no mark that turns the direction of writing.
+    """
+
+    def __str__(self) -> str:
+        lines = super().__str__().splitlines()
+        return printable(" ".join(line.strip() for line in lines))
 
 
 class InfluenceValueError(InfluenceError, ValueError):
@@ -17,9 +25,16 @@ class InfluenceOSError(InfluenceError, OSError):
     """A file cannot be read or written."""
 
 
+def printable(text: str) -> str:
+    """The text with every character that is not printable written out, such as ``\\x1b``."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def one_line(error: BaseException) -> str:
-    """An error's message without line breaks and final stop."""
-    return " ".join(str(error).split()).rstrip(".")
+    """An error's message without line breaks, other control characters and final stop."""
+    return printable(" ".join(str(error).split())).rstrip(".")
 
 
 def described(error: BaseException) -> str:

@@ -19,13 +19,13 @@ from tqdm import tqdm
 
 from influence_ssl._checks import prepare
 from influence_ssl._examples import Dataset, Examples, Indices
-from influence_ssl._fit import Fit, made, project, projections, read, write
+from influence_ssl._fit import Fit, foreign, made, project, projections, read, write
 from influence_ssl._gradients import Capture, untouched
 from influence_ssl._kept import HALVES, Embedded, Room
 from influence_ssl._passes import Gradients
 from influence_ssl._store import ENCODER, Probe, Store, fingerprint, origin
 from influence_ssl.curvature import Curvature, LoGra
-from influence_ssl.errors import InfluenceTypeError, InfluenceValueError
+from influence_ssl.errors import InfluenceError, InfluenceTypeError, InfluenceValueError
 from influence_ssl.influence import Influence, products, refuse
 from influence_ssl.objectives import Invariance, Objective
 from influence_ssl.processes import gather, place, together
@@ -325,19 +325,20 @@ class InfluenceScorer:
         """
         place = Capture(encoder, [], Invariance(), 0).device if device is None else device
         words, fit = read(Path(folder), torch.device(place))
-        found = cls(
-            encoder,
-            made(words["objective"], "objective", objective),
-            made(words["curvature"], "curvature", curvature),
-            draws=words["draws"],
-            seed=words["seed"],
-            batch_size=batch_size,
-            device=device,
-            dtype=None if words["dtype"] is None else getattr(torch, words["dtype"]),
-            layers=words["layers"],
-            progress=progress,
-        )
-        if fingerprint(encoder) != fit.origin[ENCODER]:
+        try:
+            settings: dict[str, Any] = {
+                "objective": made(words["objective"], "objective", objective),
+                "curvature": made(words["curvature"], "curvature", curvature),
+                "dtype": None if words["dtype"] is None else getattr(torch, words["dtype"]),
+                **{name: words[name] for name in ("draws", "seed", "layers")},
+            }
+            saved_for = fit.origin[ENCODER]
+        except InfluenceError:
+            raise
+        except Exception as error:
+            raise foreign(Path(folder), error) from error
+        found = cls(encoder, **settings, batch_size=batch_size, device=device, progress=progress)
+        if fingerprint(encoder) != saved_for:
             raise InfluenceValueError(
                 f"{str(folder)!r} holds the fit of an encoder with other modules or weights; give "
                 "that one, or fit again."

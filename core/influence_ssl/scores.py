@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
-from influence_ssl.errors import InfluenceOSError, InfluenceTypeError, InfluenceValueError
+from influence_ssl.errors import (
+    InfluenceOSError,
+    InfluenceTypeError,
+    InfluenceValueError,
+    described,
+)
 from influence_ssl.files.tables import frame, read_csv, read_parquet, save
 
 if TYPE_CHECKING:
@@ -132,7 +137,9 @@ class Scores:
         except OSError as error:
             raise InfluenceOSError(f"{path}: cannot be read: {error.strerror or error}.") from error
         except Exception as error:
-            raise InfluenceValueError(f"{path}: is not a file of scores ({error}).") from error
+            raise InfluenceValueError(
+                f"{path}: is not a file of scores ({described(error)})."
+            ) from error
 
 
 def _write_npz(scores: Scores, path: Path) -> None:

@@ -10,7 +10,7 @@ from jaxtyping import Float64
 
 from influence_ssl.analysis.ranking import Table, read_scores
 from influence_ssl.analysis.reliability import spearman
-from influence_ssl.errors import InfluenceValueError
+from influence_ssl.errors import InfluenceValueError, printable
 
 _RESAMPLES = 1000
 
@@ -67,7 +67,7 @@ def show(found: Comparison, a: Path, b: Path) -> str:
         f"[{found.low:.4f}, {found.high:.4f}] (bootstrap over images)",
         "moved most (percentile of the magnitude, first -> second file):",
     ]
-    lines += [f"  {p:6.1f} -> {q:6.1f}  {name}" for name, p, q in found.moved]
+    lines += [f"  {p:6.1f} -> {q:6.1f}  {printable(name)}" for name, p, q in found.moved]
     return "\n".join(lines)
 
 

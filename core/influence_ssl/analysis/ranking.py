@@ -12,7 +12,7 @@ import numpy as np
 import pandas
 from jaxtyping import Float64, Int64
 
-from influence_ssl.errors import InfluenceOSError, InfluenceValueError
+from influence_ssl.errors import InfluenceOSError, InfluenceValueError, described
 from influence_ssl.files.sources import PATH_COLUMNS, separator
 from influence_ssl.files.tables import read_csv, read_parquet
 from influence_ssl.scores import Scores
@@ -85,13 +85,15 @@ def read_rows(path: Path) -> Table:
     if "score" in frame or not provenance.get("checked"):
         return read_scores(path)
     nothing = np.full(len(frame), np.nan)
-    scores = Scores(
-        np.zeros(len(frame)),
-        nothing,
-        frame["index"].to_numpy().astype(np.int64),
-        frame["name"].tolist(),
-        provenance,
-    )
+    try:
+        index = frame["index"].to_numpy().astype(np.int64)
+        names = frame["name"].astype(str).tolist()
+    except (KeyError, TypeError, ValueError) as error:
+        raise InfluenceValueError(
+            f"{str(path)!r} is not what influence-ssl check wrote ({described(error)}); check "
+            "again."
+        ) from error
+    scores = Scores(np.zeros(len(frame)), nothing, index, names, provenance)
     return replace(_table(path, scores, frame), scored=False)
 
 

@@ -23,7 +23,7 @@ from influence_ssl.analysis.ranking import read_labels
 from influence_ssl.command import settings
 from influence_ssl.command.summary import size
 from influence_ssl.encoders.loading import Loaded, load_encoder
-from influence_ssl.errors import InfluenceValueError, described
+from influence_ssl.errors import InfluenceValueError, described, printable
 from influence_ssl.files.sources import counted, refuse_overwriting
 from influence_ssl.files.tables import frame, save
 from influence_ssl.files.writing import replacing
@@ -172,7 +172,7 @@ def _summarise(
     if images.ignored:
         print(f"left out by their names: {counted(images.ignored)}")
     for name, reason in images.skipped[:_LISTED]:
-        print(f"skipped: {name}: {reason}")
+        print(f"skipped: {printable(name)}: {reason}")
     if len(images.skipped) > _LISTED:
         print(f"skipped: {len(images.skipped) - _LISTED} more, all listed in the provenance")
     groups = provenance["duplicate groups"]
@@ -192,7 +192,7 @@ def _summarise(
         order = np.argsort(-columns["mahalanobis"], kind="stable")[:_LISTED]
         print("far from the others (Mahalanobis distance of the representation):")
         for row in order:
-            print(f"  {columns['mahalanobis'][row]:8.3f}  {images.names[row]}")
+            print(f"  {columns['mahalanobis'][row]:8.3f}  {printable(images.names[row])}")
     flagged = Counter(flag for text in columns["flags"] for flag in text.split("; ") if flag)
     shown = ", ".join(f"{number} {flag}" for flag, number in flagged.most_common())
     print(f"flags: {shown or 'none'}")

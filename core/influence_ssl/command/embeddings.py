@@ -12,12 +12,16 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
 
 from influence_ssl.analysis.trace import Seen
-from influence_ssl.errors import InfluenceOSError, InfluenceValueError
+from influence_ssl.errors import (
+    InfluenceError,
+    InfluenceOSError,
+    InfluenceValueError,
+    described,
+)
 from influence_ssl.files.images import ImageFiles
 from influence_ssl.files.writing import replacing_folder
 from influence_ssl.objectives import Objective
@@ -133,10 +137,11 @@ def read(folder: Path) -> Embeddings:
         )  # fmt: skip
     except OSError as error:
         raise InfluenceOSError(f"{again} ({error.strerror or error}).") from error
-    except (KeyError, TypeError, SafetensorError) as error:
-        raise InfluenceValueError(f"{again} ({type(error).__name__}).") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InfluenceValueError(f"{again} ({error}).") from error
+    except InfluenceError:
+        raise
+    # Words that were changed may break in any way.
+    except Exception as error:
+        raise InfluenceValueError(f"{again} ({described(error)}).") from error
 
 
 def _sha256(content: bytes) -> str:

@@ -13,7 +13,7 @@ import torch
 
 from influence_ssl.command import check, compare, report, score, select, trace
 from influence_ssl.command.options import layout, partial_folder
-from influence_ssl.errors import InfluenceError, described
+from influence_ssl.errors import InfluenceError, described, printable
 
 _THREE = (
     "score --data photos --encoder mine.py:encoder --out scores.parquet",
@@ -72,7 +72,7 @@ def _message(error: Exception, options: argparse.Namespace) -> str:
     if any(_disk_is_full(part) for part in _causes(error)):
         return f"no space left on the disk; free some, and note: {_kept(options)}."
     if isinstance(error, InfluenceError | ImportError):
-        return " ".join(str(error).split())
+        return printable(" ".join(str(error).split()))
     return f"{described(error)}; --traceback shows where."
 
 

@@ -8,6 +8,7 @@ from datetime import timedelta
 
 from influence_ssl.analysis.duplicates import Group
 from influence_ssl.command.options import partial_folder
+from influence_ssl.errors import printable
 from influence_ssl.files.images import ImageFiles
 from influence_ssl.files.sources import counted
 from influence_ssl.scores import Scores
@@ -32,7 +33,7 @@ def summarise(
     if "weights part" in found:
         print(f"weights: those that begin with {found['weights part']!r} in the checkpoint")
     if "weights left" in found:
-        print(f"heads left in the checkpoint: {', '.join(found['weights left'])}")
+        print(f"heads left in the checkpoint: {printable(', '.join(found['weights left']))}")
     if images.converted:
         print(f"converted to RGB of 8 bits: {counted(images.converted)}")
     if images.ignored:
@@ -40,7 +41,7 @@ def summarise(
     if images.skipped:
         print(f"{len(images.skipped)} skipped, as they cannot be read:")
         for name, reason in images.skipped[:_LISTED]:
-            print(f"  {name}: {reason}")
+            print(f"  {printable(name)}: {reason}")
         if len(images.skipped) > _LISTED:
             print(f"  and {len(images.skipped) - _LISTED} more, all listed in the provenance")
     hidden = [name for name in found["left out"] if not name.endswith("bias")]
@@ -49,7 +50,7 @@ def summarise(
     shown = min(3, len(scores) // 2)
     for which in ("highest", "lowest"):
         for row in scores.order(which)[:shown]:
-            print(f"  {which:7}  {scores.values[row]:12.6g}  {images.names[row]}")
+            print(f"  {which:7}  {scores.values[row]:12.6g}  {printable(images.names[row])}")
     inside = sum(len(group.members) for group in groups)
     print(f"likely duplicates: {inside} images in {len(groups)} groups")
     if found["reliability"] is None:

@@ -21,7 +21,12 @@ from influence_ssl.command.options import TOP
 from influence_ssl.command.scoring import with_names
 from influence_ssl.command.summary import size
 from influence_ssl.encoders.loading import Loaded, import_function, load_encoder
-from influence_ssl.errors import InfluenceError, InfluenceOSError, InfluenceValueError
+from influence_ssl.errors import (
+    InfluenceError,
+    InfluenceOSError,
+    InfluenceValueError,
+    printable,
+)
 from influence_ssl.files.images import ImageFiles
 from influence_ssl.files.sources import refuse_overwriting
 from influence_ssl.files.writing import replacing
@@ -167,16 +172,17 @@ def _summarise(
     if queries.skipped:
         print(f"{_queries(len(queries.skipped))} skipped, as they cannot be read:")
         for name, reason in queries.skipped[:20]:
-            print(f"  {name}: {reason}")
+            print(f"  {printable(name)}: {reason}")
     for one in found.found[:3]:
         for which in ("helps", "hurts"):
             for entry in one.lists[which][:1]:
-                name = found.names[entry.position]
-                print(f"  {one.query}: {name} {which} most, {entry.influence:.6g}")
+                name = printable(found.names[entry.position])
+                print(f"  {printable(one.query)}: {name} {which} most, {entry.influence:.6g}")
     same = [one.query for one in found.found if one.same]
     if same:
         print(
-            f"among the images themselves, pixel by pixel: {_queries(len(same))}, {same[0]} first"
+            f"among the images themselves, pixel by pixel: {_queries(len(same))}, "
+            f"{printable(same[0])} first"
         )
     known = [one.reliability for one in found.found if one.reliability is not None]
     if known:

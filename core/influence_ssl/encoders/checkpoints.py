@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import pickletools
 import re
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
 
 from influence_ssl.errors import InfluenceOSError, InfluenceValueError
 
+# What torch.save wrote before it wrote zips: so many pickles, then the numbers.
+_PICKLES = 5
+_LONGEST = 1000
 _GIVE = "give a .safetensors file or what torch.save(encoder.state_dict(), FILE) wrote."
 
 
@@ -77,6 +82,7 @@ def _read(path: Path) -> Any:
             return load_file(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            _refuse_long_names(path)
             return torch.load(path, map_location="cpu", weights_only=True)
     except ImportError as error:
         raise InfluenceValueError(
@@ -97,6 +103,32 @@ def _read(path: Path) -> Any:
             what = "is a TorchScript archive, which holds code"
             give = "save the state_dict() of what torch.jit.load(FILE) returns."
         raise InfluenceValueError(f"--weights {str(path)!r} {what}; {give}") from error
+
+
+def _refuse_long_names(path: Path) -> None:
+    """Raise where a pickle names an object at length, for which PyTorch's message takes time that
+    grows with the square of the name: hours for a megabyte."""
+    with path.open("rb") as file:
+        if not zipfile.is_zipfile(file):
+            file.seek(0)
+            for _ in range(_PICKLES):
+                _check_names(file)
+            return
+        with zipfile.ZipFile(file) as archive:
+            for name in archive.namelist():
+                if name.endswith("data.pkl"):
+                    _check_names(archive.open(name))
+
+
+def _check_names(file: IO[bytes]) -> None:
+    try:
+        for code, argument, _ in pickletools.genops(file):
+            if code.name in ("GLOBAL", "INST") and len(argument) > _LONGEST:
+                raise ValueError("a name of an object is too long")
+    except ValueError as error:
+        # A file that ends early has been seen to its end; torch.load says what is wrong with it.
+        if "exhausted" not in str(error):
+            raise
 
 
 def _named(content: object, prefix: str) -> Iterator[tuple[str, object]]:

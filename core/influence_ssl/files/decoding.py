@@ -183,8 +183,11 @@ def _without_text(data: bytes) -> bytes:
     kept, place = [_PNG], len(_PNG)
     while place < len(data):
         end = place + 12 + int.from_bytes(data[place : place + 4], "big")
-        if data[place + 4 : place + 8] not in _TEXT:
+        kind = data[place + 4 : place + 8]
+        if kind not in _TEXT:
             kept.append(data[place:end])
+        if kind == b"IEND":  # what follows is no part of the image, however long it is
+            break
         place = end
     return b"".join(kept)
 

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from influence_ssl.errors import InfluenceOSError, InfluenceValueError, one_line
+from influence_ssl.errors import InfluenceOSError, InfluenceValueError, one_line, printable
 
 EXTENSIONS = frozenset(
     {".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"}
@@ -92,8 +92,6 @@ def open_source(source: Path) -> Found:
         raise InfluenceOSError(
             f"cannot read {str(error.filename or source)!r}: {error.strerror or error}."
         ) from error
-    except zipfile.BadZipFile as error:
-        raise InfluenceOSError(f"{str(source)!r} is a damaged zip: {one_line(error)}.") from error
     raise InfluenceValueError(
         f"{str(source)!r} is neither a folder, nor a zip, nor a .csv or .tsv of paths, nor an "
         "image; give the folder that holds the images."
@@ -103,7 +101,7 @@ def open_source(source: Path) -> Found:
 def counted(ignored: Ignored) -> str:
     """Files that were not read, such as "3 .heic, 1 .dng"."""
     kinds = sorted(ignored, key=lambda kind: (-ignored[kind], kind))
-    shown = [f"{ignored[kind]} {kind}" for kind in kinds[:_LISTED]]
+    shown = [f"{ignored[kind]} {printable(kind)}" for kind in kinds[:_LISTED]]
     if len(kinds) > _LISTED:
         rest = sum(ignored[kind] for kind in kinds[_LISTED:])
         shown.append(f"{rest} of {len(kinds) - _LISTED} more kinds")
@@ -167,8 +165,14 @@ def _identity(path: str | Path) -> tuple[int, int]:
 
 
 def _list_zip(source: Path) -> tuple[Zip, list[str], Ignored]:
-    with zipfile.ZipFile(source) as archive:
-        members = [member for member in archive.infolist() if not member.is_dir()]
+    try:
+        with zipfile.ZipFile(source) as archive:
+            members = [member for member in archive.infolist() if not member.is_dir()]
+    except OSError:
+        raise
+    # A table of contents of foreign bytes may break in any way.
+    except Exception as error:
+        raise InfluenceOSError(f"{str(source)!r} is a damaged zip: {one_line(error)}.") from error
     for member in members:
         parts = member.filename.replace("\\", "/").split("/")
         if ".." in parts or not parts[0] or parts[0].endswith(":"):

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
+from influence_ssl.errors import printable
+
+# Controls, formats such as marks of direction, halves of characters.
+_ODD = ("Cc", "Cf", "Cs")
 _FOLDER = Path(__file__).parent
 
 
@@ -21,6 +26,7 @@ def render(template: str, **values: Any) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
+    environment.finalize = _shown
     environment.filters["fixed"] = _fixed
     environment.filters["short"] = _short
     return environment.get_template(template).render(style=code("report.css"), **values)
@@ -29,6 +35,16 @@ def render(template: str, **values: Any) -> str:
 def code(name: str) -> Markup:
     """A file of this package that goes into a page as it is."""
     return Markup((_FOLDER / name).read_text("utf-8"))
+
+
+def _shown(value: Any) -> Any:
+    """A text with control characters and marks that turn the direction of writing written out,
+    which could make a name look like another, or a sentence say something else."""
+    if not isinstance(value, str) or isinstance(value, Markup) or value.isprintable():
+        return value
+    return "".join(
+        printable(c) if unicodedata.category(c) in _ODD and c not in "\n\t" else c for c in value
+    )
 
 
 def _short(value: float | None) -> str:
