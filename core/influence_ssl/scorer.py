@@ -222,8 +222,8 @@ class InfluenceScorer:
         :math:`-\sum_d\varphi_{qd}\cdot\sum_d\varphi_{id}` over the number of draws. For two images
         with noise of their own it has the same expectation and less variance: with a single encoder
         it predicted better what retraining did to the alignment of other images
-        (``influence-lab reproduce datamodels``). Its diagonal is not the self-score. Without an earlier :meth:`fit`, the
-        curvature is fitted on ``images`` for this call. Raises :class:`InfluenceTypeError` for a
+        (``influence-lab reproduce datamodels``). Its diagonal is not the self-score. Without an
+        earlier :meth:`fit`, the curvature is fitted on ``images`` for this call. Raises :class:`InfluenceTypeError` for a
         curvature without φ: one of one's own that gives forms alone, or an indefinite Hessian.
         """
         fit = getattr(self, "fit_", None)

@@ -123,7 +123,7 @@ def _refuse_long_names(path: Path) -> None:
 def _check_names(file: IO[bytes]) -> None:
     try:
         for code, argument, _ in pickletools.genops(file):
-            if code.name in ("GLOBAL", "INST") and len(argument) > _LONGEST:
+            if code.name in ("GLOBAL", "INST") and len(str(argument)) > _LONGEST:
                 raise ValueError("a name of an object is too long")
     except ValueError as error:
         # A file that ends early has been seen to its end; torch.load says what is wrong with it.
