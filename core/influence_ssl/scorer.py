@@ -223,8 +223,9 @@ class InfluenceScorer:
         with noise of their own it has the same expectation and less variance: with a single encoder
         it predicted better what retraining did to the alignment of other images
         (``influence-lab reproduce datamodels``). Its diagonal is not the self-score. Without an
-        earlier :meth:`fit`, the curvature is fitted on ``images`` for this call. Raises :class:`InfluenceTypeError` for a
-        curvature without φ: one of one's own that gives forms alone, or an indefinite Hessian.
+        earlier :meth:`fit`, the curvature is fitted on ``images`` for this call. Raises
+        :class:`InfluenceTypeError` for a curvature without φ: one of one's own that gives forms
+        alone, or an indefinite Hessian.
         """
         fit = getattr(self, "fit_", None)
         with self._gradients(images, index, "embed", fit) as gradients:
