@@ -151,9 +151,18 @@ def _write_npz(scores: Scores, path: Path) -> None:
     np.savez_compressed(path, provenance=np.array(json.dumps(scores.provenance)), **columns)
 
 
+# The kind of numbers and the axes of each array of an .npz.
+_FORMS = {name: ("f", 1) for name in ("values", "standard_error", "loss", "gradient_norm")}
+_FORMS |= {"per_draw": ("f", 2), "representations": ("f", 2), "index": ("i", 1), "names": ("U", 1)}
+
+
 def _read_npz(path: Path) -> Scores:
     with np.load(path, allow_pickle=False) as file:
         columns = {name: file[name] for name in file.files}
+    for name, column in columns.items():
+        kind, axes = _FORMS.get(name, (column.dtype.kind, column.ndim))
+        if (column.dtype.kind, column.ndim) != (kind, axes):
+            raise ValueError(f"{name} is of type {column.dtype} with {column.ndim} axes")
     names = columns.pop("names", None)
     provenance = json.loads(str(columns.pop("provenance")))
     return Scores(names=None if names is None else names.tolist(), provenance=provenance, **columns)

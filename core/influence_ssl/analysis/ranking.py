@@ -88,7 +88,7 @@ def read_rows(path: Path) -> Table:
     try:
         index = frame["index"].to_numpy().astype(np.int64)
         names = frame["name"].astype(str).tolist()
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InfluenceValueError(
             f"{str(path)!r} is not what influence-ssl check wrote ({described(error)}); check "
             "again."
