@@ -152,7 +152,7 @@ def _write_npz(scores: Scores, path: Path) -> None:
 
 
 # The kind of numbers and the axes of each array of an .npz.
-_FORMS = {name: ("f", 1) for name in ("values", "standard_error", "loss", "gradient_norm")}
+_FORMS = dict.fromkeys(("values", "standard_error", "loss", "gradient_norm"), ("f", 1))
 _FORMS |= {"per_draw": ("f", 2), "representations": ("f", 2), "index": ("i", 1), "names": ("U", 1)}
 
 
