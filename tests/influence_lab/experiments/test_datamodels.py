@@ -128,7 +128,7 @@ def test_nt_xent_is_the_cross_entropy_of_the_pair_among_the_bank():
         others = torch.cat([encoder(two), bank[[j for j in range(5) if j != i]]])
         logits = torch.cosine_similarity(encoder(one), others)[None] / 0.5
         expected = torch.nn.functional.cross_entropy(logits, torch.tensor([0]))
-        assert float(found[row]) == pytest.approx(float(expected))
+        assert found[row].item() == pytest.approx(expected.item())
     alone = NTXentOfViews(recipe, bank)(encoder, (images[4:],), index[2:], 1, 7)
     torch.testing.assert_close(alone, found[2:])
 
