@@ -1,4 +1,4 @@
-"""The checks before a commit are those of ``make lint``, by the same programs."""
+"""Checks before a commit are those of ``make lint``; workflows may do what they must, no more."""
 
 from __future__ import annotations
 
@@ -74,3 +74,36 @@ def test_the_quickest_tests_that_fit_are_run(
     noted = json.loads(durations.read_text())
     assert {name.split("::")[1] for name in noted} >= {"test_a", "test_b", "test_c", "test_d"}
     assert "test_new" not in chosen or noted["test_one.py::test_new"]["call"] < 1
+
+
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_a_workflow_runs_pinned_actions_and_may_only_read(path: Path) -> None:
+    flow = yaml.safe_load(path.read_text())
+    assert flow["permissions"] == {"contents": "read"}
+    for name, job in flow["jobs"].items():
+        # Only what publishes may do more, and it runs none of our code.
+        assert name == "publish" or "permissions" not in job
+        if name == "publish":
+            assert all("run" not in step for step in job["steps"])
+        for step in job["steps"]:
+            if "uses" in step:
+                assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", step["uses"])
+
+
+def test_a_release_is_tried_on_every_python_that_the_package_names() -> None:
+    flow = yaml.safe_load((ROOT / ".github" / "workflows" / "release.yml").read_text())
+    named = re.findall(
+        r'"Programming Language :: Python :: (3\.\d+)"', (ROOT / "pyproject.toml").read_text()
+    )
+    assert flow["jobs"]["try"]["strategy"]["matrix"]["python"] == named
+
+
+def test_a_tag_of_another_version_is_refused_before_anything_is_built() -> None:
+    done = subprocess.run(
+        [ROOT / ".ci" / "release", "v9.9.9"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert re.fullmatch(r"The tag v9\.9\.9 does not name the version .*\n", done.stderr)

@@ -1,8 +1,9 @@
-"""The wheel holds what it needs, and the library runs where no extra is installed."""
+"""A release holds what it needs and no more, and the library runs where no extra is installed."""
 
 import os
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -62,36 +63,59 @@ def test_the_library_needs_no_extra(tmp_path: Path) -> None:
     run(SCORE, str(tmp_path / "scores.npz"), cwd=tmp_path)
 
 
-def tracked() -> list[str]:
+def tracked() -> set[str]:
     found = subprocess.run(
-        ["git", "ls-files", "core", "pyproject.toml", "README.md", "LICENSE", "LICENSE-TEXT"],
-        cwd=ROOT, check=True, capture_output=True, text=True,
-    )  # fmt: skip
-    return found.stdout.split()
+        ["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout.split()
+    return set(found)
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy, so that nothing is left in the working tree."""
-    folder = tmp_path_factory.mktemp("wheel")
+def release(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The sdist of a copy of the tree, and the wheel of that sdist, as ``.ci/release`` builds."""
+    folder = tmp_path_factory.mktemp("release")
     for name in tracked():
-        copy = folder / "source" / name
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_bytes((ROOT / name).read_bytes())
+        if not name.startswith(("book/", "requirements.lock")):
+            copy = folder / "source" / name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes((ROOT / name).read_bytes())
+    build = "import sys, setuptools.build_meta as build; build.build_sdist(sys.argv[1])"
+    subprocess.run(
+        [sys.executable, "-c", build, folder],
+        cwd=folder / "source", check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    (sdist,) = folder.glob("*.tar.gz")
     subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation",
-         "-w", str(folder), str(folder / "source")],
+         "-w", folder, sdist],
         check=True,
     )  # fmt: skip
-    (found,) = folder.glob("*.whl")
-    return found
+    (wheel,) = folder.glob("*.whl")
+    return {"sdist": sdist, "wheel": wheel}
 
 
-def test_the_wheel_holds_every_file_and_the_licences(wheel: Path) -> None:
+@pytest.fixture(scope="module")
+def wheel(release: dict[str, Path]) -> Path:
+    return release["wheel"]
+
+
+def test_the_wheel_holds_the_packages_and_the_licences_and_no_more(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    expected = {name.removeprefix("core/") for name in tracked() if name.startswith("core/")}
-    assert expected <= names
-    assert any(name.endswith("LICENSE-TEXT") for name in names)
+    about = {name for name in names if ".dist-info/" in name}
+    assert {name.rpartition("/")[2] for name in about} >= {"LICENSE", "LICENSE-TEXT", "METADATA"}
+    packages = {name.removeprefix("core/") for name in tracked() if name.startswith("core/")}
+    assert names - about == packages
+
+
+def test_the_sdist_holds_the_packages_and_what_builds_them_and_no_more(
+    release: dict[str, Path],
+) -> None:
+    with tarfile.open(release["sdist"]) as archive:
+        files = [member.name for member in archive.getmembers() if member.isfile()]
+    names = {name.partition("/")[2] for name in files if ".egg-info/" not in name}
+    packages = {name for name in tracked() if name.startswith("core/")}
+    about = {"LICENSE", "LICENSE-TEXT", "MANIFEST.in", "README.md", "pyproject.toml"}
+    assert names == packages | about | {"PKG-INFO", "setup.cfg"}
 
 
 def test_the_command_s_help_and_its_encoder_run_from_the_wheel_alone(
