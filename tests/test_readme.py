@@ -59,3 +59,15 @@ def test_the_readme_counts_the_trainings_that_are_recorded():
     for regime in record["predictors"].values():
         row = regime["alignment loss"]
         assert row["kNN distance"]["1"][0] > row["noise score, LoGra"]["1"][0]
+
+
+def test_the_finding_is_what_is_recorded():
+    text = " ".join(README.read_text().split())
+    low, high = re.search(r"rank correlation ([\d.]+) to ([\d.]+) on CIFAR-10", text).groups()
+    _, record = results.largest_record("stability")
+    found = [method["score against"]["loss"][0] for method in record["methods"].values()]
+    assert (low, high) == (f"{min(found):.2f}", f"{max(found):.2f}")
+
+
+def test_it_is_short():
+    assert len(README.read_text().splitlines()) < 120

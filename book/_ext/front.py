@@ -2,7 +2,8 @@
 
 ``{front-images}`` shows the images of highest and of lowest score with their scores, from the
 records of Figure 5. ``{how-to-cite}`` is ``CITATION.cff`` as BibTeX, with the version. The head of
-every page gets a description, its first paragraph, and a card for those who share a link to it.
+every page gets a description, its first paragraph, and a card for those who share a link to it. The
+card is also the README's picture; ``python book/_ext/front.py`` draws it again from the records.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from sphinx.application import Sphinx
 
 SHOWN = 6
-CARD = "card.png"
+CARD = Path(__file__).parents[1] / "_static" / "card.jpg"
 _METHOD, _SEED = "simclr", 0
 _WORDS = 40  # of a description
 _ROWS = (("highest", "Highest influence"), ("lowest", "Lowest influence"))
@@ -181,7 +182,7 @@ def _head(app: Sphinx, pagename: str, template: str, context: dict[str, Any], do
         "og:type": "article",
         "og:title": title,
         "og:description": about,
-        "og:image": f"{base}_static/{CARD}",
+        "og:image": f"{base}_static/{CARD.name}",
     }
     lines = [f'<meta property="{name}" content="{text}"/>' for name, text in tags.items()]
     lines.append('<meta name="twitter:card" content="summary_large_image"/>')
@@ -190,7 +191,7 @@ def _head(app: Sphinx, pagename: str, template: str, context: dict[str, Any], do
 
 
 def card(title: str) -> Image.Image:
-    """The picture of a shared link: the images of the first page under the book's title."""
+    """The images of the first page, under the book's title."""
     pictures, scores, _ = _recorded()
     picture = Image.new("RGB", _CARD_SIZE, "white")
     draw = ImageDraw.Draw(picture)
@@ -200,7 +201,7 @@ def card(title: str) -> Image.Image:
     for number, (end, words) in enumerate(_ROWS):
         top = 130 + number * (side + 75)
         low, high = (_number(value) for value in between[end])
-        draw.text((60, top), f"{words}: scores of {low} to {high}", "#1a1a1a", small)
+        draw.text((60, top), f"{words}: −I from {low} to {high}", "#1a1a1a", small)
         for place in range(SHOWN):
             one = Image.fromarray(pictures[number * galleries.TOP + place])
             one = one.resize((side, side), Image.Resampling.BICUBIC)
@@ -208,16 +209,20 @@ def card(title: str) -> Image.Image:
     return picture
 
 
-def _write_card(app: Sphinx, exception: Exception | None) -> None:
-    if exception is None and app.builder.format == "html":
-        card(app.config.html_title).save(Path(app.outdir) / "_static" / CARD, optimize=True)
+def title(root: Path) -> str:
+    """The book's."""
+    found: str = yaml.safe_load((root / "_config.yml").read_text("utf-8"))["title"]
+    return found
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
-    """Register the directives, the head's tags and the card."""
+    """Register the directives and the head's tags."""
     app.add_directive("front-images", FrontImages)
     app.add_directive("how-to-cite", HowToCite)
     app.add_directive("version-line", Version)
     app.connect("html-page-context", _head)
-    app.connect("build-finished", _write_card)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
+
+
+if __name__ == "__main__":
+    card(title(Path(__file__).parents[2])).save(CARD, quality=88)

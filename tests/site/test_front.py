@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import tomllib
 from typing import Any
 
@@ -13,6 +14,7 @@ from pybtex.database import parse_string
 
 from pages import PAGES, ROOT, SITE
 
+sys.path.insert(0, str(ROOT / "book" / "_ext"))
 pytestmark = pytest.mark.usefixtures("built_site")
 CFF = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
 FIRST = SITE / "book" / "intro.html"
@@ -73,3 +75,16 @@ def test_head_says_what_the_page_is(page: str) -> None:
     assert len(named["description"]) > 20
     assert named["og:description"] == named["description"]
     assert ((SITE / page).parent / named["og:image"]).is_file()
+
+
+def test_the_card_shows_the_recorded_images_and_scores() -> None:
+    import numpy as np
+    from PIL import Image
+
+    import front
+
+    tracked = np.asarray(Image.open(front.CARD), dtype=float)
+    drawn = np.asarray(front.card(front.title(ROOT)), dtype=float)
+    # Compression moves no region of 10 by 10 pixels by more than 9 on average; another digit, 119.
+    blocks = np.abs(tracked - drawn)[:630, :1200].reshape(63, 10, 120, 10, 3).mean((1, 3, 4))
+    assert blocks.max() < 40
