@@ -1,4 +1,4 @@
-"""The gradients of one data set, draw by draw and batch by batch: what a curvature sees."""
+"""The gradients of one data set, draw by draw and batch by batch, for the curvature."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from influence_ssl.processes import place, total
 
 
 class Gradients:
-    """The draws·N gradients of ``examples``, in batches of ``step`` images at most.
+    """The draws·N gradients of ``examples``, in batches of at most ``step`` images.
 
-    Each iteration is a pass over the images; after :meth:`keep` the first one serves the later.
-    ``capture`` takes them; ``exact`` is the one that the encoder was checked with, in float64 where
-    the encoder allows.
+    Each iteration is a pass over the images; after :meth:`keep`, later iterations reuse the first.
+    ``capture`` computes the gradients. ``exact`` is the capture with which the encoder was checked,
+    in float64 if the encoder allows it.
     """
 
     def __init__(
@@ -44,31 +44,31 @@ class Gradients:
         self.store = store
         self.stage = stage
         self.layers: list[Layer] = capture.layers
-        # Apple's GPU has no float64, in which covariances are summed and solved.
+        # Covariances are summed and solved in float64, which Apple's GPU lacks.
         self.device = torch.device("cpu") if capture.device.type == "mps" else capture.device
         self.n = draws * examples.n
         self.index = examples.index
         self._width = sum(layer.size for layer in self.layers) * capture.working.itemsize
-        # Unprojected gradients are large: then fewer examples at a time, which no value notices.
+        # Unprojected gradients are large, so fewer are taken at a time; no value depends on that.
         (rank, count), n, most = place(), examples.n, int(CHUNK_BYTES // self._width)
         if n < count:
-            raise InfluenceValueError(f"{count} processes have {n} images; start at most {n}.")
+            raise InfluenceValueError(f"{count} processes share {n} images; start at most {n}.")
         step = max(1, min(step, most, n // count))
         rows = [range(start, min(start + step, n)) for start in range(0, n, step)]
         own = rows[len(rows) * rank // count : len(rows) * (rank + 1) // count]
         self._batches = [(draw, part) for draw in range(draws) for part in own]
-        self._chunk = max(1, min(CHUNK, most) // step)  # batches at a time to the curvature
+        self._chunk = max(1, min(CHUNK, most) // step)  # batches per call of the curvature
         self._kept: list[Tensor] | None = None
         self._seen: dict[int, Columns] = {}  # by batch: what a pass computes besides gradients
-        self.representations = False  # whether they are among it
+        self.representations = False  # whether a pass also computes them
 
     @property
     def own(self) -> int:
-        """How many of the images this process takes."""
+        """The number of images that this process handles."""
         return sum(len(rows) for draw, rows in self._batches if draw == 0)
 
     def keep(self) -> None:
-        """Keep the gradients of the next pass for later ones, where the memory holds them."""
+        """Keep the gradients of the next pass for later ones if they fit into memory."""
         size = sum(len(rows) for _, rows in self._batches) * self._width
         if size < free_memory(self.device) / 3:
             self._kept = []
@@ -94,13 +94,13 @@ class Gradients:
                 if self._kept is not None:
                     self._kept.append(chunk)
                 yield chunk
-        # Asked once, at the end of a pass: an answer within it would wait for the device.
+        # Checked once, at the end of a pass, because each check waits for the device.
         bad = torch.cat(finite).logical_not().nonzero()[:, 0].tolist()
         if bad:
             numbers = [i for _, rows in self._batches for i in rows]
             raise InfluenceValueError(
                 f"the gradient of image {int(self.index[numbers[bad[0]]])} is not finite; check "
-                "this image and the encoder's weights, or give another dtype."
+                "this image and the encoder's weights, or use another dtype."
             )
 
     def losses(self) -> Tensor:
@@ -132,7 +132,7 @@ class Gradients:
 
     @torch.no_grad()
     def _encoded(self, x: Tensor, observed: _Observed) -> Tensor:
-        """f(x) in float32: what the objective computed, or a pass of its own where it had none."""
+        """f(x) in float32, as the objective computed it or else from a separate pass."""
         if observed.z is not None:
             return observed.z.float()
         return self.capture.encode(x.to(self.device), len(x)).float()
@@ -160,9 +160,9 @@ class Gradients:
 
 
 class _Observed:
-    """An objective that keeps its losses (B,), and f(x) (B, D) where it encodes x itself first.
+    """An objective that keeps its losses (B,), and f(x) (B, D) if it encodes x itself first.
 
-    To find out whether it does is to wait for the device, so ``look`` says whether anyone asks.
+    That check waits for the device, so it is made only if ``look`` is set.
     """
 
     def __init__(self, inner: Objective, look: bool) -> None:

@@ -36,30 +36,30 @@ _BATCH, _LEAST = 256, 8  # images of 3 x 64 x 64, and at least so many of any si
 
 
 class InfluenceScorer:
-    r"""Self-influence of each image on an encoder's own representation of it.
+    r"""The influence of each image on the encoder's own representation of that image.
 
     .. math:: I_i = -g_i^\top (H + \lambda I)^{-1} g_i,\qquad g_i = \nabla_\theta L_i
 
-    with L_i the ``objective``'s loss of example i, θ the weights of the ``Conv2d`` and ``Linear``
-    modules that the forward pass calls (or of those named by ``layers``), and (H + λI)⁻¹ the
-    ``curvature``. With several ``draws`` of the perturbation H is fitted on all of them, and the
-    score is the mean of the per-draw scores. Cost: one forward and one backward pass a draw, the
-    backward pass without weight gradients. Source: the paper's Equation 6.
+    where L_i is the loss that ``objective`` assigns to example i, θ the weights of all ``Conv2d``
+    and ``Linear`` modules that the forward pass calls (or of those that ``layers`` selects), and
+    (H + λI)⁻¹ comes from ``curvature``. With several ``draws`` of the perturbation, H is fitted on
+    all of them and the score is the mean over draws. Each draw costs one forward and one backward
+    pass; no weight gradients are formed. Source: the paper's Equation 6.
 
-    Where ``torch.distributed`` is initialised, each process takes its part of the examples and all
-    of them return all the scores.
+    If ``torch.distributed`` is initialised, each process handles its share of the examples and
+    every process returns all scores.
 
-    - encoder: maps (B, ...) to (B, D). It runs in eval mode and is left as it was found.
-    - objective: :class:`Invariance` by default, or :class:`Supervised`, or any such callable.
+    - encoder: maps (B, ...) to (B, D). It runs in eval mode, and its state is restored afterwards.
+    - objective: :class:`Invariance` by default, :class:`Supervised`, or a similar callable.
     - curvature: :class:`LoGra` by default, ``EmpiricalFisher``, ``ExactHessian`` or ``Identity``.
-    - draws, seed: example i's randomness depends on (seed, i, draw) alone.
-    - batch_size: for speed and memory only; values do not depend on it. ``None``: 256 images, fewer
-      of those larger than 3 x 64 x 64, so that a batch takes about the same memory.
-    - device, dtype: where and in what the encoder runs, on a copy where they differ from its own.
-    - layers: names of the modules whose weights make θ, or, all with a leading ``-``, of those to
-      leave out with what is below them; ``None`` for all that are called.
-    - store: a folder that keeps the projected gradients, so that a stopped run goes on where it
-      stopped. It belongs to one encoder and one set of settings, and refuses any other.
+    - draws, seed: the randomness of example i depends only on (seed, i, draw).
+    - batch_size: affects speed and memory, never the values. ``None`` means 256 images, or fewer if
+      they are larger than 3 x 64 x 64, so that each batch takes about the same memory.
+    - device, dtype: where and in which precision the encoder runs; a copy is made if necessary.
+    - layers: names of the modules whose weights form θ. If every name starts with ``-``, these
+      modules and all modules inside them are left out instead. ``None``: all modules called.
+    - store: a folder for the projected gradients, so that an interrupted run can be resumed. It
+      belongs to one encoder and one set of settings and rejects all others.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class InfluenceScorer:
         parts = ("objective", "__call__", "Invariance()"), ("curvature", "fit", "LoGra()")
         for name, method, example in parts:
             if isinstance(part := getattr(self, name), type) or not hasattr(part, method):
-                raise InfluenceTypeError(f"{name}={part!r} must be an instance as {example} is.")
+                raise InfluenceTypeError(f"{name}={part!r} must be an instance, such as {example}.")
         self.draws = int(draws)
         self.seed = int(seed)
         self.batch_size = None if batch_size is None else int(batch_size)
@@ -101,7 +101,7 @@ class InfluenceScorer:
         self.progress = progress
         self.store = None if store is None else Path(store)
 
-    fit_: Fit  # there after fit or load
+    fit_: Fit  # set by fit or load
 
     def __repr__(self) -> str:
         always = "objective", "curvature", "draws", "seed"
@@ -115,7 +115,7 @@ class InfluenceScorer:
         return f"InfluenceScorer({type(self.encoder).__name__}, {words}; {state})"
 
     def images_at_once(self, values: int) -> int:
-        """The batch size for images of so many values."""
+        """The batch size for images with this many values."""
         return self.batch_size or max(_LEAST, min(_BATCH, _BATCH * 3 * 64**2 // values))
 
     def fit(
@@ -128,14 +128,14 @@ class InfluenceScorer:
     ) -> InfluenceScorer:
         """Fit the curvature on ``images``; later calls of :meth:`score` use it.
 
-        - index: (N,) the examples' indices where they are not 0 … N − 1.
-        - names: what the images are called.
-        - keep: whether their embeddings φ (N, draws·m) are kept, as :meth:`influence` needs, in
-          memory or, where the scorer has a ``store``, in a file there that lasts as long as the
-          fit. ``torch.float16`` or ``torch.bfloat16`` halves what they take.
-        - objective: the loss of the fitted images, where it is not the scorer's.
+        - index: (N,) the indices of the examples, if they are not 0 … N − 1.
+        - names: the names of the images.
+        - keep: whether to keep the embeddings φ (N, draws·m) that :meth:`influence` needs. They are
+          held in memory or, if the scorer has a ``store``, in a file there that lasts as long as
+          the fit. ``torch.float16`` or ``torch.bfloat16`` halves their size.
+        - objective: the loss of the fitted images, if it differs from the scorer's.
 
-        An encoder or a setting that changes afterwards is refused until the next fit.
+        If the encoder or a setting changes afterwards, all calls fail until the next fit.
         """
         if not isinstance(keep, bool) and keep not in HALVES:
             raise InfluenceValueError(
@@ -165,9 +165,9 @@ class InfluenceScorer:
         names: Sequence[str] | None = None,
         representations: bool = False,
     ) -> Scores:
-        """Scores of ``images``; without an earlier :meth:`fit`, fitted on them for this call.
+        """Score ``images``; without an earlier :meth:`fit`, the curvature is fitted on them first.
 
-        ``representations``: whether :attr:`Scores.representations` holds f(x_i) as well.
+        ``representations``: whether to return f(x_i) in :attr:`Scores.representations` as well.
         """
         fit = getattr(self, "fit_", None)
         with self._gradients(images, index, "score", fit) as gradients:
@@ -180,7 +180,7 @@ class InfluenceScorer:
                 form, n_fitted = fit.form, fit.n
             forms, norms = zip(*((form(g), g.double().norm(dim=1)) for g in gradients), strict=True)
             columns = torch.stack([-torch.cat(forms), torch.cat(norms), gradients.losses()])
-            # (N, 3, draws): of several processes each has its own rows.
+            # (N, 3, draws): with several processes, each has its own rows.
             columns = gather(columns.reshape(3, self.draws, -1).permute(2, 0, 1)).cpu()
             per_draw, norm, loss = columns.permute(1, 2, 0).numpy()
             z = gather(gradients.encoded()).cpu().numpy() if representations else None
@@ -197,12 +197,12 @@ class InfluenceScorer:
     def gradients(
         self, images: Tensor | Dataset, index: Indices | None = None
     ) -> Iterator[Float[Tensor, "b k"]]:
-        r"""The projected gradients g of ``images``, batch by batch, as the curvature sees them.
+        r"""The projected gradients g of ``images``, batch by batch, as passed to the curvature.
 
-        A row (k,) holds the gradients :math:`P G_i Q^\top` of all layers side by side, each
-        flattened row by row; all images of one draw come before the next draw. Until the iteration
-        ends, the encoder is in eval mode and its weights ask for no gradient. Of several processes
-        each gets its own part.
+        Each row (k,) concatenates the gradients :math:`P G_i Q^\top` of all layers, each flattened
+        row by row. All images of one draw precede the next draw. Until the iteration ends, the
+        encoder is in eval mode and its weights require no gradient. With several processes, each
+        receives its own share.
         """
         fit, outside = getattr(self, "fit_", None), _modes()
         with self._gradients(images, index, "gradients", fit) as gradients:
@@ -213,19 +213,21 @@ class InfluenceScorer:
     def embed(
         self, images: Tensor | Dataset, index: Indices | None = None
     ) -> Float[Tensor, "n dm"]:
-        r"""φ of each image, (N, draws·m), with which scores and influences are products.
+        r"""The embedding φ of each image, (N, draws·m); scores and influences are inner products.
 
-        :math:`-|\varphi_i|^2` is the self-score of image i and :math:`-\varphi_q\cdot\varphi_i` the
-        influence of image i on image q. The draws stand side by side, each divided by √draws: a
-        product pairs draw d of one image with draw d of the other and is their mean over draws.
-        The mean over all pairs of draws is another estimator, and with φ as (N, draws, m) it is
+        The self-score of image i is :math:`-|\varphi_i|^2`, and the influence of image i on image q
+        is :math:`-\varphi_q\cdot\varphi_i`. The draws are concatenated, each divided by √draws, so
+        a product pairs draw d of one image with draw d of the other and averages over draws.
+
+        The mean over all pairs of draws is a different estimator. With φ as (N, draws, m) it is
         :math:`-\sum_d\varphi_{qd}\cdot\sum_d\varphi_{id}` over the number of draws. For two images
-        with noise of their own it has the same expectation and less variance: with a single encoder
-        it predicted better what retraining did to the alignment of other images
-        (``influence-lab reproduce datamodels``). Its diagonal is not the self-score. Without an
-        earlier :meth:`fit`, the curvature is fitted on ``images`` for this call. Raises
-        :class:`InfluenceTypeError` for a curvature without φ: one of one's own that gives forms
-        alone, or an indefinite Hessian.
+        with independent noise it has the same expectation and a lower variance. With a single
+        encoder it predicted more accurately how retraining changes the alignment of other images
+        (``influence-lab reproduce datamodels``). Its diagonal is not the self-score.
+
+        Without an earlier :meth:`fit`, the curvature is fitted on ``images`` first. Raises
+        :class:`InfluenceTypeError` if the curvature has no φ: an indefinite Hessian, or a custom
+        curvature that returns only quadratic forms.
         """
         fit = getattr(self, "fit_", None)
         with self._gradients(images, index, "embed", fit) as gradients:
@@ -235,8 +237,8 @@ class InfluenceScorer:
             found = self._embedded(gradients, form)
         if found.signs is not None:
             raise InfluenceTypeError(
-                "H + λI is indefinite, so no embedding has its products; give more damping, or ask "
-                "for scorer.influence, which needs none."
+                "H + λI is indefinite, so no embedding reproduces its products; increase the "
+                "damping, or call scorer.influence, which needs no embedding."
             )
         return found.phi
 
@@ -252,26 +254,27 @@ class InfluenceScorer:
     ) -> Influence:
         r"""Influence :math:`-g_q^\top(H+\lambda I)^{-1}g_i` of the fitted images on ``queries``.
 
-        It is the derivative of the query's loss when the weight of training image i goes up: a
-        negative value helps the query. Needs ``fit(images, keep=True)``.
+        It is the derivative of the query's loss with respect to the weight of training image i, so
+        a negative value means that the image helps the query. Call ``fit(images, keep=True)``
+        first.
 
-        - index: the queries' indices, on which their noise depends; ``None``: numbers that no
-          training image has. With a training image's own index the influence on itself is its
-          self-score.
-        - names: what the queries are called.
-        - top: only the ``top`` images that help each query most and the ``top`` that hurt it most.
-        - group: (N,) a label for each training image; influences are summed over each label's.
-        - objective: the loss of the queries, where it is not the scorer's.
-        - normalise: ``None``, the derivative itself; ``"cosine"``, divided by the lengths of both
-          φ, from −1 to 1, so that images whose gradients are large for every query do not head
-          every list (RelatIF, Barshan et al. 2020, arXiv:2003.11630, divides by the training
-          image's); or ``"centred"``, minus its mean over the queries, so that what an image does
-          to all of them alike counts for none. A centred value depends on the set of queries.
+        - index: the indices of the queries, which determine their noise. ``None`` assigns numbers
+          that no training image has. If a training image is queried under its own index, its
+          influence on itself is its self-score.
+        - names: the names of the queries.
+        - top: return only the ``top`` images that help and the ``top`` that hurt each query most.
+        - group: (N,) a label per training image; influences are summed within each label.
+        - objective: the loss of the queries, if it differs from the scorer's.
+        - normalise: ``None`` returns the derivative itself. ``"cosine"`` divides it by the lengths
+          of both φ, so that it lies between −1 and 1 and images with large gradients do not head
+          every list (RelatIF, Barshan et al. 2020, arXiv:2003.11630, divides only by the training
+          image's length). ``"centred"`` subtracts the mean over the queries and thereby removes
+          what an image does to all of them alike; a centred value depends on the set of queries.
         """
         fit = getattr(self, "fit_", None)
         if fit is None or fit.kept is None:
             raise InfluenceValueError(
-                "no training images are kept; call fit(images, keep=True) before influence."
+                "no training images were kept; call fit(images, keep=True) before influence."
             )
         if hasattr(queries, "__len__"):  # what has no length is refused below
             refuse(fit.kept, len(queries), top, group, normalise)
@@ -290,19 +293,19 @@ class InfluenceScorer:
         return products(asked, fit.kept, top, group, normalise, provenance)
 
     def save(self, folder: str | Path) -> None:
-        """Write the fit into ``folder``, for :meth:`load` in another process or next week.
+        """Write the fit into ``folder``, so that another process can :meth:`load` it.
 
-        ``fit.json`` and ``fit.safetensors`` hold the curvature, its projections, the settings, kept
-        embeddings, and the first two fitted examples with their gradients, by which a changed
-        forward pass or closure is found out. The encoder is not saved.
+        ``fit.json`` and ``fit.safetensors`` hold the curvature, its projections, the settings and
+        any kept embeddings. They also hold the first two fitted examples with their gradients,
+        which reveal a changed forward pass or closure. The encoder is not saved.
         """
         fit = getattr(self, "fit_", None)
         if fit is None:
-            raise InfluenceValueError("nothing is fitted; call fit(images) before save.")
+            raise InfluenceValueError("the scorer is not fitted; call fit(images) before save.")
         if fit.objective != self.objective:
             raise InfluenceTypeError(
-                f"the fit has an objective apart from the scorer's, {fit.objective!r}, and a "
-                "folder holds one; save the fit of a scorer with that objective."
+                f"the fit uses another objective than the scorer, {fit.objective!r}, and a folder "
+                "can hold only one; fit a scorer that has this objective and save that."
             )
         names = "objective", "curvature", "draws", "seed", "dtype", "layers"
         write(Path(folder), fit, {name: getattr(self, name) for name in names})
@@ -318,11 +321,11 @@ class InfluenceScorer:
         device: str | torch.device | None = None,
         progress: bool = True,
     ) -> InfluenceScorer:
-        """A scorer with the fit that :meth:`save` wrote, for the same encoder.
+        """Return a scorer with the fit that :meth:`save` wrote, for the same encoder.
 
-        ``objective`` and ``curvature`` are given where the fit was made with one's own, which no
-        file holds. Raises :class:`InfluenceError` for another encoder, a damaged folder, or an
-        argument that is not the fit's.
+        Give ``objective`` or ``curvature`` if the fit used one of your own, because files cannot
+        hold them. Raises :class:`InfluenceError` if the folder is damaged or if the encoder or an
+        argument differs from the fit's.
         """
         place = Capture(encoder, [], Invariance(), 0).device if device is None else device
         words, fit = read(Path(folder), torch.device(place))
@@ -341,8 +344,8 @@ class InfluenceScorer:
         found = cls(encoder, **settings, batch_size=batch_size, device=device, progress=progress)
         if fingerprint(encoder) != saved_for:
             raise InfluenceValueError(
-                f"{str(folder)!r} holds the fit of an encoder with other modules or weights; give "
-                "that one, or fit again."
+                f"{str(folder)!r} holds the fit of an encoder with different modules or weights; "
+                "give that encoder, or fit again."
             )
         found.fit_ = replace(fit, settings=found._settings(), objective=found.objective)
         return found
@@ -354,7 +357,7 @@ class InfluenceScorer:
         names: Sequence[str] | None,
         keep: bool | torch.dtype,
     ) -> Embedded:
-        """The fitted images' φ, announced in bytes."""
+        """φ of the fitted images; reports how many bytes they take."""
         dtype = None if isinstance(keep, bool) else keep
         found = self._embedded(gradients, form, names, dtype, self.store)
         if gradients.stage:
@@ -372,12 +375,12 @@ class InfluenceScorer:
         dtype: torch.dtype | None = None,
         folder: Path | None = None,
     ) -> Embedded:
-        """φ of all images, from a pass over their gradients; see :class:`Room`."""
+        """φ of all images, from one pass over their gradients; see :class:`Room`."""
         embed = getattr(form, "embed", None)
         if embed is None:
             raise InfluenceTypeError(
-                f"curvature={self.curvature!r} gives scores alone; what its fit returns needs a "
-                "method embed(gradients) -> (B, m) for embeddings and influence."
+                f"curvature={self.curvature!r} gives only scores; for embeddings and influence, "
+                "the object that its fit returns needs a method embed(gradients) -> (B, m)."
             )
         room = Room(gradients.own, gradients.examples.n, self.draws, dtype, folder)
         for g in gradients:
@@ -387,7 +390,7 @@ class InfluenceScorer:
     @staticmethod
     def _check_names(names: Sequence[str] | None, gradients: Gradients) -> None:
         if names is not None and len(names) != gradients.examples.n:
-            raise InfluenceValueError(f"names holds {len(names)}, not one for each image.")
+            raise InfluenceValueError(f"names holds {len(names)} names; give one per image.")
 
     @contextmanager
     def _gradients(
@@ -423,21 +426,21 @@ class InfluenceScorer:
                     self._refuse(n for n in parts if n in same and parts[n] != fit.origin[n])
                     if not fit.probe.agrees(replace(exact, objective=fit.objective)):
                         self._refuse(["the objective or the encoder's forward pass"])
-                if self.store is not None and objective is None:  # the store is of the scorer's own
+                if self.store is not None and objective is None:  # it holds the scorer's objective
                     store = Store(self.store, parts, exact, *sample)
                 step = self.images_at_once(examples.values)
                 shown = stage if self.progress and place()[0] == 0 else None
                 yield Gradients(capture, exact, examples, self.draws, step, store, shown)
 
     def _settings(self) -> dict[str, Any]:
-        """What must not change between a fit and its use, as it is now."""
+        """The current settings that must not change between a fit and its use."""
         names = "objective", "curvature", "draws", "seed", "device", "dtype", "layers"
         return {name: _state(getattr(self, name)) for name in names}
 
     def _refuse(self, changed: Iterable[str]) -> None:
         if names := list(changed):
             raise InfluenceValueError(
-                f"{', '.join(names)} changed since fit; fit again, or take another scorer."
+                f"{', '.join(names)} changed since fit; fit again, or use another scorer."
             )
 
     def _provenance(self, gradients: Gradients, fitted: object, n_fitted: int) -> dict[str, Any]:
@@ -462,7 +465,7 @@ class InfluenceScorer:
 
 
 def _state(value: Any) -> Any:
-    """A setting as it is now: one that is no frozen value may change in place."""
+    """A snapshot of a setting, because a value that is not frozen may change in place."""
     if isinstance(value, list):
         return tuple(value)
     fields = getattr(value, "__dict__", None)
@@ -470,7 +473,7 @@ def _state(value: Any) -> Any:
 
 
 def _modes() -> Callable[[], ExitStack]:
-    """What enters PyTorch's modes of this moment again, for the code between two batches."""
+    """A function that restores PyTorch's present modes for the code between two batches."""
     grad, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
     casts = [
         (kind, torch.get_autocast_dtype(kind))
@@ -491,7 +494,7 @@ def _modes() -> Callable[[], ExitStack]:
 
 @contextmanager
 def _without_autocast(kinds: set[str]) -> Iterator[None]:
-    """A score has the precision that its provenance names, whatever surrounds the call."""
+    """Switch autocast off, so that scores have the precision that their provenance names."""
     with ExitStack() as off:
         for kind in kinds:
             if torch.amp.is_autocast_available(kind):

@@ -272,9 +272,9 @@ def test_alignment_refuses_what_it_cannot_use():
 def test_bad_requests_are_one_line_each(monkeypatch):
     net, x = build(Sequence), images(8)
     scorer = scorer_of(net)
-    with pytest.raises(InfluenceError, match="no training images are kept; call fit"):
+    with pytest.raises(InfluenceError, match="no training images were kept; call fit"):
         scorer.influence(x)
-    with pytest.raises(InfluenceError, match="no training images are kept; call fit"):
+    with pytest.raises(InfluenceError, match="no training images were kept; call fit"):
         scorer.fit(x).influence(x)
     scorer.fit(x, keep=True)
     for top in (0, -1, 1.5, "all"):
@@ -282,9 +282,9 @@ def test_bad_requests_are_one_line_each(monkeypatch):
             scorer.influence(x, top=top)
     with pytest.raises(InfluenceError, match="group holds 3 labels for 8 training images"):
         scorer.influence(x, group=[1, 2, 3])
-    with pytest.raises(InfluenceError, match="names holds 2, not one for each image"):
+    with pytest.raises(InfluenceError, match="names holds 2 names; give one per image"):
         scorer.influence(x, names=["a", "b"])
-    with pytest.raises(InfluenceError, match="names holds 2, not one for each image"):
+    with pytest.raises(InfluenceError, match="names holds 2 names; give one per image"):
         scorer.fit(x, names=["a", "b"], keep=True)
     with pytest.raises(InfluenceError, match=r"the suffix must be one of \.csv, \.parquet"):
         scorer.influence(x).save("influence.npz")
@@ -320,7 +320,7 @@ def test_what_cannot_be_asked_is_refused_before_any_pass(monkeypatch):
 
 def test_queries_without_a_length_are_refused_in_words():
     net, x = build(Sequence), images(8)
-    with pytest.raises(InfluenceError, match="images is a generator, without a length"):
+    with pytest.raises(InfluenceError, match="images is a generator, which lacks a length"):
         scorer_of(net).fit(x, keep=True).influence(image for image in x)
 
 
@@ -446,7 +446,7 @@ class FormsAlone(LoGra):
 def test_a_curvature_of_forms_alone_scores_and_says_that_it_has_no_embedding():
     net, x = build(Sequence), images(8)
     assert len(scorer_of(net, curvature=FormsAlone(2)).score(x)) == 8
-    with pytest.raises(InfluenceError, match="gives scores alone"):
+    with pytest.raises(InfluenceError, match="gives only scores"):
         scorer_of(net, curvature=FormsAlone(2)).embed(x)
 
 

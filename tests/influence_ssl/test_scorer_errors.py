@@ -128,9 +128,9 @@ BAD_IMAGES = {
     "image 4 has NaN or infinite": spoiled(float("nan")),
     "image 4 has NaN or infinite values": spoiled(float("inf")),
     "images are torch.uint8": X.byte(),
-    "without a length": iter([X]),
-    "or without items by number": DataLoader(TensorDataset(X)),
-    r"item 0 of images begins with no tensor: \('a.png',\)": ["a.png"],
+    "lacks a length": iter([X]),
+    "or items by number": DataLoader(TensorDataset(X)),
+    r"item 0 of images does not begin with a tensor: \('a.png',\)": ["a.png"],
 }
 
 
@@ -161,9 +161,9 @@ def test_unusable_images(message):
         (lambda: InfluenceScorer(build(Windows), draws=0), "draws=0 must be an integer"),
         (lambda: InfluenceScorer(build(Windows), dtype=torch.int8), "floating-point torch.dtype"),
         (lambda: InfluenceScorer(build(Windows), dtype="bf16"), "dtype='bf16' must be a floating"),
-        (lambda: InfluenceScorer(build(Windows), Invariance), "an instance as Invariance"),
+        (lambda: InfluenceScorer(build(Windows), Invariance), "an instance, such as Invariance"),
         (lambda: InfluenceScorer(build(Windows), "cosine"), "objective='cosine' must be"),
-        (lambda: InfluenceScorer(build(Windows), curvature=LoGra), "an instance as LoGra"),
+        (lambda: InfluenceScorer(build(Windows), curvature=LoGra), "an instance, such as LoGra"),
         (lambda: InfluenceScorer(build(Windows), curvature="LoGra"), "curvature='LoGra' must be"),
     ],
 )
@@ -201,7 +201,7 @@ def test_an_encoder_that_lets_no_gradient_through(detach):
 
 def test_a_wrong_number_of_names_is_refused_before_the_work(monkeypatch):
     monkeypatch.setattr(LoGra, "fit", None)
-    with pytest.raises(InfluenceError, match="names holds 3, not one for each image"):
+    with pytest.raises(InfluenceError, match="names holds 3 names; give one per image"):
         InfluenceScorer(build(Windows)).score(images(4), names=list("abc"))
 
 

@@ -94,7 +94,7 @@ def test_one_process_goes_on_where_two_stopped(pair, monkeypatch):
 
 
 def test_more_processes_than_images_are_refused(pair):
-    assert "2 processes have 1 images; start at most 1." in read(pair, 0)[2]
+    assert "2 processes share 1 images; start at most 1." in read(pair, 0)[2]
 
 
 def test_an_error_in_one_process_stops_the_other_at_once(pair):

@@ -262,7 +262,7 @@ class Random(torch.utils.data.Dataset):
 def test_a_data_set_of_random_items_is_refused(labels):
     net, x = build(Sequence), images(20)
     torch.manual_seed(0)
-    with pytest.raises(InfluenceValueError, match="images is random: item 0 comes out different"):
+    with pytest.raises(InfluenceValueError, match="images is random: item 0 differs each time"):
         score(net, Random(x, 0.5, labels))
     np.testing.assert_array_equal(score(net, Random(x, 0.0)).values, score(net, x).values)
 

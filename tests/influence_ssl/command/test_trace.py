@@ -259,7 +259,7 @@ REFUSED = {
         None, (), {"encoder": None}, "'mine.py:small', and code that .* not run unasked; give --enc"
     ),
     "another encoder": (
-        None, (), {"encoder": "mine.py:Zero"}, "'kept' holds the fit of an encoder with other"
+        None, (), {"encoder": "mine.py:Zero"}, "'kept' holds the fit of an encoder with different"
     ),
     "another perturbation": (
         None, ("--perturbation", "mine:halving"), {}, "made with Gaussian noise; leave it out"
