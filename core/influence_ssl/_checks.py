@@ -1,9 +1,9 @@
 """Which layers make θ, and the proof that their per-example gradients can be trusted.
 
 The first one or two examples run alone, in a plain pass in which autograd forms the weight
-gradients of the first; then they run together, in the pass that captures. Both run in double
-precision, where only what is wrong differs, and not rounding. Equal must be what the encoder
-receives and returns, each layer's inputs, and each layer's gradient.
+gradients of the first. Then they run together, in the pass that captures. Both passes run in double
+precision, so that differences reveal errors and not rounding. The encoder's inputs and outputs, the
+inputs of each layer and the gradient of each layer must be equal.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ def prepare(
 ) -> tuple[Capture, Capture]:
     """The capture of an encoder on a device and in a dtype, checked on the first one or two images.
 
-    Beside it the capture that was checked, in float64 where the encoder allows. Batch norm is
-    folded where that changes no gradient. Raises :class:`InfluenceError` where the gradients cannot
-    be trusted; ``own`` keeps its encoder as it is.
+    It comes with the capture that was checked, in float64 if the encoder allows it. Batch norm is
+    folded if that changes no gradient. Raises :class:`InfluenceError` if the gradients cannot be
+    trusted. The encoder of ``own`` is left unchanged.
     """
     settings = names, project, batch, index
     try:
@@ -53,7 +53,7 @@ def prepare(
         checked, pairs = _checked(replace(own, encoder=encoder), private, *settings)
     except InfluenceError:
         raise
-    except Exception:  # an encoder or a device that knows no doubles; or an error that comes again
+    except Exception:  # an encoder or device without doubles, or an error that will recur
         checked, pairs = _checked(own, False, *settings)
     encoder = own.encoder
     if (device, dtype) != (own.device, own.dtype):
@@ -80,7 +80,7 @@ def _copy(encoder: nn.Module, convert: Callable[[Tensor], Tensor]) -> nn.Module:
 
 @dataclass
 class _Call:
-    """One call of a module that may be a layer; ``node`` is the input's place in the graph."""
+    """A call of a module that may be a layer; ``node`` locates the input in the graph."""
 
     name: str
     inputs: Tensor
@@ -90,14 +90,14 @@ class _Call:
 
 @dataclass
 class _Alone(Seen):
-    """What one example's plain pass sees; ``exact`` are autograd's gradients by layer's number."""
+    """The plain pass of one example; ``exact`` holds autograd's gradients by layer number."""
 
     exact: dict[int, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class _Rounding:
-    """By which share values and gradients may differ, and gradients by which share of them all."""
+    """Relative tolerances of values and gradients, and of gradients relative to all of them."""
 
     values: float
     gradients: float
@@ -107,9 +107,9 @@ class _Rounding:
 _DOUBLE = _Rounding(1e-6, 1e-6, 1e-10)
 _ROUNDINGS = {torch.float64: _DOUBLE, torch.float32: _Rounding(1e-2, 1e-2, 1e-5)}
 _COARSE = _Rounding(0.2, 0.2, 1e-2)
-# Where rounding itself takes more of a gradient, the encoder is refused.
+# If rounding alone changes a gradient by more, the encoder is refused.
 _MOST = 1e-2
-# Of passes in double precision in which the encoder itself goes down to another.
+# For passes in double precision in which the encoder itself casts to another type.
 _WITHIN = {torch.float32: _Rounding(1e-5, 1e-2, 1e-5)}
 _WITHIN_COARSE = _Rounding(2e-2, 0.2, 1e-2)
 
@@ -124,7 +124,7 @@ def _checked(
 ) -> tuple[Capture, Pairs]:
     """The capture with its layers, and the pairs to fold; ``capture.encoder`` is as before.
 
-    ``private``: the encoder is no one else's, and may be worked on in between.
+    ``private``: the encoder is a private copy and may be modified in between.
     """
     one, *others = [
         (tuple(part[i : i + 1] for part in batch), index[i : i + 1]) for i in range(len(index))
@@ -249,9 +249,9 @@ def _layers(
     batch: Batch,
     index: Index,
 ) -> list[Layer]:
-    """The layers that the calls make, in the order of the first call; constants are fed to none.
+    """The layers behind the calls, in the order of the first call, without constant inputs.
 
-    Modules that share one weight make one layer.
+    Modules that share one weight form one layer.
     """
     constant = _constant(capture, chosen, calls, leaves, batch, index)
     if names is not None and not any(name.startswith("-") for name in names):
@@ -262,8 +262,8 @@ def _layers(
             )
         if asked := sorted(constant):
             raise InfluenceValueError(
-                f"layers: the inputs of {asked[0]!r} do not come from the image, so no image has a "
-                "gradient of its own there; leave it out."
+                f"layers: the inputs of {asked[0]!r} do not depend on the image, so it has no "
+                "per-image gradient; leave it out."
             )
     layers: dict[int, Layer] = {}
     for call in calls:
@@ -274,9 +274,9 @@ def _layers(
         own = has_own_forward(module)
         if weight is None and own:
             raise InfluenceTypeError(
-                f"layer {call.name!r} ({type(module).__name__}) has a forward of its own and a "
-                "weight that is computed anew in each pass, so its gradient cannot be captured; "
-                f"leave it out with layers=['-{call.name}']."
+                f"layer {call.name!r} ({type(module).__name__}) has its own forward and a weight "
+                "that is recomputed in each pass, so its gradient cannot be captured; leave it out "
+                f"with layers=['-{call.name}']."
             )
         # A parametrised module makes a new weight tensor on each access: then it is its own key.
         key = id(module if weight is None else weight)
@@ -286,10 +286,10 @@ def _layers(
             layers[key].modules.append(module)
         layers[key].own_forward |= own
     if not layers:
-        where = "receives what comes from the image" if constant else "is called by the encoder"
+        where = "has inputs that depend on the image" if constant else "is called by the encoder"
         raise InfluenceTypeError(
-            f"no Conv2d or Linear module {where}, so θ is empty; "
-            "influence is defined over the weights of such modules."
+            f"no Conv2d or Linear module {where}, so θ is empty; influence is "
+            "defined over the weights of such modules."
         )
     return list(layers.values())
 
@@ -302,10 +302,10 @@ def _constant(
     batch: Batch,
     index: Index,
 ) -> set[str]:
-    """The modules whose inputs do not depend on the image, as those of a bias over positions.
+    """The modules whose inputs do not depend on the image, as with a bias over positions.
 
-    Autograd finds no image behind them. That is so behind ``detach`` too, so that another image,
-    half as bright, has to give the same inputs.
+    Autograd does not lead from them to the image. The same holds behind ``detach``, so a second
+    image, half as bright, must also yield the same inputs.
     """
     known: dict[Any, bool] = {}
     fed = {call.name for call in calls if _reaches(call.node, leaves, known)}
@@ -357,7 +357,7 @@ def _folded(
     index: Index,
     rounding: _Rounding,
 ) -> list[list[int]] | None:
-    """The rows of each layer where the encoder passes the check with batch norm folded."""
+    """The rows of each layer, if the encoder passes the check with batch norm folded."""
     if not pairs or capture.dtype == torch.float16:  # whose range a folded weight may leave
         return None
     before: Before = []
@@ -373,7 +373,7 @@ def _folded(
         seen, gradients = _together(folded, batch, index)
         differences = _differences(capture, alone, seen, gradients, rounding)
         return None if differences else folded.rows
-    except Exception:  # folding is for speed alone: what fails in it runs as it is
+    except Exception:  # folding only saves time: an encoder on which it fails runs unfolded
         return None
     finally:
         unfold(before)
@@ -391,7 +391,7 @@ def _differences(
     gradients: list[Tensor],
     rounding: _Rounding,
 ) -> list[_Difference]:
-    """Where examples in company differ from the same alone, as (kind, number).
+    """Where examples in a batch differ from the same examples alone, as (kind, number).
 
     Kinds: ``given`` and ``output`` of a call of encode; ``odd``, ``input`` and ``gradient`` of a
     layer; ``loss`` and ``calls``.
@@ -427,10 +427,10 @@ def _differences(
 def _inputs(
     capture: Capture, i: int, alone: _Alone, seen: Seen, b: int, examples_last: bool
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Each call's layer with example i's share of its inputs, in company and alone.
+    """The layer of each call with example i's share of its inputs, in a batch and alone.
 
-    Calls to which no gradient comes add nothing, and may take what is no image's: in DoRA's norms
-    of ``lora_B(lora_A(identity))``, which are detached, it is the rows of an identity.
+    Calls that no gradient reaches contribute nothing, and their inputs may belong to no image. In
+    DoRA's norms of ``lora_B(lora_A(identity))``, which are detached, they are rows of an identity.
     """
     pairs = zip(seen.calls, alone.calls, strict=False)
     for call, ((n, ours, rows), (_, theirs, own)) in enumerate(pairs):
@@ -458,7 +458,7 @@ def _reorder(
     found: list[_Difference],
     rounding: _Rounding,
 ) -> bool:
-    """Whether all layers whose inputs differ take the examples last; then they are told so."""
+    """Whether all layers whose inputs differ take the examples last; if so, mark them."""
     b, kinds = len(alone), {kind for kind, _ in found}
     layers = {n for kind, n in found if kind in ("odd", "input")}
     if b == 1 or not layers or kinds & {"given", "output", "calls", "loss"}:
@@ -473,7 +473,7 @@ def _reorder(
 
 
 class _Casts(TorchDispatchMode):
-    """Notes to which coarser type an encoder takes what is in double precision."""
+    """Records the coarser types to which an encoder casts double-precision values."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -490,16 +490,16 @@ class _Casts(TorchDispatchMode):
 
 
 def _lowest(capture: Capture, batch: Batch, index: Index) -> torch.dtype | None:
-    """The coarsest type that a pass in double precision goes through, if there is any."""
+    """The coarsest type to which a pass in double precision casts, if there is any."""
     with _Casts() as casts:
         capture.losses(batch, index, 0, lambda x: capture.encode(x.to(capture.dtype).clone(), 1))
     return max(casts.found, key=lambda dtype: torch.finfo(dtype).eps, default=None)
 
 
 def _noise(capture: Capture, rounding: _Rounding, batch: Batch, index: Index) -> float:
-    """By which share rounding changes a layer's gradient, where views nearly coincide a large one.
+    """The relative change of a layer's gradient due to rounding, large if views nearly coincide.
 
-    Measured: the images are made brighter by a few units in the last place.
+    It is measured by brightening the images by a few units in the last place.
     """
     brighter = 1 + 4 * torch.finfo(capture.dtype).eps
 
@@ -526,7 +526,7 @@ def _refuse(
     kinds: dict[str, int] = {}
     for kind, n in found:
         kinds.setdefault(kind, n)
-    # Two passes of the same example tell chance from company.
+    # Two passes of the same example tell randomness from dependence on the batch.
     (first, _), (second, _) = (_together(capture, batch, index) for _ in range(2))
 
     def by_chance(kind: str) -> bool:
@@ -544,34 +544,34 @@ def _refuse(
         named = f"{what[0]} {' '.join(repr(what[1]).split()):.80}"
         if by_chance("given"):
             raise InfluenceValueError(
-                f"{named} gives image {int(index[0])} other values each time it is called, so a "
-                "score would be one of chance; draw its randomness from (seed, index, draw) "
-                "alone, as influence_ssl.perturbations.example_generator does."
+                f"{named} returns different values for image {int(index[0])} at each call, so its "
+                "score would be random; draw the randomness from (seed, index, draw) only, as "
+                "influence_ssl.perturbations.example_generator does."
             )
         raise InfluenceValueError(
-            f"{named} gives image {int(index[0])} other values in the company of other images, so "
-            "a score would not belong to one image; compute each row from its own image alone."
+            f"{named} returns values for image {int(index[0])} that depend on the other images, so "
+            "a score would not belong to one image; compute each row from its own image only."
         )
     if "output" in kinds and by_chance("outputs"):
         raise InfluenceValueError(
-            f"{_where(capture, kinds)} depends on chance, as two passes over one image differ; "
-            "switch dropout and sampling in the encoder's forward off."
+            f"{_where(capture, kinds)} is random, because two passes over one image differ; switch "
+            "off dropout and sampling in the encoder's forward."
         )
     if "output" in kinds:
         raise InfluenceValueError(
-            f"{_where(capture, kinds)} depends on the other images of the batch, so a score would "
-            "not belong to one example; give an encoder that maps each image on its own."
+            f"{_where(capture, kinds)} depends on the other images in the batch, so a score would "
+            "not belong to one example; give an encoder that maps each image separately."
         )
     if "calls" in kinds:
         raise InfluenceValueError(
             "the encoder calls its layers in another order or more often for two images than for "
-            "one, as where it takes them one by one, so examples cannot be told apart; give an "
-            "encoder that takes the whole batch at once."
+            "one, for instance because it processes them one by one, so examples cannot be told "
+            "apart; give an encoder that processes the whole batch at once."
         )
     if "loss" in kinds:
         raise InfluenceValueError(
-            "the objective's loss of one example depends on the other images of the batch, though "
-            "its representation does not; give an objective that compares no examples."
+            "the objective's loss of one example depends on the other images in the batch, though "
+            "its representation does not; give an objective that does not compare examples."
         )
     if "odd" in kinds:
         raise InfluenceValueError(seen.odd[kinds["odd"]])
@@ -579,18 +579,18 @@ def _refuse(
     way_out = f"leave it out with layers=['-{layer.name}']."
     if "input" in kinds:
         raise InfluenceValueError(
-            f"layer {layer.name!r} receives the images in an order that is neither images first "
-            f"nor images last, so examples cannot be told apart; {way_out}"
+            f"layer {layer.name!r} receives its rows in an order that is neither images first nor "
+            f"images last, so examples cannot be told apart; {way_out}"
         )
     raise InfluenceValueError(
-        f"layer {layer.name!r} ({type(layer.modules[0]).__name__}): autograd finds another "
-        "gradient of its weight than its calls give, as where the weight is used without calling "
-        f"the module or a hook changes what it returns; {way_out}"
+        f"layer {layer.name!r} ({type(layer.modules[0]).__name__}): autograd's gradient of its "
+        "weight differs from what its calls yield, for instance because the weight is used without "
+        f"calling the module or a hook changes its output; {way_out}"
     )
 
 
 def _where(capture: Capture, kinds: dict[str, int]) -> str:
-    """Where the first difference is, in words."""
+    """The place of the first difference, in words."""
     if "input" in kinds:
         return f"the input of layer {capture.layers[kinds['input']].name!r}"
     return "the encoder's representation of an image"

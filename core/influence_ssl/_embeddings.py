@@ -1,7 +1,7 @@
 r"""φ with :math:`\varphi(g)\cdot\varphi(h) = g^\top (H+\lambda I)^{-1} h`, from a solved curvature.
 
-Then the self-score is :math:`-|\varphi(g_i)|^2` and the influence of one example on another
-:math:`-\varphi(g_q)\cdot\varphi(g_i)`. Where H + λI is indefinite the product is
+The self-score is then :math:`-|\varphi(g_i)|^2` and the influence of one example on another is
+:math:`-\varphi(g_q)\cdot\varphi(g_i)`. If H + λI is indefinite, the product is
 :math:`\sum_j s_j \varphi_j(g)\varphi_j(h)` with signs s.
 """
 
@@ -33,7 +33,7 @@ class Embedding(ABC):
 
 @dataclass(frozen=True)
 class Same(Embedding):
-    """φ(g) = g: no curvature."""
+    """φ(g) = g, without curvature."""
 
     def __call__(self, g: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
         return g
@@ -43,7 +43,8 @@ class Same(Embedding):
 class Triangular(Embedding):
     """φ(g) = L⁻¹g with H + λI = LLᵀ; ``inverse`` is L⁻¹ (k, k), lower triangular.
 
-    In the gradients' own precision: to round the factor does what to round them did.
+    It has the gradients' own precision, because rounding the factor loses no more than rounding
+    them did.
     """
 
     inverse: Float[Tensor, "k k"]
@@ -70,11 +71,11 @@ class Spectral(Embedding):
 
 @dataclass(frozen=True)
 class Dual(Embedding):
-    r"""The same where n < k: H = GᵀG/n has the eigenvectors :math:`v = G^\top u / \sqrt{n e}`.
+    r"""The same for n < k: H = GᵀG/n has the eigenvectors :math:`v = G^\top u / \sqrt{n e}`.
 
     ``rows`` G (n, k), ``vectors`` u (n, m) and ``values`` e (m,) of GGᵀ/n. φ(g) is
     :math:`Vᵀg / \sqrt{e+\lambda}`, followed by :math:`(g - VVᵀg)/\sqrt\lambda` where λ > 0: what
-    lies outside the fitted gradients' span meets λ alone.
+    lies outside the span of the fitted gradients is damped by λ alone.
     """
 
     rows: Float[Tensor, "n k"]

@@ -1,4 +1,4 @@
-"""A fitted curvature with all that it was fitted for, in memory and in a folder."""
+"""A fitted curvature and everything it was fitted for, in memory and in a folder."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ _SETTINGS: dict[str, Callable[..., Any]] = {
 
 @dataclass(frozen=True)
 class Fit:
-    """A fitted curvature, and what it was fitted for: what is scored later must be the same."""
+    """A fitted curvature, and what it was fitted for, which later calls must match."""
 
     form: Callable[[Tensor], Tensor]
     n: int
@@ -72,7 +72,7 @@ def projections(layers: list[Layer]) -> Projections:
 
 
 def project(known: Projections, layers: list[Layer]) -> None:
-    """Set projections that are known, on each layer's device, in float32 at least."""
+    """Set known projections, on each layer's device and in at least float32."""
     for layer in layers:
         dtype = torch.promote_types(layer.weight.dtype, torch.float32)
         left, right = (
@@ -83,10 +83,10 @@ def project(known: Projections, layers: list[Layer]) -> None:
 
 
 def write(folder: Path, fit: Fit, settings: dict[str, Any]) -> None:
-    """Save a fit; ``settings`` are the scorer's arguments. What was there before is replaced."""
+    """Save a fit and replace an earlier one; ``settings`` are the scorer's arguments."""
     if not isinstance(fit.form, Fitted):
         raise InfluenceTypeError(
-            f"curvature={settings['curvature']!r} cannot be saved: its fit must return an "
+            f"curvature={settings['curvature']!r} cannot be saved; its fit must return an "
             "influence_ssl.curvature.Fitted."
         )
     tensors: dict[str, Tensor] = {"probe index": fit.probe.index}
@@ -131,7 +131,7 @@ def write(folder: Path, fit: Fit, settings: dict[str, Any]) -> None:
 
 
 def read(folder: Path, device: torch.device) -> tuple[dict[str, Any], Fit]:
-    """A saved fit on ``device``, but for its settings and objective, and these as described."""
+    """A saved fit on ``device``, without its settings and objective, and these as described."""
     try:
         words = json.loads((folder / _WORDS).read_text(encoding="utf-8"))
         content = (folder / _TENSORS).read_bytes()
@@ -144,12 +144,12 @@ def read(folder: Path, device: torch.device) -> tuple[dict[str, Any], Fit]:
     try:
         if words["format"] != _FORMAT:
             raise InfluenceValueError(
-                f"{str(folder)!r} was saved in format {words['format']!r}, this version reads "
+                f"{str(folder)!r} was saved in format {words['format']!r}, but this version reads "
                 f"{_FORMAT}; fit and save again."
             )
         if hashlib.sha256(content).hexdigest() != words["tensors"]:
             raise InfluenceValueError(
-                f"{str(folder / _TENSORS)!r} is damaged or of another fit; save it again."
+                f"{str(folder / _TENSORS)!r} is damaged or belongs to another fit; save it again."
             )
         tensors = load(content)
         blocks = [_block(number, x, tensors, device) for number, x in enumerate(words["blocks"])]
@@ -178,8 +178,9 @@ def read(folder: Path, device: torch.device) -> tuple[dict[str, Any], Fit]:
 
 
 def foreign(folder: Path, error: Exception) -> InfluenceValueError:
-    """The error of a folder whose words are none that :func:`write` writes."""
-    return InfluenceValueError(f"{str(folder)!r} is no saved fit of this package ({named(error)}).")
+    """The error for a folder whose content :func:`write` did not write."""
+    what = f"{str(folder)!r} is not a fit that this package saved ({named(error)})"
+    return InfluenceValueError(f"{what}; fit and save again.")
 
 
 def _block(
@@ -226,12 +227,12 @@ def _is_own(words: Any) -> bool:
 
 
 def made(words: Any, name: str, given: Any) -> Any:
-    """The setting behind :func:`described`, or ``given`` where no file holds it."""
+    """The setting behind :func:`described`, or ``given`` if no file holds it."""
     if _is_own(words):
         if given is None:
             raise InfluenceTypeError(
-                f"the fit was made with an {name} of your own ({words['type']}), which the folder "
-                f"does not hold; give it: InfluenceScorer.load(folder, encoder, {name}=...)."
+                f"the fit used your own {name} ({words['type']}), which the folder does not hold; "
+                f"call InfluenceScorer.load(folder, encoder, {name}=...)."
             )
         return given
     found = _made(words)

@@ -1,4 +1,4 @@
-"""Batch norm in eval mode, folded into the convolution before it: a faster pass, the same θ."""
+"""Batch norm in eval mode, folded into the preceding convolution: a faster pass, the same θ."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Before = list[tuple[Layer, Any, nn.Parameter, nn.Parameter | None, Any]]
 
 @contextmanager
 def watched(encoder: nn.Module) -> Iterator[Pairs]:
-    """The names (convolution, batch norm) of which the latter takes the former's output as it is.
+    """The pairs of names (convolution, batch norm) in which the latter takes the former's output.
 
-    Only modules that nobody hooked and whose weight is a plain parameter.
+    Only modules without hooks and with a plain parameter as weight count.
     """
     pairs: Pairs = []
     outputs: dict[int, tuple[Tensor, str]] = {}  # each is kept, so that its id stays its own
@@ -46,7 +46,7 @@ def watched(encoder: nn.Module) -> Iterator[Pairs]:
 
 @torch.no_grad()
 def fold(encoder: nn.Module, layers: list[Layer], pairs: Pairs) -> Before:
-    r"""Fold in place those pairs whose convolution makes a layer; what :func:`unfold` takes back.
+    r"""Fold in place the pairs whose convolution is a layer; :func:`unfold` undoes the result.
 
     In eval mode batch norm is y = s ⊙ Wa + c, which a convolution with weight s ⊙ W and bias c
     gives at once. As :math:`\partial L/\partial(Wa) = s\odot\partial L/\partial y`, the
@@ -70,14 +70,14 @@ def fold(encoder: nn.Module, layers: list[Layer], pairs: Pairs) -> Before:
                 convolution.weight, convolution.bias, mean, variance, norm.eps, γ, β
             )
             norm.__class__ = nn.Identity
-    except Exception:  # folding is for speed alone: what cannot be folded runs as it is
+    except Exception:  # folding only saves time: what cannot be folded runs unfolded
         unfold(before)
         return []
     return before
 
 
 def unfold(before: Before) -> None:
-    """Take back what :func:`fold` did."""
+    """Undo what :func:`fold` did."""
     for layer, convolution, weight, bias, norm in before:
         convolution.weight, convolution.bias, layer.scale = weight, bias, None
         norm.__class__ = nn.BatchNorm2d

@@ -1,4 +1,4 @@
-r"""Per-example gradients of a loss with respect to layer weights, projected; none is ever summed.
+r"""Projected per-example gradients of a loss with respect to layer weights, never summed.
 
 For a ``Linear`` or ``Conv2d`` layer with weight W (O, I), where I counts the inputs of one output
 (channels per group × kernel area), the gradient of example i is a sum over positions t (pixels,
@@ -82,12 +82,12 @@ class Capture:
         if losses.shape != index.shape:
             raise InfluenceValueError(
                 f"the objective returned shape {tuple(losses.shape)} for {len(index)} examples; "
-                "it must return one loss for each."
+                "it must return one loss per example."
             )
         return losses
 
     def encode(self, x: Tensor, examples: int) -> Float[Tensor, "rows d"]:
-        """f(x) for v views of ``examples`` examples, checked, in float32 at least."""
+        """f(x) for v views of ``examples`` examples, checked, in at least float32."""
         z = self.encoder(x.to(self.dtype))
         if not isinstance(z, Tensor):
             raise InfluenceTypeError(
@@ -229,7 +229,7 @@ class Capture:
                 )
 
     def flat(self, batch: Batch, index: Index, draw: int) -> Float[Tensor, "b k"]:
-        """All layers' projected gradients side by side."""
+        """The projected gradients of all layers, concatenated."""
         return torch.cat([g.flatten(1) for g in self.gradients(batch, index, draw)], 1)
 
 
@@ -238,13 +238,13 @@ def _times(rows: list[int]) -> str:
     return f"on {' + '.join(map(str, rows))} rows per image" if rows else "not at all"
 
 
-_ROUTED = "the images decide which layers the encoder calls, so there is no one θ for all of them; "
+_ROUTED = "the layers that the encoder calls depend on the image, so θ differs between images; "
 
 
 def refuse_routing(name: str, *_: object) -> None:
-    """Raise the error of a layer that only some images are led to."""
+    """Raise the error for a layer that only some images reach."""
     raise InfluenceValueError(
-        f"layer {name!r} is called for some images, but was not for an earlier one: {_ROUTED}"
+        f"layer {name!r} is called for this image but was not for an earlier one: {_ROUTED}"
         f"leave it out with layers=['-{name}']."
     )
 
@@ -252,7 +252,7 @@ def refuse_routing(name: str, *_: object) -> None:
 def taken(
     name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: object
 ) -> tuple[Tensor, Callable[[Tensor], tuple[tuple[Any, ...], dict[str, Any]]]]:
-    """A layer's input, and the arguments of its call with another input in its place."""
+    """A layer's input, and a function that puts another input into the call's arguments."""
     if not isinstance(output, Tensor):
         raise InfluenceTypeError(
             f"layer {name!r} returns a {type(output).__name__} instead of a tensor; leave it out "
@@ -285,13 +285,13 @@ _lock = threading.Lock()
 
 @contextmanager
 def _one_thread(encoder: nn.Module) -> Iterator[None]:
-    """Refuse modules that are in use by another thread: hooks and modes are theirs, not ours."""
+    """Refuse modules in use by another thread, whose hooks and modes they carry."""
     modules, here = [*encoder.modules()], threading.get_ident()
     with _lock:
         if any(_busy.get(id(module), (here, 0))[0] != here for module in modules):
             raise InfluenceValueError(
-                "the encoder is being scored in another thread at this moment; give each thread "
-                "a copy of its own, copy.deepcopy(encoder), or score one after the other."
+                "another thread is scoring with this encoder; give each thread its own copy, "
+                "copy.deepcopy(encoder), or score one after the other."
             )
         for module in modules:
             _busy[id(module)] = here, _busy.get(id(module), (here, 0))[1] + 1
@@ -311,9 +311,9 @@ _scoring = 0  # how many calls need it
 
 @contextmanager
 def _uncompiled() -> Iterator[None]:
-    """Run what ``torch.compile`` compiled as it is written.
+    """Run code that ``torch.compile`` compiled as it is written.
 
-    Compiled code neither calls hooks that came after its compilation nor notices them.
+    Compiled code ignores hooks that were added after its compilation.
     """
     global _scoring
     if "torch._dynamo" not in sys.modules:  # then nothing is compiled; to import it takes seconds
@@ -336,14 +336,14 @@ def _refuse_unusable(encoder: nn.Module) -> None:
     for name, module in encoder.named_modules():
         if ".quantized." in type(module).__module__:
             raise InfluenceTypeError(
-                f"layer {name!r} of the encoder is quantised ({type(module).__name__}), and whole "
-                "numbers have no gradients; give the encoder as it was before quantisation."
+                f"layer {name!r} of the encoder is quantised ({type(module).__name__}), and "
+                "integers have no gradients; give the encoder from before the quantisation."
             )
     for name, tensor in (*encoder.named_parameters(), *encoder.named_buffers()):
         if tensor.is_inference():
             raise InfluenceValueError(
-                f"{name!r} of the encoder was made under torch.inference_mode, where autograd "
-                "cannot go; build or load the encoder outside of it."
+                f"{name!r} of the encoder was created under torch.inference_mode, which excludes "
+                "it from autograd; build or load the encoder outside that mode."
             )
 
 

@@ -20,15 +20,15 @@ from influence_ssl.errors import InfluenceOSError, InfluenceValueError
 from influence_ssl.processes import everyone
 
 HALVES = torch.float16, torch.bfloat16
-# Half a percent at most is what rounding to bfloat16 does to a number.
+# Rounding to bfloat16 changes a number by half a percent at most.
 _ROUNDING = 0.01
 
 
 @dataclass(frozen=True, eq=False)
 class Embedded:
-    """φ of images, with their indices and names; ``signs`` of the products where H is indefinite.
+    """φ of images, with their indices and names; ``signs`` of the products if H is indefinite.
 
-    ``parts``: each process's images in turn, φ (draws, n_p, m) each, every draw over √draws.
+    ``parts`` holds φ (draws, n_p, m) of each process in turn, every draw divided by √draws.
     """
 
     parts: list[Float[Tensor, "draws n_p m"]]
@@ -37,29 +37,29 @@ class Embedded:
     signs: Float64[Tensor, " m"] | None
 
     def blocks(self, rows: int) -> Iterator[Float[Tensor, "b dm"]]:
-        """φ of at most so many images at a time, the draws side by side."""
+        """φ in blocks of images, the draws concatenated."""
         for part in self.parts:
             for some in part.split(rows, dim=1):
                 yield some.transpose(0, 1).flatten(1)
 
     @property
     def phi(self) -> Float[Tensor, "n dm"]:
-        """φ of all images, the draws side by side."""
+        """φ of all images, the draws concatenated."""
         found = list(self.blocks(len(self.index)))
         return found[0] if len(found) == 1 else torch.cat(found)
 
     @property
     def bytes(self) -> int:
-        """What φ takes."""
+        """The size of φ in bytes."""
         return sum(part.numel() * part.element_size() for part in self.parts)
 
 
 class Room:
-    """Takes φ of one process's images, draw by draw, and gives those of all processes.
+    """Collects φ of one process's images, draw by draw, and returns φ of all processes.
 
-    ``images``: how many they are, and ``all_images`` those of all processes; ``dtype``: what φ is
-    rounded to, or ``None`` for as it comes; ``folder``: the store that takes φ instead of memory.
-    Raises :class:`InfluenceError` where neither has the space.
+    ``images``: their number, and ``all_images`` the number over all processes. ``dtype``: the type
+    to which φ is rounded, or ``None`` for no rounding. ``folder``: the store that holds φ instead
+    of memory. Raises :class:`InfluenceError` if there is not enough space.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Room:
             self._gone = weakref.finalize(self, self._path.unlink, missing_ok=True)
 
     def add(self, phi: Float[Tensor, "b m"]) -> None:
-        """The next images' φ."""
+        """Add φ of the next images."""
         kept = phi if self.dtype is None else self._rounded(phi, self.dtype)
         if self._like is None:
             self._like = kept[:0]
@@ -102,7 +102,7 @@ class Room:
         names: Sequence[str] | None,
         signs: Float64[Tensor, " m"] | None,
     ) -> Embedded:
-        """φ of all processes' images; a file is mapped into memory and goes with the result."""
+        """φ of all processes' images; a file is mapped into memory and removed with the result."""
         assert self._like is not None
         shape = self.draws, self.images, self._like.shape[1]
         if self._path is None:
@@ -122,13 +122,13 @@ class Room:
         error = (kept.to(phi.dtype) - phi).norm(dim=1)
         if not (error <= _ROUNDING * phi.norm(dim=1)).all():
             raise InfluenceValueError(
-                f"keep={dtype}: its range does not hold φ of all images; give keep=torch.bfloat16 "
-                "or keep=True."
+                f"keep={dtype}: φ of some images exceeds its range; use keep=torch.bfloat16 or "
+                "keep=True."
             )
         return kept
 
     def _refuse_too_large(self, like: Tensor) -> None:
-        """Raise where φ does not fit into half of the free memory, or on the store's disk."""
+        """Raise if φ does not fit into half of the free memory, or onto the store's disk."""
         every = self.all_images if self._path is None else self.images
         needed = every * self.draws * like.shape[1] * like.element_size()
         what = f"the embeddings of {every} images take {needed / 1e9:.1f} GB"
@@ -136,12 +136,12 @@ class Room:
             free = free_memory(like.device)
             if needed > free / 2:
                 raise InfluenceValueError(
-                    f"{what}, more than half of the {free / 1e9:.1f} GB that are free; give fewer "
-                    "images or draws, a lower rank, keep=torch.float16, or a store for fit."
+                    f"{what}, more than half of the {free / 1e9:.1f} GB that are free; use fewer "
+                    "images or draws, a lower rank, keep=torch.float16, or a store."
                 )
         elif needed > (free := shutil.disk_usage(self.folder).free):
             raise InfluenceOSError(
-                f"{what}, and {free / 1e9:.1f} GB are free in store {str(self.folder)!r}; give "
+                f"{what}, but only {free / 1e9:.1f} GB are free in store {str(self.folder)!r}; use "
                 "another folder, a lower rank, or keep=torch.float16."
             )
 
@@ -149,8 +149,8 @@ class Room:
 def _mapped(path: Path, shape: tuple[int, int, int], dtype: torch.dtype) -> Tensor:
     if not path.is_file():
         raise InfluenceOSError(
-            f"store {str(path.parent)!r}: {path.name} of another process is not there; give a "
-            "folder that all processes see."
+            f"store {str(path.parent)!r} lacks {path.name}, which another process wrote; give a "
+            "folder that all processes can access."
         )
     count = shape[0] * shape[1] * shape[2]
     return torch.from_file(str(path), shared=False, size=count, dtype=dtype).view(shape)

@@ -1,4 +1,4 @@
-"""The layers of θ: which modules they are, and the gradient of each from inputs and deltas."""
+"""The layers of θ: their modules, and the gradient of each from inputs and deltas."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _BYTES = 2**27
 
 @dataclass
 class Layer:
-    """One weight of θ: the modules that use it, its shape as (O, I), its two projections.
+    """One weight of θ: the modules that use it, its shape as (O, I) and its two projections.
 
     ``left`` is P (r, O), ``right`` is Q (r, I); ``None`` stands for the identity. ``scale`` s (O,)
-    is there where the modules hold s ⊙ W, see :func:`influence_ssl._folding.fold`.
-    ``own_forward``: the modules compute something else than their class, so that autograd forms
-    their weight gradients. ``examples_last``: rows are ordered (positions, examples), as in
-    sequence-first transformers, instead of (examples, positions).
+    is set if the modules hold s ⊙ W, see :func:`influence_ssl._folding.fold`. ``own_forward``: the
+    modules compute something other than their class does, so autograd forms their weight gradients.
+    ``examples_last``: rows are ordered (positions, examples), as in sequence-first transformers,
+    instead of (examples, positions).
     """
 
     name: str
@@ -158,7 +158,7 @@ class _Bare(nn.Module):
 
 
 def has_own_forward(module: nn.Conv2d | nn.Linear) -> bool:
-    """Whether a module computes by code of its own, as ``Conv2dSame`` or ``ScaledStdConv2d`` do."""
+    """Whether a module has its own ``forward``, as ``Conv2dSame`` or ``ScaledStdConv2d`` do."""
     kind: Any = nn.Linear if isinstance(module, nn.Linear) else nn.Conv2d
     methods = ("forward",) if kind is nn.Linear else ("forward", "_conv_forward")
     return any(name in vars(module) for name in methods) or any(
@@ -169,9 +169,9 @@ def has_own_forward(module: nn.Conv2d | nn.Linear) -> bool:
 def selected(encoder: nn.Module, names: Sequence[str] | None) -> dict[str, Any]:
     """The Conv2d and Linear modules that ``names`` admits, by name; ``None`` admits all.
 
-    ``names`` are modules to keep, or all have a leading ``-``: then they are left out. ``-NAME`` is
-    a module with all that is below it; where no module has that whole name, ``NAME`` is looked
-    for as a part of names between dots, so that ``-mlp`` leaves out ``blocks.3.mlp.fc1``.
+    ``names`` are the modules to keep or, if all have a leading ``-``, to leave out. ``-NAME``
+    leaves out a module and everything below it. If no module has that full name, ``NAME`` matches a
+    part of names between dots, so that ``-mlp`` leaves out ``blocks.3.mlp.fc1``.
     """
     known = {n: m for n, m in encoder.named_modules() if isinstance(m, KINDS)}
     if names is None:
@@ -183,8 +183,8 @@ def selected(encoder: nn.Module, names: Sequence[str] | None) -> dict[str, Any]:
     out = [name[1:] for name in names if name.startswith("-")]
     if out and len(out) < len(names):
         raise InfluenceValueError(
-            f"layers={list(names)!r} mixes names to keep and names to leave out; give either all "
-            "names without a leading - or all with one."
+            f"layers={list(names)!r} mixes names to keep and names to leave out; give all names "
+            "a leading - or none."
         )
     dropped: set[str] = set()
     for name in out:
@@ -192,13 +192,14 @@ def selected(encoder: nn.Module, names: Sequence[str] | None) -> dict[str, Any]:
         below = below or [n for n in known if f".{name}." in f".{n}."]
         if not below:
             raise InfluenceValueError(
-                f"layers: '-{name}' leaves out nothing, as no Conv2d or Linear of the encoder is "
-                f"or lies below {name!r}; these are: {_listed(known)}."
+                f"layers: '-{name}' leaves out nothing, because no Conv2d or Linear of the encoder "
+                f"is named {name!r} or lies below it; the encoder has: {_listed(known)}."
             )
         dropped.update(below)
     if dropped == set(known) and dropped:
         raise InfluenceValueError(
-            f"layers={list(names)!r} leaves out every Conv2d and Linear of the encoder."
+            f"layers={list(names)!r} leaves out every Conv2d and Linear of the encoder; keep at "
+            "least one."
         )
     if out:
         return {n: m for n, m in known.items() if n not in dropped}
@@ -206,7 +207,7 @@ def selected(encoder: nn.Module, names: Sequence[str] | None) -> dict[str, Any]:
         if name not in known:
             raise InfluenceValueError(
                 f"layers: {name!r} is not a Conv2d or Linear of the encoder; "
-                f"these are: {_listed(known)}."
+                f"the encoder has: {_listed(known)}."
             )
     return {n: m for n, m in known.items() if n in names}
 

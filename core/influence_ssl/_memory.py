@@ -1,4 +1,4 @@
-"""Memory that can still be taken: of a card, of the machine, or of the limits set to a process."""
+"""Free memory: of a card, of the machine, or within the limits set for a process."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _OWN = Path("/proc/self/cgroup")
 
 
 def free_memory(device: torch.device) -> float:
-    """Bytes that can still be taken on a device.
+    """The number of bytes that can still be allocated on a device.
 
-    On a CPU the smallest of what the machine has available, what its container leaves and what
-    the process's own limits on addresses leave.
+    On a CPU, it is the smallest of the machine's available memory and of what the container and the
+    process's own address limits leave.
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
@@ -24,7 +24,7 @@ def free_memory(device: torch.device) -> float:
 
 
 def _limits() -> Iterator[float]:
-    """What is left of the limits that ``ulimit`` sets, on systems that have them."""
+    """What the limits that ``ulimit`` sets leave, on systems that have them."""
     try:
         import resource
     except ModuleNotFoundError:  # Windows
@@ -37,7 +37,7 @@ def _limits() -> Iterator[float]:
 
 
 def _containers() -> Iterator[float]:
-    """What is left of the limits of the process's control group and of those above it (Linux)."""
+    """What the limits of the process's control group and of its ancestors leave (Linux)."""
     try:
         lines = _OWN.read_text().splitlines()
     except OSError:
@@ -63,7 +63,7 @@ def _left(folder: Path, limit: str, used: str) -> Iterator[float]:
         counts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
     except (OSError, ValueError):
         return
-    # The page cache is counted as used, and given back when someone asks for it.
+    # The page cache counts as used but is released on demand.
     cache = int(counts.get("total_inactive_file", counts.get("inactive_file", 0)))
     if most.isdecimal():
         yield float(int(most) - taken + cache)

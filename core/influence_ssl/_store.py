@@ -1,8 +1,8 @@
 """What gradients depend on, and a folder that keeps them.
 
 Weights, settings and code can all change between two runs. :func:`origin` names what can be read
-off: weights, buffers, settings. What cannot, such as a changed closure or a changed ``forward``,
-shows in the gradients of two examples, which a :class:`Probe` keeps and compares.
+off: weights, buffers and settings. Other changes, for instance to a closure or to ``forward``, show
+in the gradients of two examples, which a :class:`Probe` keeps and compares.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def fingerprint(encoder: nn.Module) -> str:
 
 
 def origin(encoder: nn.Module, capture: Capture) -> dict[str, str]:
-    """What the gradients of ``capture`` depend on and what can be named, part by part."""
+    """What the gradients of ``capture`` depend on, as far as it can be named, part by part."""
     objective = capture.objective
     shapes = [(x.name, x.out_features, x.in_features, *x.shape) for x in capture.layers]
     return {
@@ -66,7 +66,7 @@ def origin(encoder: nn.Module, capture: Capture) -> dict[str, str]:
 
 
 def _plain(value: Any) -> bool:
-    """Whether ``repr`` tells all: frozen data classes of numbers, texts and such."""
+    """Whether ``repr`` is complete, as for frozen data classes of numbers and texts."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         frozen = value.__dataclass_params__.frozen  # type: ignore[attr-defined]
         fields = [getattr(value, field.name) for field in dataclasses.fields(value)]
@@ -78,7 +78,7 @@ def _plain(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class Probe:
-    """Two examples and their projected gradients (B, k), in float64 where the encoder allows."""
+    """Two examples and their projected gradients (B, k), in float64 if the encoder allows it."""
 
     batch: Batch
     index: Index
@@ -90,7 +90,7 @@ class Probe:
         return cls(tuple(part.cpu() for part in batch), index, _gradients(capture, batch, index))
 
     def agrees(self, capture: Capture) -> bool:
-        """Whether ``capture`` still gives these gradients, up to rounding."""
+        """Whether ``capture`` still yields these gradients, up to rounding."""
         found = _gradients(capture, self.batch, self.index)
         if found.shape != self.gradients.shape:
             return False
@@ -103,9 +103,9 @@ def _gradients(capture: Capture, batch: Batch, index: Index) -> Tensor:
 
 
 class Store:
-    """A folder of projected gradients of one encoder with one set of settings.
+    """A folder of projected gradients of one encoder under one set of settings.
 
-    Opening it raises :class:`InfluenceValueError` where it holds gradients of anything else.
+    Opening it raises :class:`InfluenceValueError` if it holds any other gradients.
     """
 
     def __init__(
@@ -116,8 +116,8 @@ class Store:
         if not path.exists():
             if folder.is_dir() and any(folder.glob("*.safetensors")):
                 raise InfluenceValueError(
-                    f"store {str(folder)!r} holds arrays without {_PROBE}, so nobody knows whose "
-                    "gradients they are; give another folder."
+                    f"store {str(folder)!r} holds arrays but no {_PROBE}, so the origin of their "
+                    "gradients is unknown; give another folder."
                 )
             self._begin(path, parts, Probe.take(capture, batch, index))
             return
@@ -127,8 +127,8 @@ class Store:
             changed = ["objective, perturbation, projection or forward pass"]
         if changed:
             raise InfluenceValueError(
-                f"store {str(folder)!r} holds gradients of a run in which "
-                f"{', '.join(changed)} differed; give another folder, or remove this one."
+                f"store {str(folder)!r} holds gradients from a run that differed in "
+                f"{', '.join(changed)}; give another folder, or remove this one."
             )
 
     def kept(

@@ -1,12 +1,15 @@
 r"""Curvatures: g ↦ gᵀ(H + λI)⁻¹g.
 
 A curvature has two methods. ``project(layers)`` sets each layer's projections (``left``, ``right``)
-before any gradient is taken. ``fit(gradients)`` sees the fitted data set's gradients and returns a
-function of a batch of gradients (B, k) that gives the quadratic forms (B,) in float64, with a
-dictionary ``provenance`` and, for what needs more than scores, a method ``embed(gradients)`` that
-gives φ (B, m). ``gradients`` has ``n``, ``layers``, iterates over batches (B, k), the layers'
-projected gradients side by side, and can form the exact Hessian. Of several processes each iterates
-over its own part of the n gradients; :func:`~influence_ssl.processes.total` adds up.
+before any gradient is computed. ``fit(gradients)`` receives the gradients of the fitted data set
+and returns a function that maps a batch of gradients (B, k) to the quadratic forms (B,) in float64.
+That function has a dictionary ``provenance`` and, if embeddings are needed, a method
+``embed(gradients)`` that returns φ (B, m).
+
+``gradients`` has the attributes ``n`` and ``layers``, iterates over batches (B, k) in which the
+layers' projected gradients are concatenated, and can form the exact Hessian. With several
+processes, each iterates over its own share of the n gradients, and
+:func:`~influence_ssl.processes.total` adds the shares up.
 """
 
 from __future__ import annotations
@@ -30,12 +33,12 @@ from influence_ssl.errors import InfluenceTypeError, InfluenceValueError
 from influence_ssl.processes import first, gather, total
 
 CHUNK, CHUNK_BYTES = 1024, 2**29
-"""A curvature sees so many gradients at a time, and no more bytes: to add a small product to a
+"""The most gradients, and bytes, that a curvature receives at a time: adding a small product to a
 large matrix costs more than the product."""
 
 
 class Gradients(Protocol):
-    """What :meth:`fit` sees of a data set."""
+    """The view of a data set that :meth:`fit` receives."""
 
     n: int
     layers: list[Layer]
@@ -47,7 +50,7 @@ class Gradients(Protocol):
 
 
 class Curvature(Protocol):
-    """What the scorer asks of a curvature."""
+    """The interface that the scorer expects of a curvature."""
 
     def project(self, layers: list[Layer]) -> None: ...
 
@@ -58,8 +61,8 @@ class Curvature(Protocol):
 class Relative:
     r"""Damping relative to the curvature: :math:`\lambda = c\,\mathrm{tr}(H_b)/\min(n, k_b)`.
 
-    The mean non-zero eigenvalue of each block b of dimension k_b, times c (LogIX's rule with
-    c = 0.1, where n ≥ k). A block without trace gets λ = 0.
+    This is c times the mean non-zero eigenvalue of each block b of dimension k_b (LogIX's rule if
+    c = 0.1 and n ≥ k). A block with zero trace gets λ = 0.
     """
 
     c: float
@@ -74,7 +77,7 @@ Damping = float | Relative
 
 @dataclass
 class Fitted:
-    """A fitted curvature: the embedding of each block of columns."""
+    """A fitted curvature, as an embedding per block of columns."""
 
     blocks: list[tuple[slice, Embedding]]
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -85,12 +88,12 @@ class Fitted:
         return torch.stack(forms).sum(0)
 
     def embed(self, gradients: Float[Tensor, "b k"]) -> Float[Tensor, "b m"]:
-        """φ of each row, the blocks side by side."""
+        """φ of each row, with the blocks concatenated."""
         return torch.cat([block(gradients[:, columns]) for columns, block in self.blocks], 1)
 
     @property
     def signs(self) -> Float64[Tensor, " m"] | None:
-        """The signs of φ's products, of the one block of an indefinite Hessian."""
+        """The signs in φ's products, for the single block of an indefinite Hessian."""
         return self.blocks[0][1].signs
 
 
@@ -98,15 +101,15 @@ class Fitted:
 class LoGra:
     r"""Empirical Fisher of low-rank projected gradients, block by block.
 
-    With :math:`\tilde g_i = \mathrm{vec}(P G_i Q^\top)` of each layer,
+    With :math:`\tilde g_i = \mathrm{vec}(P G_i Q^\top)` for each layer, it computes
 
     .. math:: \tilde g_i^\top\Big(\tfrac1n\sum_j \tilde g_j \tilde g_j^\top + \lambda I\Big)^{-1}
               \tilde g_i .
 
-    ``rank`` r: P is r × O and Q is r × I with orthonormal rows, random from ``seed`` and the
-    layer's position; r is clipped to min(O, I) of each layer; ``None`` is the full space.
-    ``joint=False``: one block a layer, as in LogIX; ``joint=True``: one block over all layers.
-    Memory: k² numbers a block of dimension k = Σ r². Source: Choe et al. 2024, arXiv:2405.13954.
+    ``rank`` r: P is r × O and Q is r × I, with orthonormal rows drawn at random from ``seed`` and
+    the layer's position. Each layer clips r to min(O, I); ``None`` is the full space. ``joint``:
+    one block over all layers, or one block per layer as in LogIX (``False``). Memory: k² numbers
+    per block of dimension k = Σ r². Source: Choe et al. 2024, arXiv:2405.13954.
     """
 
     rank: int | None = 16
@@ -154,7 +157,7 @@ class _FullSpace:
     """A curvature without projections."""
 
     def project(self, layers: list[Layer]) -> None:
-        """Keeps the full space."""
+        """Keep the full space."""
 
 
 @dataclass(frozen=True)
@@ -163,9 +166,9 @@ class EmpiricalFisher(_FullSpace):
 
     .. math:: g_i^\top\Big(\tfrac1n\sum_j g_j g_j^\top + \lambda I\Big)^{-1} g_i ,
 
-    n times the ridge leverage of example i, so the magnitudes of the fitted set sum to n × the
-    effective dimension tr(H(H+λI)⁻¹). Formed in the p × p space of the weights or the n × n space
-    of the examples, whichever is smaller. Memory: p² or n·p + n² numbers.
+    which is n times the ridge leverage of example i, so the magnitudes of the fitted set sum to
+    n × the effective dimension tr(H(H+λI)⁻¹). H is formed in the p × p space of the weights or the
+    n × n space of the examples, whichever is smaller. Memory: p² or n·p + n² numbers.
     """
 
     damping: Damping = Relative(0.1)
@@ -190,8 +193,9 @@ class EmpiricalFisher(_FullSpace):
 class ExactHessian(_FullSpace):
     r"""Exact mean Hessian of the same loss, :math:`H = \frac1n\sum_j\nabla^2 L_j`; small models.
 
-    ``damping`` is λ itself. At λ = 0 a singular H is inverted on its range (the pseudo-inverse, the
-    limit λ → 0 of Theorem 1). H may be indefinite, so scores may have either sign; none is clipped.
+    ``damping`` is λ itself. At λ = 0, a singular H is inverted on its range (the pseudo-inverse,
+    which is the limit λ → 0 of Theorem 1). H may be indefinite, so scores may have either sign;
+    none is clipped.
     Memory and cost: p² numbers and p backward passes.
     """
 
@@ -200,8 +204,8 @@ class ExactHessian(_FullSpace):
     def __post_init__(self) -> None:
         if isinstance(self.damping, Relative):
             raise InfluenceTypeError(
-                "ExactHessian: damping must be a float, as the trace of an indefinite Hessian is "
-                "no scale."
+                "ExactHessian: damping must be a float, because the trace of an indefinite Hessian "
+                "sets no scale."
             )
         _check(self.damping, "ExactHessian")
 
@@ -249,14 +253,14 @@ def _check(damping: Damping, owner: str) -> None:
 def _orthonormal(
     rank: int, width: int, generator: torch.Generator, like: Tensor
 ) -> Float[Tensor, "r w"]:
-    """Rows of a random subspace, uniform over all subspaces; float32 at least, on like's device."""
+    """An orthonormal basis, as rows, of a uniformly random subspace; at least float32."""
     gaussian = torch.randn(width, rank, generator=generator, dtype=torch.float64, device="cpu")
     rows = torch.linalg.qr(gaussian).Q.T.contiguous()
     return rows.to(like.device, torch.promote_types(like.dtype, torch.float32))
 
 
 def _empirical_fisher_bytes(n: int, sizes: list[int]) -> float:
-    """Peak, float64: all covariances, what inverts the largest (four such); n × n Grams beside."""
+    """Peak in float64: all covariances, four copies to invert the largest, and n × n Grams."""
     small, wide = [k for k in sizes if k <= n], [k for k in sizes if k > n]
     primal = sum(8.0 * k * k for k in small) + 32.0 * max(small, default=0) ** 2
     return primal + sum(12.0 * n * k + 24.0 * n * n for k in wide)
@@ -314,10 +318,10 @@ def _primal(
 
 
 def _eigen(h: Float64[Tensor, "k k"]) -> tuple[Float64[Tensor, " k"], Float64[Tensor, "k k"]]:
-    """Eigenvalues and eigenvectors, those of the first process in every process.
+    """Eigenvalues and eigenvectors; every process uses those of the first.
 
-    An eigenvector's sign is free, and so is the basis of equal eigenvalues. Where two processors
-    choose differently, φ of one process has no product with φ of another.
+    The sign of an eigenvector is arbitrary, as is the basis of equal eigenvalues. If two processes
+    chose differently, products of their φ would be meaningless.
     """
     e, v = torch.linalg.eigh(h)
     return first(e), first(v)
@@ -333,7 +337,7 @@ def _gram(g: Float[Tensor, "n k"]) -> Float64[Tensor, "n n"]:
 def _dual(
     g: Float[Tensor, "n k"], gram: Float64[Tensor, "n n"], λ: float, precision: float
 ) -> tuple[Embedding, float]:
-    """The same where n < k, from the Gram matrix over n."""
+    """The same for n < k, from the Gram matrix over n."""
     e, u = _eigen(gram)
     kept = e > e.max().clamp(min=0) * precision
     e, u = e[kept], u[:, kept]

@@ -1,11 +1,11 @@
-"""Errors: one line that names what was wrong, where, and the way out."""
+"""Errors: one line that says what is wrong, where, and what to do."""
 
 
 class InfluenceError(Exception):
-    """Base of every error that this package raises on purpose.
+    """Base class of every error that this package raises on purpose.
 
-    Its text is one line of printable characters, whatever a file's name or content put into it: no
-    line break, no terminal's escape sequence, no mark that turns the direction of writing.
+    The text is one line of printable characters, even if it quotes file names or contents. It holds
+    no line break, no terminal escape sequence and no mark that reverses the writing direction.
     """
 
     def __str__(self) -> str:
@@ -26,14 +26,14 @@ class InfluenceOSError(InfluenceError, OSError):
 
 
 def printable(text: str) -> str:
-    """The text with every character that is not printable written out, such as ``\\x1b``."""
+    """The text with every unprintable character written out, such as ``\\x1b``."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def one_line(error: BaseException) -> str:
-    """An error's message without line breaks, other control characters and final stop."""
+    """An error's message without line breaks, other control characters or a final full stop."""
     return printable(" ".join(str(error).split())).rstrip(".")
 
 

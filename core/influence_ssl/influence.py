@@ -1,8 +1,8 @@
 r"""The influence of training images on queries, :math:`-g_q^\top (H+\lambda I)^{-1} g_i`.
 
 It is the derivative of the query's loss with respect to the weight of training image i in the
-objective (Koh and Liang 2017, arXiv:1703.04730): negative where more of the image lowers the
-query's loss, so a negative value *helps* the query. With φ of the curvature it is
+objective (Koh and Liang 2017, arXiv:1703.04730). A negative value *helps* the query: more weight
+on the image lowers the query's loss. In terms of the curvature's φ it is
 :math:`-\varphi(g_q)\cdot\varphi(g_i)`, and its diagonal is the self-score.
 """
 
@@ -28,21 +28,24 @@ if TYPE_CHECKING:
     import pandas
 
 NORMALISED = "cosine", "centred"
-# So many influences, or numbers of φ, are in hand at a time.
+# At most this many influences, or numbers of φ, are held at a time.
 _ENTRIES = 2**25
 _CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, eq=False)
 class Influence:
-    r"""Influence of training images on Q queries.
+    r"""The influence of training images on Q queries.
 
-    ``values`` (Q, T) float64: of all training images, T = N, in their order; or with ``top`` of the
-    ones that matter most, sorted, first those that help the query most (the most negative values)
-    and last those that hurt it most; or with ``group`` the sums over groups. ``positions`` (Q, T)
-    says which training image or group stands where, ``names`` what they are called and
-    ``index`` (N,) the training images' indices (of groups: their numbers). ``queries`` (Q,) are the
-    queries' names, or their indices where they have none; ``provenance`` how all was made.
+    ``values`` (Q, T) float64 holds one row per query. By default the row contains all T = N
+    training images in their order. With ``top`` it contains only the extremes, sorted from the
+    image that helps the query most (the most negative value) to the one that hurts it most. With
+    ``group`` it contains the sums over groups.
+
+    ``positions`` (Q, T) gives the training image or group in each place, ``names`` their names and
+    ``index`` (N,) the indices of the training images (or the numbers of the groups). ``queries``
+    (Q,) holds the names of the queries, or their indices if they have none, and ``provenance``
+    records how everything was computed.
     """
 
     values: Float64[np.ndarray, "q t"]
@@ -71,7 +74,7 @@ class Influence:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the table of :meth:`to_pandas` to ``.csv`` or ``.parquet``, whole or not at all.
 
-        The provenance stands in the first line of a CSV and in the metadata of a Parquet file.
+        A CSV holds the provenance in its first line, a Parquet file in its metadata.
         """
         save(self, path)
 
@@ -83,7 +86,7 @@ def refuse(
     group: Sequence[Hashable] | np.ndarray | None,
     normalise: str | None,
 ) -> None:
-    """Raise before any pass where :func:`products` could not do what is asked."""
+    """Raise before any pass if :func:`products` could not do what is asked."""
     if top is not None and (not isinstance(top, Integral) or top < 1):
         raise InfluenceValueError(f"top={top!r} must be None or an integer ≥ 1.")
     if normalise not in (None, *NORMALISED):
@@ -92,16 +95,16 @@ def refuse(
         )
     if normalise == "centred" and queries < 2:
         raise InfluenceValueError(
-            "normalise='centred' takes off the mean over queries; give two queries or more."
+            "normalise='centred' subtracts the mean over queries; give at least two queries."
         )
     if normalise == "cosine" and group is not None:
         raise InfluenceValueError(
-            "normalise='cosine' is of single images, and their sum no cosine; leave out group."
+            "normalise='cosine' applies to single images, and a sum of cosines is not a cosine; "
+            "leave out group."
         )
     if normalise == "cosine" and kept.signs is not None:
         raise InfluenceValueError(
-            "normalise='cosine': H + λI is indefinite, so gradients have no length in it; give "
-            "more damping."
+            "normalise='cosine': H + λI is indefinite and defines no length; increase the damping."
         )
     n = len(kept.index)
     if group is not None:
@@ -123,7 +126,7 @@ def products(
     normalise: str | None,
     provenance: dict[str, Any],
 ) -> Influence:
-    """−φ(q)·φ(i) of all queries and training images, all of them or the ``top`` at both ends."""
+    """−φ(q)·φ(i) for all pairs of query and training image, or for the ``top`` at both ends."""
     phi = asked.phi
     if normalise == "centred":
         phi = phi - phi.mean(0)
@@ -163,13 +166,13 @@ def products(
 
 
 def _unit(phi: Float[Tensor, "b m"]) -> Float[Tensor, "b m"]:
-    """Rows of length 1; a zero row, of a zero gradient, stays zero."""
+    """Rows scaled to length 1; the zero row of a zero gradient stays zero."""
     length = phi.norm(dim=1, keepdim=True)
     return phi / length.where(length > 0, 1)
 
 
 class _Ends:
-    """The ``top`` lowest and highest values of each row, from blocks of columns; ties by column."""
+    """The ``top`` lowest and highest values per row, from blocks of columns; ties by column."""
 
     def __init__(self, rows: int, top: int) -> None:
         self.top = top
@@ -177,7 +180,7 @@ class _Ends:
         self.places: list[np.ndarray] = [np.empty(0, np.int64)] * rows
 
     def see(self, values: Float[np.ndarray, "q b"], start: int) -> None:
-        """The next columns, the first of which is number ``start``."""
+        """Add the next columns, of which the first has number ``start``."""
         k, b = self.top, values.shape[1]
         for i, row in enumerate(values):
             columns = np.arange(b)
@@ -199,7 +202,7 @@ class _Ends:
 def _groups(
     group: Sequence[Hashable] | np.ndarray,
 ) -> tuple[list[Hashable], Int64[np.ndarray, " n"]]:
-    """The labels in the order of their first image, and each image's place among them."""
+    """The labels in order of first appearance, and the place of each image's label among them."""
     number: dict[Hashable, int] = {}
     member = [number.setdefault(label, len(number)) for label in group]
     return list(number), np.array(member, dtype=np.int64)

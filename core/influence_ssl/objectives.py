@@ -1,9 +1,9 @@
-"""Objectives: the loss of one example whose gradient is g_i.
+"""Objectives: the loss of one example, whose gradient is g_i.
 
 An objective is a callable ``objective(encode, batch, index, draw, seed) -> losses (B,)``. ``batch``
-is a tuple that begins with the images (B, ...); ``encode`` runs the encoder on B rows, or on v·B
-rows that stack v views of the batch one after the other, as ``torch.cat`` does; it returns float32
-at least, and may be called several times.
+is a tuple that begins with the images (B, ...). ``encode`` runs the encoder on B rows, or on v·B
+rows that stack v views of the batch as ``torch.cat`` does. It returns at least float32 and may be
+called several times.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Objective = Callable[[Encode, Batch, Tensor, int, int], Tensor]
 
 @dataclass(frozen=True)
 class Invariance:
-    r"""Label-free loss: the distance between the representations of x and of its perturbed copy.
+    r"""Label-free loss: the distance between the representations of x and its perturbed copy.
 
     .. math:: L_i = d\big(f(x_i), f(\hat x_i)\big),\qquad \hat x_i = p(x_i)
 
@@ -62,15 +62,15 @@ class Invariance:
 
 @dataclass(frozen=True)
 class Alignment:
-    r"""The loss that self-supervised training lowers: the distance between two augmented views.
+    r"""The loss that self-supervised training minimises: the distance between two augmented views.
 
     .. math:: L_i = d\big(f(a_1(x_i)), f(a_2(x_i))\big)
 
-    with two random augmentations a₁, a₂ of example i. ``augment`` maps one image (...) to a view of
-    one shape for all images, drawing its randomness from PyTorch's global generator, as the
-    transforms of ``torchvision.transforms.v2`` do; give the augmentation that the encoder was
-    trained with. Each view's randomness depends on (seed, i, draw, view) alone. ``distance`` as in
-    :class:`Invariance`. Source: Wang and Isola 2020, arXiv:2005.10242.
+    with two random augmentations a₁, a₂ of example i. ``augment`` maps one image (...) to a view;
+    all views have one shape. It draws its randomness from PyTorch's global generator, as the
+    transforms of ``torchvision.transforms.v2`` do. Use the augmentation with which the encoder was
+    trained. The randomness of each view depends only on (seed, i, draw, view). ``distance`` is as
+    in :class:`Invariance`. Source: Wang and Isola 2020, arXiv:2005.10242.
     """
 
     augment: Callable[[Tensor], Tensor]
@@ -87,8 +87,8 @@ class Alignment:
     def __call__(
         self, encode: Encode, batch: Batch, index: Index, draw: int, seed: int
     ) -> Float[Tensor, " b"]:
-        # On the CPU, whose random numbers do not depend on the device; the caller's own stay as
-        # they are.
+        # On the CPU, so that the numbers do not depend on the device; the caller's generator is
+        # left unchanged.
         images, device = batch[0].cpu(), batch[0].device
         with torch.random.fork_rng(devices=[]):
             views = [
@@ -99,7 +99,7 @@ class Alignment:
         if len(shapes := {tuple(view.shape) for view in views}) > 1:
             raise InfluenceValueError(
                 f"Alignment: augment returns views of the shapes {sorted(shapes)[:3]}; it must "
-                "return one shape."
+                "return views of one shape."
             )
         first, second = torch.stack(views).to(device).chunk(2)
         words = "first augmented", "second augmented"
@@ -126,7 +126,7 @@ def _distances(
     index: Index,
     words: tuple[str, str],
 ) -> Float[Tensor, " b"]:
-    """d(f(x), f(x̂)) of each example; ``words`` name the two in errors."""
+    """d(f(x), f(x̂)) of each example; ``words`` names the two in error messages."""
     z, z_hat = encode(torch.cat([x, x_hat])).chunk(2)
     for representation, which in zip((z, z_hat), words, strict=True):
         _refuse(~representation.isfinite().all(1), index, which, "not finite")
@@ -136,7 +136,7 @@ def _distances(
         return distance(z, z_hat)
     units = []
     for representation, which in zip((z, z_hat), words, strict=True):
-        # The largest entry goes first: |z|² must not under- or overflow.
+        # Divide by the largest entry first, so that |z|² neither under- nor overflows.
         largest = representation.detach().abs().amax(1, keepdim=True)
         _refuse(largest[:, 0] == 0, index, which, "zero, where the cosine is undefined")
         scaled = representation / largest
@@ -149,7 +149,7 @@ def _distances(
 class Supervised:
     r"""Supervised loss :math:`L_i = \ell(f(x_i), y_i)` of items ``(x, y)``, for comparison.
 
-    ``loss="cross_entropy"`` expects logits (B, C) and integer labels; a callable maps (output, y)
+    ``loss="cross_entropy"`` expects logits (B, C) and integer labels. A callable maps (output, y)
     to (B,).
     """
 

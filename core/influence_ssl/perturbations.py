@@ -1,8 +1,9 @@
 """Perturbations: x ↦ x̂, seeded per example.
 
 A perturbation is any callable ``p(x, index, draw, seed) -> x̂`` with x (B, ...) and index an int64
-CPU tensor (B,). x̂ has the shape of x. Example i's randomness may depend on (seed, i, draw) alone:
-then no score depends on batch size, order or sharding. :func:`example_generator` makes that easy.
+CPU tensor (B,). x̂ has the shape of x. The randomness of example i must depend only on (seed, i,
+draw), so that no score depends on batch size, order or sharding. :func:`example_generator` provides
+such randomness.
 """
 
 from __future__ import annotations
@@ -19,16 +20,16 @@ from influence_ssl.errors import InfluenceValueError
 
 
 def example_generator(seed: int, index: int, draw: int) -> torch.Generator:
-    """The random generator of one example in one draw, a function of (seed, index, draw) alone.
+    """The random generator of one example in one draw, determined by (seed, index, draw).
 
-    NumPy's ``SeedSequence`` hashes the three, so that neighbours get independent streams. PyTorch
-    takes 32 bits of the hash: of 100,000 examples about one pair shares its noise.
+    NumPy's ``SeedSequence`` hashes the three numbers, so that neighbours get independent streams.
+    PyTorch uses 32 bits of the hash; among 100,000 examples, about one pair shares its noise.
     """
     return torch.Generator().manual_seed(example_seed(seed, index, draw))
 
 
 def example_seed(*numbers: int) -> int:
-    """64 bits that depend on all of these numbers, by NumPy's ``SeedSequence``."""
+    """A 64-bit hash of all these numbers, from NumPy's ``SeedSequence``."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
@@ -38,7 +39,7 @@ class GaussianNoise:
 
     The paper's perturbation (section 4, :math:`\mathcal N(0.05, 0.2)`); ``std`` is the standard
     deviation, in the units of the tensor that the encoder receives. Noise is drawn in float32 on
-    the CPU and then cast, so that neither dtype nor device changes it.
+    the CPU and then cast, so that it depends on neither dtype nor device.
     """
 
     mean: float = 0.05

@@ -1,6 +1,7 @@
-"""Several processes as one: ``torchrun`` starts them, ``init_process_group`` joins them.
+"""Work shared among processes that ``torchrun`` starts and ``init_process_group`` joins.
 
-With Gloo on CPUs or NCCL on one card each; without a process group all of this is for one process.
+They communicate through Gloo on CPUs, or through NCCL with one card per process. Without a process
+group, everything runs in one process.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ T = TypeVar("T")
 
 
 def place() -> tuple[int, int]:
-    """Which process this is, from 0, and how many there are."""
+    """The rank of this process, from 0, and the number of processes."""
     joined = dist.is_available() and dist.is_initialized()
     return (dist.get_rank(), dist.get_world_size()) if joined else (0, 1)
 
@@ -29,11 +30,11 @@ class PeerError(InfluenceError):
 
 
 def agree(error: Exception | None = None) -> None:
-    """Tell the other processes that this one goes on, or with which error it stops.
+    """Tell the other processes that this one continues, or with which error it stops.
 
-    Every exchange below begins with it, and so does the end of a process that stops: without it
-    the others would wait for this process until they time out. Raises :class:`PeerError` in those
-    that would have gone on.
+    Every exchange below begins with this call, and a process that stops makes it last; otherwise
+    the others would wait until they time out. Raises :class:`PeerError` in the processes that would
+    have continued.
     """
     found: list[str | None] = [None] * place()[1]
     if len(found) > 1:
@@ -46,7 +47,7 @@ def agree(error: Exception | None = None) -> None:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """A part of the work that all processes do: where one of them fails, all of them stop."""
+    """A part of the work that all processes share; if one of them fails, all of them stop."""
     try:
         yield
     except PeerError:
@@ -57,7 +58,7 @@ def together() -> Iterator[None]:
 
 
 def total(x: Tensor) -> Tensor:
-    """``x`` replaced by its sum over all processes; without a gradient."""
+    """Replace ``x`` by its sum over all processes; no gradient flows through it."""
     if place()[1] > 1:
         agree()
         dist.all_reduce(x)
@@ -65,7 +66,7 @@ def total(x: Tensor) -> Tensor:
 
 
 def first(x: Tensor) -> Tensor:
-    """``x`` of the first process, in every process."""
+    """The first process's ``x``, in every process."""
     if place()[1] > 1:
         agree()
         x = x.contiguous()
@@ -74,7 +75,7 @@ def first(x: Tensor) -> Tensor:
 
 
 def everyone(value: T) -> list[T]:
-    """The values of all processes, in their order, in every process."""
+    """The values of all processes, in rank order, in every process."""
     found = [value] * place()[1]
     if len(found) > 1:
         agree()
@@ -83,6 +84,6 @@ def everyone(value: T) -> list[T]:
 
 
 def gather(rows: Tensor) -> Tensor:
-    """The rows of all processes, in their order, in every process; their numbers may differ."""
+    """The rows of all processes, in rank order, in every process; row counts may differ."""
     parts = everyone(rows.cpu()) if place()[1] > 1 else [rows]
     return torch.cat(parts).to(rows.device)

@@ -1,4 +1,4 @@
-"""What every provenance says of where a result was made: versions, processor, threads, build."""
+"""Where a result was computed, for every provenance: versions, processor, threads, build."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _CPUINFO = Path("/proc/cpuinfo")
 
 @cache
 def processor() -> str:
-    """The processor's model name as the system gives it, never empty.
+    """The processor's model name as the system reports it, never empty.
 
-    Linux names it in ``/proc/cpuinfo``, under a key that not every processor has. Elsewhere
-    :func:`platform.processor` knows the model or its family.
+    On Linux it is read from ``/proc/cpuinfo``, under a key that not every processor has. Elsewhere
+    :func:`platform.processor` returns the model or its family.
     """
     try:
         text = _CPUINFO.read_text(encoding="utf-8", errors="replace")
@@ -39,10 +39,10 @@ def made_with() -> dict[str, Any]:
     """The part of a provenance that explains why two machines differ in the last digits.
 
     Returns:
-        ``versions`` of this package, of Python, and of :data:`PACKAGES` as far as they are
-        installed; ``processor`` (model name), ``vector extensions`` (those that PyTorch's kernels
-        use, after its environment variables), ``threads``, and ``torch build`` (version with its
-        local tag, and the BLAS library that it was built with).
+        ``versions`` of this package, of Python, and of those :data:`PACKAGES` that are installed;
+        ``processor`` (model name); ``vector extensions`` that PyTorch's kernels use, given its
+        environment variables; ``threads``; and ``torch build``, its version with the local tag and
+        the BLAS library that it was built with.
     """
     versions = {"influence-ssl": __version__, "python": platform.python_version()}
     for package in PACKAGES:

@@ -28,18 +28,19 @@ if TYPE_CHECKING:
 class Scores:
     r"""Influence scores :math:`I_i = -g_i^\top(H+\lambda I)^{-1}g_i` of N examples.
 
-    ``values`` (N,) float64 are signed as in the paper's Equation 6, ≤ 0 where H + λI is positive
-    definite; with several draws the mean over draws. ``standard_error`` (N,) over draws, NaN for
-    one draw. ``index`` (N,) the examples' indices, ``names`` their paths where there are any,
-    ``provenance`` how the scores were made.
+    ``values`` (N,) float64 holds the signed scores of the paper's Equation 6, averaged over draws;
+    they are ≤ 0 if H + λI is positive definite. ``standard_error`` (N,) is taken over draws and is
+    NaN for a single draw. ``index`` (N,) holds the indices of the examples, ``names`` their paths,
+    if there are any, and ``provenance`` records how the scores were computed.
 
-    What the pass computed on its way: ``loss`` (N,) and ``gradient_norm`` (N,), the objective's
-    loss and :math:`|g_i|` of the projected gradient, means over draws; ``per_draw`` (draws, N) the
-    signed scores of each draw; ``representations`` (N, D) :math:`f(x_i)` in float32, where the
-    call asked for them. ``.npz`` keeps all of it, ``.csv`` and ``.parquet`` the scores alone.
+    The same pass also yields ``loss`` (N,), the objective's loss, and ``gradient_norm`` (N,),
+    :math:`|g_i|` of the projected gradient, both averaged over draws. ``per_draw`` (draws, N) holds
+    the signed scores of each draw, and ``representations`` (N, D) holds :math:`f(x_i)` in float32
+    if they were requested. An ``.npz`` file keeps all of this, ``.csv`` and ``.parquet`` only the
+    scores.
 
-    ``scores[rows]`` takes rows, by a slice, a mask or positions; ``numpy.asarray(scores)`` is
-    ``values``; two are equal where all their columns and their provenance are.
+    ``scores[rows]`` selects rows by a slice, a mask or positions, and ``numpy.asarray(scores)`` is
+    ``values``. Two scores are equal if all their columns and their provenance are equal.
     """
 
     values: Float64[np.ndarray, " n"]
@@ -66,7 +67,7 @@ class Scores:
     def __getitem__(self, rows: slice | Sequence[int] | np.ndarray) -> Scores:
         if isinstance(rows, int | np.integer):
             raise InfluenceTypeError(
-                f"scores[{rows}]: give a slice, a mask or a list of positions; one value is "
+                f"scores[{rows}]: give a slice, a mask or a list of positions; for one value, use "
                 f"scores.values[{rows}]."
             )
         kept = np.arange(len(self))[rows]
@@ -96,14 +97,14 @@ class Scores:
         return np.array(self.values, dtype=dtype, copy=copy)
 
     def _columns(self) -> dict[str, np.ndarray]:
-        """What has one row for each example, by field."""
+        """The fields that have one row per example."""
         names = "values", "standard_error", "index", "loss", "gradient_norm", "representations"
         found = {name: getattr(self, name) for name in names}
         return {name: column for name, column in found.items() if column is not None}
 
     @property
     def magnitude(self) -> Float64[np.ndarray, " n"]:
-        """−values: "highest influence" always means the largest magnitude."""
+        """−values; "highest influence" always means the largest magnitude."""
         return -self.values
 
     def order(self, which: str = "highest") -> Int64[np.ndarray, " n"]:
@@ -114,18 +115,18 @@ class Scores:
         return np.lexsort((self.index, key))
 
     def to_pandas(self) -> pandas.DataFrame:
-        """A table with the columns index, name (where there are names), score, standard_error."""
+        """A table with the columns index, name (if there are names), score, standard_error."""
         names = {} if self.names is None else {"name": list(self.names)}
         scores = {"score": self.values, "standard_error": self.standard_error}
         return frame({"index": self.index, **names, **scores})
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write to ``.npz``, ``.csv`` or ``.parquet``; the file appears whole or not at all."""
+        """Write to ``.npz``, ``.csv`` or ``.parquet``, whole or not at all."""
         save(self, path, {".npz": _write_npz})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Scores:
-        """Read what :meth:`save` wrote."""
+        """Read a file that :meth:`save` wrote."""
         path = Path(path)
         read = _READERS.get(path.suffix)
         if read is None:

@@ -93,7 +93,7 @@ def test_a_part_of_one_s_own_is_given_and_checked(tmp_path):
     net, x = build(Sequence), images(10)
     expected = scorer_of(net, objective=closure(0.1)).fit(x)
     expected.save(tmp_path)
-    with pytest.raises(InfluenceError, match="made with an objective of your own"):
+    with pytest.raises(InfluenceError, match="the fit used your own objective"):
         InfluenceScorer.load(tmp_path, net)
     loaded = InfluenceScorer.load(tmp_path, net, objective=closure(0.1), progress=False)
     np.testing.assert_allclose(loaded.score(x).values, expected.score(x).values, rtol=1e-11)
@@ -134,7 +134,7 @@ class Forms(LoGra):
 
 def test_what_cannot_be_saved_or_read_is_one_line(tmp_path):
     net, x = build(Sequence), images(10)
-    with pytest.raises(InfluenceError, match="cannot be saved: its fit must return"):
+    with pytest.raises(InfluenceError, match="cannot be saved; its fit must return"):
         scorer_of(net, curvature=Forms(2)).fit(x).save(tmp_path)
     with pytest.raises(InfluenceError, match="holds no saved fit: No such file"):
         InfluenceScorer.load(tmp_path / "none", net)
@@ -142,15 +142,15 @@ def test_what_cannot_be_saved_or_read_is_one_line(tmp_path):
     tensors, words = tmp_path / "fit.safetensors", tmp_path / "fit.json"
     whole, said = tensors.read_bytes(), words.read_text()
     tensors.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    with pytest.raises(InfluenceError, match="is damaged or of another fit"):
+    with pytest.raises(InfluenceError, match="is damaged or belongs to another fit"):
         InfluenceScorer.load(tmp_path, net)
     tensors.write_bytes(whole)
     for broken, message in (
         (said[:50], "is damaged; save it again"),
         (json.dumps({**json.loads(said), "format": 7}), "saved in format 7"),
-        (json.dumps({**json.loads(said), "blocks": [{"kind": "os"}]}), "is no saved fit"),
-        ("{}", "is no saved fit"),
-        ("[]", "is no saved fit"),
+        (json.dumps({**json.loads(said), "blocks": [{"kind": "os"}]}), "is not a fit that this"),
+        ("{}", "is not a fit that this"),
+        ("[]", "is not a fit that this"),
     ):
         words.write_text(broken)
         with pytest.raises(InfluenceError, match=message):

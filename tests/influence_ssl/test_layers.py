@@ -140,7 +140,7 @@ class Shuffled(nn.Module):
 
 
 def test_rows_in_another_order_are_named():
-    with pytest.raises(InfluenceError, match="layer 'mix' receives the images in an order that"):
+    with pytest.raises(InfluenceError, match="layer 'mix' receives its rows in an order that"):
         score(build(Shuffled), images())
     check(build(Shuffled), images(), ["first"], layers=["-mix"])
 
@@ -150,7 +150,7 @@ def test_an_encoder_that_takes_images_one_by_one():
         def forward(self, x):
             return torch.cat([super(OneByOne, self).forward(one[None]) for one in x])
 
-    with pytest.raises(InfluenceError, match="give an encoder that takes the whole batch at once"):
+    with pytest.raises(InfluenceError, match="give an encoder that processes the whole batch"):
         score(build(OneByOne), images(5), objective=squared)
 
 
@@ -179,7 +179,7 @@ def test_layers_fed_by_constants_are_left_out_and_those_behind_detach_are_not():
     provenance = check(net, images(5), ["embed", "side", "head"])
     assert list(provenance["layers"]) == ["embed", "side", "head"]
     assert {"bias_mlp.0.weight", "bias_mlp.2.weight"} <= set(provenance["left out"])
-    with pytest.raises(InfluenceError, match=r"inputs of 'bias_mlp.0' do not come from the image"):
+    with pytest.raises(InfluenceError, match=r"inputs of 'bias_mlp.0' do not depend on the image"):
         score(net, images(5), layers=["embed", "bias_mlp.0"])
 
 
@@ -356,9 +356,9 @@ def test_a_perturbation_is_named_instead_of_the_encoder():
             return x + x.mean(0)
 
     net, x = build(Windows), images(6)
-    with pytest.raises(InfluenceError, match=r"perturbation Dice\(\) gives image 0 other values e"):
+    with pytest.raises(InfluenceError, match=r"perturbation Dice\(\) returns different values f"):
         score(net, x, objective=Invariance(Dice()))
-    with pytest.raises(InfluenceError, match=r"perturbation Dice\(\) .* in the company of other"):
+    with pytest.raises(InfluenceError, match=r"perturbation Dice\(\) .* depend on the other"):
         score(net, x, objective=Invariance(Mean()))
 
 
@@ -419,7 +419,7 @@ def test_a_quantised_encoder_is_named():
 def test_an_encoder_made_under_inference_mode_is_named():
     with torch.inference_mode():
         net = build(Windows)
-    with pytest.raises(InfluenceError, match=r"'mix.weight' .* made under torch.inference_mode"):
+    with pytest.raises(InfluenceError, match=r"'mix.weight' .* created under torch.inference_mode"):
         score(net, images(4))
 
 
@@ -520,6 +520,6 @@ def test_a_second_thread_on_the_same_encoder_is_refused():
 
     expected = score(net, x, objective=Invariance(lambda x, *_: x * 0.9)).values
     found = score(net, x, objective=Invariance(perturbation)).values
-    assert "being scored in another thread" in str(caught[1])
+    assert "another thread is scoring" in str(caught[1])
     np.testing.assert_array_equal(found, expected)
     assert len(score(net, x)) == 6  # and is free again

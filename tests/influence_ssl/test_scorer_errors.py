@@ -75,10 +75,10 @@ BAD_ENCODERS = {
     r"must return \(B, D\)": Lambda(lambda linear, x: linear(x)[:, :, None]),
     "returned a tuple": Lambda(lambda linear, x: (linear(x), x)),
     "the input of layer 'second' depends on the other images": Mixing(),
-    r"layer 'linear' \(Linear\): autograd finds another gradient of its weight": Again(),
+    r"layer 'linear' \(Linear\): autograd's gradient of its weight differs": Again(),
     "representation of the clean image 0 is zero": Lambda(lambda linear, x: linear(x) * 0),
     "representation of the clean image 0 is not finite": Lambda(lambda linear, x: linear(x) / 0),
-    "the input of layer 'linear' depends on chance, as two passes over one image differ": Lambda(
+    "the input of layer 'linear' is random, because two passes over one image differ": Lambda(
         lambda linear, x: linear(nn.functional.dropout(x, 0.5))
     ),
 }
@@ -175,13 +175,16 @@ def test_bad_arguments_are_refused_at_construction(make, message):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"layers": ["hed"]}, "'hed' is not a Conv2d or Linear of the encoder; these are: stem"),
+        (
+            {"layers": ["hed"]},
+            "'hed' is not a Conv2d or Linear of the encoder; the encoder has: stem",
+        ),
         ({"layers": ["norm"]}, "'norm' is not a Conv2d or Linear"),
         ({"device": "cuda:99"}, "device='cuda:99' cannot be used"),
         ({"objective": Supervised()}, "needs labels"),
         (
             {"objective": lambda encode, batch, *_: encode(batch[0]).sum()[None]},
-            "must return one loss for each",
+            "must return one loss per example",
         ),
         ({"objective": Invariance(lambda x, *_: x[:, :2])}, "must keep the shape"),
     ],

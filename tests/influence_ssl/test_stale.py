@@ -85,7 +85,7 @@ def test_a_store_serves_one_set_of_settings(tmp_path, change):
     net, x = plain(), images(12)
     base = {"curvature": LoGra(3)}
     scorer_of(net, tmp_path, **base).score(x)
-    with pytest.raises(InfluenceValueError, match=r"holds gradients of a run in which .* differed"):
+    with pytest.raises(InfluenceValueError, match=r"holds gradients from a run that differed in"):
         scorer_of(net, tmp_path, **(base | change)).score(x)
 
 
@@ -143,7 +143,7 @@ def test_arrays_of_unknown_origin_and_a_damaged_probe_are_refused(tmp_path):
     with pytest.raises(OSError, match=r"probe\.safetensors' is damaged"):
         scorer_of(net, tmp_path).score(x)
     probe.unlink()
-    with pytest.raises(InfluenceValueError, match="nobody knows whose"):
+    with pytest.raises(InfluenceValueError, match="the origin of their"):
         scorer_of(net, tmp_path).score(x)
 
 

@@ -96,7 +96,7 @@ REFUSED = {
         "'spare' is never called in the encoder's forward pass; leave it out",
     ),
     "layer that is not there": (
-        None, ("--layers", "first"), {}, "'first' is not a Conv2d or Linear of the encoder; these",
+        None, ("--layers", "first"), {}, "'first' is not a Conv2d or Linear of the encoder; the",
     ),
     "layers to keep and to leave out": (
         None, ("--layers", "0,-4"), {}, "mixes names to keep and names to leave out",
