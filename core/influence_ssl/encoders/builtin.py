@@ -1,4 +1,4 @@
-"""The encoder that comes with the package, for those who have none at hand."""
+"""The encoder that comes with the package, for users who have none at hand."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 PREFIX = "builtin:"
 NAME = "cifar-simclr"
 LIMITS = (
-    "builtin:cifar-simclr sees every image at 32 x 32 pixels and was trained on the photographs of "
-    "CIFAR-10 alone; an encoder of your own kind of images tells more"
+    "builtin:cifar-simclr sees every image at 32 x 32 pixels and was trained only on photographs of "
+    "CIFAR-10; an encoder trained on your kind of images is more informative"
 )
 _SIDE = 32
 
@@ -30,12 +30,14 @@ def from_package(spec: str) -> tuple[CifarResNet18, Callable[[Image.Image], Tens
     """The encoder behind ``builtin:cifar-simclr`` and its preprocessing; ``None`` for other specs.
 
     A ResNet-18 of width 16, (B, 3, 32, 32) -> (B, 128), trained with SimCLR on CIFAR-10 without
-    labels, in float16 in the file. Images of any size are shrunk or enlarged to 32 x 32.
+    labels and stored in float16. Images of any size are resized to 32 x 32.
     """
     if not spec.startswith(PREFIX):
         return None
     if spec != PREFIX + NAME:
-        raise InfluenceValueError(f"--encoder {spec!r}: built in is {PREFIX}{NAME} alone.")
+        raise InfluenceValueError(
+            f"--encoder {spec!r}: the only built-in encoder is {PREFIX}{NAME}."
+        )
     with as_file(files("influence_ssl.encoders") / "cifar_simclr.safetensors") as path:
         state = load_file(path)
     encoder = CifarResNet18(len(state["conv1.weight"]))

@@ -1,4 +1,4 @@
-"""Checkpoints as files: read without running anything in them, as tensors by name."""
+"""Checkpoint files, read as tensors by name and without running any code in them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from influence_ssl.errors import InfluenceOSError, InfluenceValueError
 
-# What torch.save wrote before it wrote zips: so many pickles, then the numbers.
+# Before torch.save wrote zips, it wrote this many pickles, then the numbers.
 _PICKLES = 5
 _LONGEST = 1000
 _GIVE = "give a .safetensors file or what torch.save(encoder.state_dict(), FILE) wrote."
@@ -24,12 +24,12 @@ _GIVE = "give a .safetensors file or what torch.save(encoder.state_dict(), FILE)
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a ``.safetensors`` file, or of a dictionary that ``torch.save`` wrote.
 
-    A tensor in nested dictionaries is named by their keys, joined by dots. Names are counted from
-    the innermost dictionary that holds all of them but single numbers, so that those in
-    ``{"epoch": 3, "state_dict": {...}}`` do not begin with ``state_dict``. What is no tensor,
-    lists, and dictionaries whose keys are not texts (an optimiser's state) are left out. Raises
-    :class:`InfluenceError` for a file that cannot be read as tensors and plain values alone, for
-    quantised layers, and where no tensor has a name.
+    A tensor in nested dictionaries is named by their keys, joined by dots. Names start at the
+    innermost dictionary that holds all tensors other than single numbers, so that those in
+    ``{"epoch": 3, "state_dict": {...}}`` do not begin with ``state_dict``. Lists, values other than
+    tensors and dictionaries whose keys are not texts (an optimiser's state) are left out. Raises
+    :class:`InfluenceError` if the file cannot be read as tensors and plain values, holds quantised
+    layers or has no tensor with a name.
     """
     _refuse_by_name(path)
     content = _read(path)
@@ -41,7 +41,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         )
     found = {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
     if not found:
-        what = "no tensor that has a name" if isinstance(content, Mapping) else kind(content)
+        what = "no tensor with a name" if isinstance(content, Mapping) else kind(content)
         raise InfluenceValueError(
             f"--weights {str(path)!r} holds {what}, not a state_dict; give what "
             "torch.save(encoder.state_dict(), FILE) wrote."
@@ -51,7 +51,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def kind(value: object) -> str:
-    """What a value is, for a message."""
+    """The type of a value, for a message."""
     if isinstance(value, tuple):
         return f"a tuple ({', '.join(type(part).__name__ for part in value)})"
     return f"a {type(value).__name__}"
@@ -65,12 +65,12 @@ def _refuse_by_name(path: Path) -> None:
     if path.name.endswith(".index.json"):
         raise InfluenceValueError(
             f"--weights {str(path)!r} is the index of a checkpoint in several files; join them "
-            "into one, such as with torch.save(encoder.state_dict(), FILE)."
+            "into one, for instance with torch.save(encoder.state_dict(), FILE)."
         )
     if re.search(r"-\d+-of-(?!0*1\.)\d+\.\w+$", path.name):
         raise InfluenceValueError(
             f"--weights {str(path)!r} is one of several files of a checkpoint; join them into one, "
-            "such as with torch.save(encoder.state_dict(), FILE)."
+            "for instance with torch.save(encoder.state_dict(), FILE)."
         )
 
 
@@ -90,13 +90,13 @@ def _read(path: Path) -> Any:
         ) from error
     except PermissionError as error:
         raise InfluenceOSError(f"--weights {str(path)!r}: {error.strerror}.") from error
-    # The readers of foreign bytes raise whatever they stumble over.
+    # Readers of unknown bytes may raise anything.
     except Exception as error:
         what, give = "is not a checkpoint", _GIVE
         if found := re.search(r"GLOBAL (\S+)", str(error)):
             what = f"holds Python objects besides tensors ({found[1]}), which could run any code"
             give = (
-                "if you trust its source, save the state_dict alone from "
+                "if you trust its source, save only the state_dict from "
                 "torch.load(FILE, weights_only=False)."
             )
         elif "TorchScript" in str(error):
@@ -106,8 +106,8 @@ def _read(path: Path) -> Any:
 
 
 def _refuse_long_names(path: Path) -> None:
-    """Raise where a pickle names an object at length, for which PyTorch's message takes time that
-    grows with the square of the name: hours for a megabyte."""
+    """Raise if a pickle holds a long object name, because the time that PyTorch takes for its
+    message grows with the square of the length: hours for a megabyte."""
     with path.open("rb") as file:
         if not zipfile.is_zipfile(file):
             file.seek(0)
@@ -124,9 +124,9 @@ def _check_names(file: IO[bytes]) -> None:
     try:
         for code, argument, _ in pickletools.genops(file):
             if code.name in ("GLOBAL", "INST") and len(str(argument)) > _LONGEST:
-                raise ValueError("a name of an object is too long")
+                raise ValueError("the name of an object is too long")
     except ValueError as error:
-        # A file that ends early has been seen to its end; torch.load says what is wrong with it.
+        # The file ends early; torch.load reports what is wrong with it.
         if "exhausted" not in str(error):
             raise
 
@@ -148,7 +148,7 @@ def _common_container(content: Any) -> str:
     """The path of the innermost dictionary that holds all named tensors."""
     common = ""
     while True:
-        # A single number, such as the best accuracy that a callback remembers, is no weight.
+        # A single number, such as the best accuracy that a callback stored, is not a weight.
         holders = [
             key
             for key, value in content.items()

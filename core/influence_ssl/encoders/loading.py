@@ -1,4 +1,4 @@
-"""Encoders by name, with their weights: what the command line can say instead of an object."""
+"""Encoders by name, with their weights, for the command line."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 
 class Loaded(NamedTuple):
-    """An encoder, its preprocessing (``None``: RGB in [0, 1]), and where its weights are from.
+    """An encoder, its preprocessing (``None``: RGB in [0, 1]), and the origin of its weights.
 
-    ``untrained``: an encoder by name was given none; ``part``: the prefix of those names in a
-    training's checkpoint that are the encoder's, empty where none of them has one; ``left``: heads
-    beside the encoder that were not taken; ``limits``: what to know of one that is built in.
+    ``untrained``: an encoder by name was given no weights. ``part``: the prefix of the encoder's
+    names in a training checkpoint, empty if they have none. ``left``: heads in the checkpoint that
+    were not loaded. ``limits``: the limitations of a built-in encoder.
     """
 
     module: nn.Module
@@ -47,30 +47,31 @@ class Loaded(NamedTuple):
 def load_encoder(
     spec: str, weights: str | None = None, seed: int = 0, part: str | None = None
 ) -> Loaded:
-    """The encoder behind ``timm:NAME``, ``torchvision:NAME``, a function, or the one built in.
+    """The encoder behind ``timm:NAME``, ``torchvision:NAME``, a function or a built-in name.
 
-    Built in is ``builtin:cifar-simclr``. A function, ``package.module:function`` or
-    ``file.py:function``, is called without arguments, after ``torch.manual_seed(seed)``, and
-    returns an ``nn.Module`` or a pair (module, preprocess), where preprocess maps a PIL image in
-    mode RGB to the tensor that the encoder receives.
-    ``weights`` is a file that :func:`~influence_ssl.encoders.checkpoints.read_tensors` reads, of
-    which the encoder's part is taken (:func:`~influence_ssl.encoders.parts.find_part`), if need be
-    the one whose names begin with ``part``. ``"pretrained"`` takes those that timm or torchvision
-    offer, from the network where they are not cached. ``untrained`` says that neither was given for
-    an encoder by name. Raises :class:`InfluenceError`.
+    The built-in encoder is ``builtin:cifar-simclr``. A function, ``package.module:function`` or
+    ``file.py:function``, is called without arguments, after ``torch.manual_seed(seed)``. It returns
+    an ``nn.Module`` or a pair (module, preprocess), where preprocess maps a PIL image in mode RGB
+    to the tensor that the encoder receives.
+
+    ``weights`` is a file that :func:`~influence_ssl.encoders.checkpoints.read_tensors` reads. The
+    encoder's part of it is loaded (:func:`~influence_ssl.encoders.parts.find_part`); ``part``
+    restricts the choice to names that begin with it. ``"pretrained"`` loads the weights that timm
+    or torchvision offer, and downloads them if they are not cached. ``untrained`` is set if an
+    encoder by name was given no weights. Raises :class:`InfluenceError`.
     """
     pretrained = weights == "pretrained"
     if part is not None and (weights is None or pretrained):
-        raise InfluenceValueError("--weights-part belongs to --weights FILE; give a file.")
+        raise InfluenceValueError("--weights-part requires --weights FILE; give a file.")
     own = from_package(spec)
     if own is not None:
         if weights is not None:
-            raise InfluenceValueError(f"--weights: {spec} has its own; leave it out.")
+            raise InfluenceValueError(f"--weights: {spec} has its own weights; leave it out.")
         return Loaded(*own, untrained=False, limits=LIMITS)
     named = from_zoo(spec, pretrained, seed)
     if named is None and pretrained:
         raise InfluenceValueError(
-            "--weights pretrained belongs to timm:NAME and torchvision:NAME; give a file."
+            "--weights pretrained requires timm:NAME or torchvision:NAME; give a file."
         )
     module, preprocess, dropped = _from_function(spec, seed) if named is None else named
     taken = Part("", {})
@@ -104,8 +105,8 @@ def _from_function(spec: str, seed: int) -> tuple[nn.Module, Preprocess | None, 
 def import_function(spec: str, option: str) -> Callable[..., Any]:
     """The function behind ``package.module:function`` or ``file.py:function``.
 
-    A file's folder, or else the working directory, goes first on Python's path. ``option`` names
-    the argument in the :class:`InfluenceError` of a spec that leads nowhere.
+    The file's folder, or else the working directory, is put first on Python's path. ``option``
+    names the argument in the :class:`InfluenceError` for a spec that cannot be resolved.
     """
     place, _, name = spec.rpartition(":")
     if not place or not name:
@@ -148,8 +149,8 @@ def import_function(spec: str, option: str) -> Callable[..., Any]:
 def source_code(spec: str) -> bytes:
     """The files behind a spec of :func:`import_function`: the one named, and that of the code.
 
-    The two differ where a module imports its function, or where it makes an object of another
-    module's class and calls that.
+    The two differ if a module imports its function, or creates an object of another module's class
+    and calls it.
     """
     found = import_function(spec, "")
     code = inspect.unwrap(found)
@@ -173,6 +174,6 @@ def _load_weights(
 ) -> Part:
     tensors = read_tensors(path)
     part = find_part(module, tensors, str(path), dropped, wanted)
-    # What may be missing are counters of batches, which nothing in eval mode reads.
+    # Only counters of batches may be missing, which nothing in eval mode reads.
     module.load_state_dict({own: tensors[name] for own, name in part.names.items()}, strict=False)
     return part

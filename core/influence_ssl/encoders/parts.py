@@ -1,4 +1,4 @@
-"""Which of a checkpoint's tensors are the encoder's: the part that fits it."""
+"""The part of a checkpoint that fits the encoder."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _COPIES = {
 }
 
 
-# How many batches trained a normalisation: no forward pass in eval mode asks for it.
+# The number of batches that a normalisation saw, which no forward pass in eval mode reads.
 _COUNTER = "num_batches_tracked"
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -39,11 +39,11 @@ _INTEGERS = (torch.int16, torch.int32, torch.int64)
 
 @dataclass
 class Part:
-    """Those names of a checkpoint that begin with ``prefix`` and belong to the encoder.
+    """The names of a checkpoint that begin with ``prefix`` and belong to the encoder.
 
-    ``names``: the encoder's name to the checkpoint's; ``children``: number to child, where the
-    checkpoint numbers these. ``fitting`` names have the right type and shape. ``missing``,
-    ``other`` (type or shape) and ``foreign`` ones do not fit; ``left`` are the heads beside them.
+    ``names`` maps the encoder's names to the checkpoint's, and ``children`` maps numbers to
+    children if the checkpoint numbers them. ``fitting`` counts names with the right type and shape.
+    ``missing``, ``other`` (type or shape) and ``foreign`` names do not fit; ``left`` lists heads.
     """
 
     prefix: str
@@ -69,14 +69,14 @@ def find_part(
 ) -> Part:
     """The one part of a checkpoint whose names, types and shapes are those of the encoder.
 
-    Any prefix is tried, and names are compared without what DistributedDataParallel and
+    Every prefix is tried, and names are compared without what DistributedDataParallel and
     torch.compile add to them. An encoder's children may also be numbered, as in
-    ``nn.Sequential(*encoder.children())``. ``dropped`` are prefixes of a classifier that the
-    encoder lost; a head (``fc``, ``projector``, ``decoder_...``) of which the encoder has nothing
-    is left. A momentum copy (``momentum_X`` beside ``X``, ``target_X`` beside ``online_X``, ``X_k``
-    beside ``X_q``) is not looked at, and equal values are one part.
-    ``wanted`` begins the names that are looked at. Raises :class:`InfluenceValueError`, which names
-    ``file``, where no part fits, or several do.
+    ``nn.Sequential(*encoder.children())``. ``dropped`` holds the prefixes of a classifier that was
+    removed from the encoder. A head (``fc``, ``projector``, ``decoder_...``) that the encoder lacks
+    is left out. A momentum copy (``momentum_X`` beside ``X``, ``target_X`` beside ``online_X``,
+    ``X_k`` beside ``X_q``) is ignored, and parts with equal values count as one. ``wanted``
+    restricts the search to names that begin with it. Raises :class:`InfluenceValueError`, which
+    names ``file``, if no part fits or several do.
     """
     own = {k: v for k, v in encoder.state_dict().items() if isinstance(v, Tensor)}
     parts = [_judged(part, own, tensors) for part in _parts(encoder, own, tensors)]
@@ -86,7 +86,7 @@ def find_part(
         _look_beside(part, taken, own, tensors, dropped)
     if wanted is not None:
         parts = _restricted(parts, tensors, file, wanted)
-    # Before anything is said to fit: where the encoder is damaged, its copy is no substitute.
+    # Before any part is judged to fit, because the copy of a damaged encoder is no substitute.
     parts = _without_copies(parts)
     fitting = [part for part in parts if part.complete and not part.foreign]
     if not fitting:
@@ -98,13 +98,13 @@ def find_part(
         named = " and ".join(repr(part.prefix) for part in distinct)
         raise InfluenceValueError(
             f"--weights {file!r} holds {len(distinct)} encoders that fit, under {named}; choose "
-            f"one, such as with --weights-part {distinct[-1].prefix.rstrip('.')!r}."
+            f"one, for instance with --weights-part {distinct[-1].prefix.rstrip('.')!r}."
         )
     return distinct[0]
 
 
 def few(names: Sequence[str], shown: int = 4) -> str:
-    """The first names, and how many more there are."""
+    """The first names, and the number of further ones."""
     rest = f" and {len(names) - shown} more" if len(names) > shown else ""
     return ", ".join(names[:shown]) + rest
 
@@ -116,7 +116,7 @@ def _bare(name: str) -> str:
 def _parts(
     encoder: nn.Module, own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
 ) -> Iterator[Part]:
-    """Every prefix under which there is a name of the encoder's, by each way to write its names."""
+    """Every prefix under which a name of the encoder occurs, in each way of writing its names."""
     bare = {_bare(name): name for name in own}
     numbers = {name: str(k) for k, (name, _) in enumerate(encoder.named_children())}
     numbered = {}
@@ -176,7 +176,7 @@ def _judged(part: Part, own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
 
 
 def _family(tensor: Tensor) -> str:
-    """Types of one family are converted into one another; those of another mean something else."""
+    """The family of a type; conversion within a family preserves the meaning."""
     if tensor.dtype in _FLOATS:
         return "floating point"
     return "integer" if tensor.dtype in _INTEGERS else _dtype(tensor)
@@ -197,7 +197,7 @@ def _restricted(
     if not within:
         fitting = [repr(part.prefix) for part in parts if part.complete]
         tops = list(dict.fromkeys(f"'{name.partition('.')[0]}'" for name in tensors))
-        instead = f"what fits is {few(fitting)}" if fitting else f"it holds {few(tops)}"
+        instead = f"give {few(fitting)}" if fitting else f"the file holds {few(tops)}"
         raise InfluenceValueError(
             f"--weights {file!r} holds nothing of the encoder under --weights-part {wanted!r}; "
             f"{instead}."
@@ -212,7 +212,7 @@ def _look_beside(
     tensors: Mapping[str, Tensor],
     dropped: tuple[str, ...],
 ) -> None:
-    """Sort what else stands under the part's prefix into what is left and what is foreign."""
+    """Sort the other names under the part's prefix into heads to leave out and foreign names."""
     taken = taken | set(part.names.values())
     # Every module and parameter of the encoder, by its path.
     paths = {path for name in own for path in _paths(_bare(name))}
@@ -237,13 +237,13 @@ def _paths(name: str) -> list[str]:
 
 
 def _without_copies(parts: list[Part]) -> list[Part]:
-    """Without those that are the momentum copy of another one."""
+    """The parts that are not the momentum copy of another part."""
     prefixes = {_bare(part.prefix) for part in parts}
     return [part for part in parts if not prefixes & set(_partners(_bare(part.prefix)))]
 
 
 def _partners(prefix: str) -> Iterator[str]:
-    """The names whose momentum copy this one would be."""
+    """The names of which this one would be the momentum copy."""
     segments = prefix.split(".")
     for k, segment in enumerate(segments):
         words = segment.split("_")
@@ -274,12 +274,12 @@ def _equal(a: Part, b: Part, tensors: Mapping[str, Tensor]) -> bool:
 
 
 def _why(parts: list[Part], own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str:
-    """What is wrong with the part that comes closest."""
-    # A number alone is too common a name to say that something was meant.
+    """What is wrong with the part that fits best."""
+    # A bare number is too common a name to indicate a match.
     parts = [part for part in parts if part.fitting or not part.children]
     if not parts:
         return (
-            f": no name in it ends as one of the encoder's, such as {next(iter(own), 'none')!r}; "
+            f": no name in it ends like one of the encoder's, such as {next(iter(own), 'none')!r}; "
             f"the first of its {len(tensors)} names is {next(iter(tensors))!r}; give the encoder "
             "that was trained, or load it in the encoder's function"
         )
@@ -294,7 +294,7 @@ def _why(parts: list[Part], own: Mapping[str, Tensor], tensors: Mapping[str, Ten
         if names
     ]
     where = f" under {best.prefix!r}" if best.prefix else ""
-    instead = "save the state_dict of this very module, or load it in the encoder's function"
+    instead = "save the state_dict of exactly this module, or load it in the encoder's function"
     known = (*_FLOATS, *_INTEGERS, torch.bool)
     if any(tensors[name].dtype not in known for name in best.names.values()):
         instead = "give the checkpoint from before the quantisation"

@@ -1,4 +1,4 @@
-"""ResNet-18 for small images, of any width: the architecture of the encoder that is built in."""
+"""ResNet-18 of any width for small images, the architecture of the built-in encoder."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class CifarResNet18(nn.Module):
         return nn.Sequential(BasicBlock(inputs, outputs, stride), BasicBlock(outputs, outputs, 1))
 
     def stem(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b w i j"]:
-        """What the four stages receive."""
+        """The input of the four stages."""
         return torch.relu_(self.bn1(self.conv1(x)))
 
     def features(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
@@ -71,6 +71,6 @@ class CifarResNet18(nn.Module):
         return x.mean((2, 3))
 
     def forward(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
-        """The representation, or the logits where there is a classifier."""
+        """The representation, or the logits if there is a classifier."""
         z = self.features(x)
         return z if self.fc is None else self.fc(z)

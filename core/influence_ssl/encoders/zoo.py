@@ -1,4 +1,4 @@
-"""Encoders of timm and torchvision by name: without their classifier, with their preprocessing."""
+"""Encoders of timm and torchvision by name, without their classifier and with preprocessing."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ class Named(NamedTuple):
 def from_zoo(spec: str, pretrained: bool, seed: int) -> Named | None:
     """The encoder behind ``timm:NAME`` or ``torchvision:NAME[.WEIGHTS]``; ``None`` for others.
 
-    timm's classifier is removed by ``num_classes=0``, torchvision's by putting ``nn.Identity`` in
-    place of its last layer. The preprocessing is that of evaluation: timm's data config of the
-    model, or the transforms of torchvision's weights (its default ones, or those that WEIGHTS
-    names). Only ``pretrained`` asks the network; else the weights are random from ``seed``.
+    timm's classifier is removed by ``num_classes=0``, torchvision's by replacing its last layer
+    with ``nn.Identity``. The preprocessing is that of evaluation: timm's data config of the model,
+    or the transforms of torchvision's weights (the default, or WEIGHTS). Only ``pretrained`` uses
+    the network; otherwise the weights are random from ``seed``.
     """
     library, _, name = spec.partition(":")
     make = {"timm": _timm, "torchvision": _torchvision}.get(library)
     if make is None:
         return None
     torch.manual_seed(seed)
-    # A hub that cannot be reached logs each of its attempts.
+    # An unreachable hub logs each attempt.
     logging.disable(logging.ERROR)
     try:
         with warnings.catch_warnings():
@@ -52,15 +52,15 @@ def from_zoo(spec: str, pretrained: bool, seed: int) -> Named | None:
         raise InfluenceValueError(
             f"--encoder {spec!r} needs {library}; pip install 'influence-ssl[report]'."
         ) from error
-    # A download fails in as many ways as there are networks.
+    # A download may fail in any way.
     except Exception as error:
         if not pretrained:
             raise InfluenceValueError(
                 f"--encoder {spec!r} fails: {type(error).__name__}: {' '.join(str(error).split())}."
             ) from error
         raise InfluenceOSError(
-            f"--weights pretrained: the weights of {spec!r} are neither in the local cache nor "
-            "can they be downloaded; download them elsewhere and give --weights FILE."
+            f"--weights pretrained: the weights of {spec!r} are not in the local cache and "
+            "cannot be downloaded; download them elsewhere and give --weights FILE."
         ) from error
     finally:
         logging.disable(logging.NOTSET)
@@ -103,7 +103,7 @@ def _torchvision(name: str, pretrained: bool) -> Named:
 
 def _behead(module: nn.Module, head: str) -> str:
     """Replace the classifier's last layer with weights by the identity; returns its name."""
-    # What comes before it, such as ConvNeXt's last normalisation, belongs to the representation.
+    # Layers before it, such as ConvNeXt's last normalisation, belong to the representation.
     last = [
         name
         for name, part in module.named_modules()
@@ -124,6 +124,6 @@ def _unknown(
     close = difflib.get_close_matches(name, known, 4) or list(known)[:4]
     rest = f"; all names: python -c 'import {library}; print({where})'" if where else ""
     return InfluenceValueError(
-        f"--encoder '{library}:{name}': {library} has no such model; close to it: "
+        f"--encoder '{library}:{name}': {library} has no such model; similar names: "
         f"{', '.join(close) or 'none'}{rest}."
     )

@@ -1,13 +1,13 @@
-"""The bytes of an image file as 8-bit RGB, and what had to be converted on the way.
+"""Decodes the bytes of an image file to 8-bit RGB and records what had to be converted.
 
-Grey values are repeated, palettes are looked up, an animation gives its first frame. Transparent
-pixels show :data:`BACKGROUND`, as the colours beneath them were never meant to be seen. Of values
-with more than 8 bits the upper 8 of the bits in use are kept: of those that the file declares
-(TIFF's BitsPerSample, a portable map's largest value), or else of those that the caller names, as
-many files hold 12 bits in 16 and do not say so. PNG's sBIT chunk does not count: by the standard,
-values are scaled to all 16 bits whatever it says. Nor does TIFF's MaxSampleValue, which by the
-standard must not change how an image looks. Orientation tags are not applied; torchvision and timm
-do not apply them either.
+Grey values are repeated, palettes are looked up, and an animation is reduced to its first frame.
+Transparent pixels show :data:`BACKGROUND`, because the colours beneath them were never meant to be
+seen. If values have more than 8 bits, the upper 8 of the bits in use are kept. The bits in use are
+those that the file declares (TIFF's BitsPerSample, a portable map's largest value) or else those
+that the caller names, because many files hold 12 bits in 16 without declaring it. PNG's sBIT chunk
+is ignored: the standard scales values to all 16 bits regardless. TIFF's MaxSampleValue is ignored
+too, because it must not change how an image looks. Like torchvision and timm, this module does not
+apply orientation tags.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ except ModuleNotFoundError as error:
     ) from error
 
 BACKGROUND = (128, 128, 128)
-"""What transparent pixels show: mid-grey, on which neither white nor black drawings vanish."""
+"""The background of transparent pixels: mid-grey, on which white and black drawings both show."""
 
 DEPTHS = (8, 10, 12, 14, 16)
-"""The bits that sensors and files have, one of which is taken where a file does not say."""
+"""The usual bit depths, one of which is assumed if a file declares none."""
 
 # A sixteenth of the range is nearly black.
 _DARK = 4
-# The formats behind the extensions that are read. Pillow's others stay closed: EPS, for one, starts
-# Ghostscript.
+# The formats behind the extensions that are read. Pillow's others stay disabled; EPS, for one,
+# starts Ghostscript.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP", "JPEG2000", "AVIF")
 _PNG = b"\x89PNG\r\n\x1a\n"
 _TEXT = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
@@ -49,7 +49,7 @@ _KINDS = {"1": "grey", "L": "grey", "LA": "grey", "I": "grey", "P": "palette", "
 
 
 class TooLarge(ValueError):
-    """An image of more pixels than Pillow permits, which is not decoded."""
+    """An image with more pixels than Pillow permits; it is not decoded."""
 
     def __init__(self, what: str = "it unpacks to") -> None:
         super().__init__(
@@ -59,12 +59,12 @@ class TooLarge(ValueError):
 
 
 class Decoded(NamedTuple):
-    """An image as its file holds it.
+    """An image as its file stores it.
 
-    ``image``: 8 bits per channel, of any mode, or None where there are more; then ``values``
-    (h, w, c) holds them and ``mode`` is that of the channels. ``bits`` are those in use, None where
-    the file does not say. ``key``: the values of a pixel that is transparent. ``kinds``: in which
-    ways the image differs from plain 8-bit RGB, in words.
+    ``image`` has 8 bits per channel and any mode. It is None if there are more bits; then
+    ``values`` (h, w, c) holds the values and ``mode`` is that of the channels. ``bits``: the bits
+    in use, or None if the file does not declare them. ``key``: the values of a transparent pixel.
+    ``kinds``: how the image differs from plain 8-bit RGB, in words.
     """
 
     image: Image.Image | None
@@ -80,13 +80,13 @@ class Decoded(NamedTuple):
         return self.values is not None and self.bits is None
 
     def needed(self) -> int:
-        """The smallest of :data:`DEPTHS` that holds the largest value, transparency aside."""
+        """The smallest of :data:`DEPTHS` that holds the largest value, except transparency."""
         assert self.values is not None
         largest = int(self.values[..., : _colours(self.mode)].max()).bit_length()
         return next(bits for bits in DEPTHS if bits >= largest)
 
     def rgb(self, bits: int = 16) -> tuple[Image.Image, tuple[str, ...]]:
-        """(the image in mode RGB, its kinds); ``bits`` are in use where the file does not say."""
+        """(the image in mode RGB, its kinds); ``bits`` are assumed if the file declares none."""
         image, kinds = self.image, list(self.kinds)
         if image is None:
             bits = self.bits or bits
@@ -99,13 +99,13 @@ class Decoded(NamedTuple):
             return image.convert("RGB"), tuple(kinds)
         ground = Image.new("RGBA", image.size, BACKGROUND)
         flat = Image.alpha_composite(ground, image).convert("RGB")
-        return flat, (*kinds, "with transparency (laid on mid-grey)")
+        return flat, (*kinds, "with transparency (placed on mid-grey)")
 
     def _depth(self, bits: int) -> str:
         if not self.undeclared:
             return f"of {bits} bits"
         needed = self.needed()
-        dark = f", nearly black: {needed} would do" if bits - needed >= _DARK else ""
+        dark = f", nearly black: {needed} would suffice" if bits - needed >= _DARK else ""
         return f"of 16 bits ({bits} in use{dark})"
 
     def _eight_bits(self, bits: int) -> Image.Image:
@@ -131,9 +131,9 @@ def _colours(mode: str) -> int:
 
 
 def decode(data: bytes) -> Decoded:
-    """The image in a file's bytes; raises whatever a decoder of foreign bytes does.
+    """The image in a file's bytes; raises whatever its decoder raises.
 
-    :class:`TooLarge` where it has more pixels than ``PIL.Image.MAX_IMAGE_PIXELS``.
+    Raises :class:`TooLarge` if it has more pixels than ``PIL.Image.MAX_IMAGE_PIXELS``.
     """
     data = _without_text(data)
     image = _open(data)
@@ -156,7 +156,7 @@ def decode(data: bytes) -> Decoded:
         return Decoded(None, tuple(kinds), "L", values, bits if bits < 16 else None, _key(image))
     if mode in ("I", "F"):
         raise ValueError(
-            "signed or 32-bit grey values have no fixed range, save 8 or 16 unsigned bits"
+            "signed or 32-bit grey values have no fixed range; save 8 or 16 unsigned bits"
         )
     image.load()
     return Decoded(image, tuple(kinds))
@@ -177,7 +177,7 @@ def _open(data: bytes) -> Any:
 
 
 def _without_text(data: bytes) -> bytes:
-    """A PNG without texts and colour profile, of which Pillow refuses long ones; else as given."""
+    """The bytes of a PNG without texts and colour profile, because Pillow rejects long ones."""
     if not data.startswith(_PNG):
         return data
     kept, place = [_PNG], len(_PNG)
@@ -252,7 +252,7 @@ def _raw(args: Any) -> str:
 
 
 def _planes() -> ValueError:
-    return ValueError("16-bit colours in separate planes, save it with interleaved ones")
+    return ValueError("16-bit colours in separate planes; save the image with interleaved ones")
 
 
 def _key(image: Any) -> tuple[int, ...] | None:
@@ -261,7 +261,7 @@ def _key(image: Any) -> tuple[int, ...] | None:
 
 
 def reason(error: Exception) -> str:
-    """Why :func:`decode` or the reading before it failed, in a few words."""
+    """Why reading or :func:`decode` failed, in a few words."""
     if isinstance(error, UnidentifiedImageError):
         return "not an image of a known format"
     if isinstance(error, OSError) and error.strerror:

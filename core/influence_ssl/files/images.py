@@ -1,10 +1,9 @@
 """Image files as a data set: a folder, a zip or a CSV of paths, read lazily.
 
-The command and the lab share this reader. What becomes of an image that is not plain RGB of 8 bits
-stands in :mod:`influence_ssl.files.decoding`. Where 16-bit files do not say how many of their bits
-are in use, one number of bits holds for the whole data set, so that no image's contrast depends on
-its own largest value: the smallest of 8, 10, 12, 14 and 16 that holds the largest value in any of
-them.
+The command and the lab share this reader. :mod:`influence_ssl.files.decoding` describes how images
+other than plain 8-bit RGB are converted. If 16-bit files do not declare how many bits are in use,
+one number holds for the whole data set: the smallest of 8, 10, 12, 14 and 16 bits that holds the
+largest value in any of them. No image's contrast therefore depends on its own largest value.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ _CHECKED = 16
 _THREADS = min(8, os.cpu_count() or 1)
 THUMBNAIL = 32
 
-# One lock per process: a forked worker's copy of its parent's might never be released.
+# One lock per process, because a forked worker's copy might never be released.
 _TURNS: dict[int, threading.RLock] = {}
 
 Preprocess = Callable[[Image.Image], Tensor]
@@ -57,7 +56,7 @@ class Skipped(NamedTuple):
 
 
 class _Inspected(NamedTuple):
-    """What one image tells when it is read."""
+    """What reading one image reveals."""
 
     sha256: str
     pixels: str
@@ -74,7 +73,7 @@ def to_tensor(image: Image.Image) -> Float[Tensor, "3 height width"]:
 
 
 def pixel_digest(image: Image.Image) -> str:
-    """SHA-256 of an image's size and pixels in mode RGB, whatever file they come from."""
+    """SHA-256 of an image's size and pixels in mode RGB, whatever the file format."""
     found = hashlib.sha256(f"{image.width} x {image.height}\n".encode())
     found.update(image.tobytes())
     return found.hexdigest()
@@ -85,33 +84,32 @@ class ImageFiles(Dataset[tuple[Tensor]]):
 
     ``source`` is one of
 
-    - a folder: all images below it, by extension (:data:`EXTENSIONS`), hidden ones left out,
-      sorted by name;
-    - an image, alone;
-    - a zip: the same as a folder, read in place, nothing is extracted;
+    - a folder: all images in it and its subfolders, by extension (:data:`EXTENSIONS`), sorted by
+      name; hidden files are left out;
+    - a single image;
+    - a zip: treated like a folder and read in place, without extraction;
     - a CSV, separated by commas, semicolons or tabs: one path per row, in the order of its rows,
-      relative to the CSV's folder; the column is the first there is of ``path``, ``image_path``,
-      ``filepath``, ``file``, ``file_name``, ``filename`` and ``image``, or the first at all where
-      there is no header.
+      relative to the CSV's folder. The paths are in the first existing column of ``path``,
+      ``image_path``, ``filepath``, ``file``, ``file_name``, ``filename`` and ``image``; without a
+      header, they are in the first column.
 
     Links to folders are followed, each folder once.
 
     ``preprocess`` maps a PIL image in mode RGB to the tensor that the encoder receives. Unless it
-    is made of torchvision's and timm's transforms alone, it is called for one image at a time and
-    its result is copied, as it may use one buffer for all images.
+    consists only of torchvision's and timm's transforms, it is called for one image at a time and
+    its result is copied, because it may reuse one buffer for all images.
 
-    ``names[k]`` is the image's path below the folder or in the zip, or as it stands in the CSV;
-    ``index[k]`` its position in the listing, which does not change when other images are skipped.
-    ``ignored`` counts the files that were not read, by extension. After :meth:`readable`,
+    ``names[k]`` is the image's path below the folder or in the zip, or as written in the CSV.
+    ``index[k]`` is its position in the listing, which does not change when other images are
+    skipped. ``ignored`` counts the files that were not read, by extension. :meth:`readable` adds
     ``skipped``, ``sha256[k]`` (of the file), ``pixels[k]`` (:func:`pixel_digest`),
     ``thumbnails[k]`` (grey, 32 x 32, uint8), ``looks[k]``
-    (:class:`~influence_ssl.files.looks.Looks`: size, bytes, brightness and the like), ``shape`` and
-    ``converted`` (how many images were no plain RGB of 8 bits, by what they were) are known as
-    well.
-    Data loader workers may share it.
+    (:class:`~influence_ssl.files.looks.Looks`: size, bytes, brightness and so on), ``shape`` and
+    ``converted`` (the number of images other than plain 8-bit RGB, by kind). Data loader workers
+    may share the data set.
 
-    Raises :class:`InfluenceError` if the source is missing, unsafe, or holds no images; items of
-    images that cannot be read raise :class:`InfluenceOSError`.
+    Raises :class:`InfluenceError` if the source is missing, unsafe or without images. Items that
+    cannot be read raise :class:`InfluenceOSError`.
     """
 
     def __init__(self, source: str | Path, preprocess: Preprocess | None = None) -> None:
@@ -155,17 +153,17 @@ class ImageFiles(Dataset[tuple[Tensor]]):
 
     @property
     def bits(self) -> int | None:
-        """The bits in use of the 16-bit images that do not say so; None before one was read."""
+        """The bits in use of 16-bit images that do not declare them; None before one was read."""
         return self._bits[0] if self._bits else None
 
     def readable(self, strict: bool = False, progress: bool = False) -> ImageFiles:
-        """The data set without the images that cannot be read, after trying each of them once.
+        """The data set without its unreadable images, after each image has been tried once.
 
-        Every image is decoded and preprocessed, so that nothing of this comes up hours into a run.
+        Every image is decoded and preprocessed, so that no problem appears hours into a run.
         ``strict`` raises :class:`InfluenceOSError` at the first unreadable image instead of adding
-        it to ``skipped``. An image of more than ``PIL.Image.MAX_IMAGE_PIXELS`` pixels is never
-        decoded and counts as unreadable. Always an error: mixed sizes, and a preprocessing that
-        fails, is random, depends on the images before, or returns anything but a finite
+        it to ``skipped``. An image with more than ``PIL.Image.MAX_IMAGE_PIXELS`` pixels is never
+        decoded and counts as unreadable. Mixed sizes are always an error, as is a preprocessing
+        that fails, is random, depends on earlier images, or returns anything other than a finite
         floating-point tensor.
         """
         kept: list[int] = []
@@ -194,7 +192,7 @@ class ImageFiles(Dataset[tuple[Tensor]]):
                     inspected.append(found)
         if first is None:
             raise InfluenceOSError(
-                f"none of the {len(self)} images in {str(self.source)!r} can be read; the first: "
+                f"none of the {len(self)} images in {str(self.source)!r} can be read; the first is "
                 f"{skipped[0].name!r}: {skipped[0].reason}."
             )
         seen = zip(kept, inspected, strict=True)
@@ -219,7 +217,7 @@ class ImageFiles(Dataset[tuple[Tensor]]):
             decoded = decode(data)
             bits = self._common_bits() if decoded.undeclared else 16
             return data, *decoded.rgb(bits)
-        # A decoder that meets foreign bytes may raise anything.
+        # Decoders of unknown bytes may raise anything.
         except Exception as error:
             skipped = Skipped(self.names[k], reason(error))
             raise _Unreadable(skipped, self.source) from error
@@ -232,7 +230,7 @@ class ImageFiles(Dataset[tuple[Tensor]]):
         return self._files.read(row)
 
     def _common_bits(self) -> int:
-        """The bits in use of the 16-bit images that do not say so, after a look at each of them."""
+        """The bits in use of 16-bit images that do not declare them, found by reading all."""
         with _turn():
             if not self._bits:
                 with ThreadPoolExecutor(_THREADS) as pool:
@@ -243,7 +241,7 @@ class ImageFiles(Dataset[tuple[Tensor]]):
     def _needed_bits(self, k: int) -> int:
         try:
             decoded = decode(self._read(k))
-        except Exception:  # which reading the image itself reports
+        except Exception:  # reported when the image itself is read
             return 0
         return decoded.needed() if decoded.undeclared else 0
 
@@ -255,8 +253,8 @@ class ImageFiles(Dataset[tuple[Tensor]]):
         tensor = self._tensor(k, image)
         if not tensor.isfinite().all():
             raise InfluenceValueError(
-                f"preprocess gives NaN or infinite values for {self.names[k]!r}; "
-                "mend the preprocess (a standard deviation of zero?) or remove the image."
+                f"preprocess returns NaN or infinite values for {self.names[k]!r}; fix it (does it "
+                "divide by a standard deviation of zero?) or remove the image."
             )
         side = (THUMBNAIL, THUMBNAIL)
         thumbnail = np.asarray(image.convert("L").resize(side, Image.Resampling.BOX))
@@ -295,8 +293,8 @@ class ImageFiles(Dataset[tuple[Tensor]]):
         tensors = [self[k][0] for _ in range(4)]
         if not all(torch.equal(tensors[0], other) for other in tensors[1:]):
             raise InfluenceValueError(
-                f"preprocess is random: {self.names[k]!r} comes out different each time; "
-                "use the preprocessing of evaluation, not the augmentation of training."
+                f"preprocess is random: {self.names[k]!r} differs each time; use "
+                "the evaluation preprocessing instead of the training augmentation."
             )
 
     def _refuse_memory(self, contents: dict[int, bytes]) -> None:
@@ -304,9 +302,8 @@ class ImageFiles(Dataset[tuple[Tensor]]):
         for k in (*reversed(contents), *contents):
             if _content(self[k][0]) != contents[k]:
                 raise InfluenceValueError(
-                    f"preprocess is random or depends on the images before: {self.names[k]!r} "
-                    "comes out different when it is read again; let its result depend on the image "
-                    "alone."
+                    f"preprocess is random or depends on earlier images: {self.names[k]!r} differs "
+                    "when it is read again; let the result depend only on the image itself."
                 )
 
     def _mixed(self, *images: tuple[str, tuple[int, ...]]) -> str:
@@ -319,7 +316,7 @@ class ImageFiles(Dataset[tuple[Tensor]]):
         return (
             f"images of mixed sizes in {str(self.source)!r}: {a!r} is {first}, {b!r} is {second}; "
             "resize them, or let the encoder's function return (module, preprocess) with a "
-            "preprocess that brings them to one size."
+            "preprocess that resizes them."
         )
 
 
@@ -343,8 +340,8 @@ def _content(tensor: Tensor) -> bytes:
 
 
 def _keeps_nothing(preprocess: object) -> bool:
-    """Whether it is made of our own, torchvision's and timm's transforms alone, which keep nothing
-    from one call to the next."""
+    """Whether it consists only of this package's, torchvision's and timm's transforms, which keep
+    no state between calls."""
     if preprocess is to_tensor:
         return True
     named = preprocess if hasattr(preprocess, "__name__") else type(preprocess)

@@ -1,4 +1,4 @@
-"""What a picture's pixels say without any encoder: size, brightness, contrast, edges, colour."""
+"""Size, brightness, contrast, edges and colour of a picture, measured without an encoder."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ _WEIGHTS = np.array([0.241, 0.691, 0.068])
 class Looks(NamedTuple):
     """One image in a few numbers.
 
-    ``width`` and ``height`` in pixels and ``bytes`` of the file; the rest of the picture shrunk to
-    64 pixels at most: ``brightness`` is the mean and ``darkest`` and ``lightest`` the 5th and 99th
-    percentile of √(0.241 R² + 0.691 G² + 0.068 B²) / 255, ``contrast`` the standard deviation of
-    its grey values / 255, ``edges`` that of Pillow's edge filter in grey levels, ``entropy`` that
-    of the histogram of grey values in bits, ``colour`` the largest difference between two channels
-    of a pixel / 255.
+    ``width`` and ``height`` are in pixels, and ``bytes`` is the size of the file. All other numbers
+    are measured on the picture shrunk to at most 64 pixels. ``brightness``, ``darkest`` and
+    ``lightest`` are the mean and the 5th and 99th percentile of
+    √(0.241 R² + 0.691 G² + 0.068 B²) / 255. ``contrast`` is the standard deviation of the grey
+    values / 255, and ``edges`` that of Pillow's edge filter in grey levels. ``entropy`` is that of
+    the histogram of grey values, in bits, and ``colour`` the largest difference between two
+    channels of a pixel / 255.
     """
 
     width: int

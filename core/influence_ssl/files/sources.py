@@ -1,4 +1,4 @@
-"""Where image files come from: a folder, a zip, a CSV of paths, or one image alone."""
+"""The sources of image files: a folder, a zip, a CSV of paths, or a single image."""
 
 from __future__ import annotations
 
@@ -64,11 +64,15 @@ class Zip:
 
 
 def refuse_overwriting(option: str, out: Path, inputs: Iterable[Path | None]) -> None:
-    """Raise where ``out`` is a file that the command reads, or would take an image's place."""
+    """Raise if ``out`` is a file that the command reads, or has the suffix of an image."""
     if any(path is not None and out.resolve() == path.resolve() for path in inputs):
-        raise InfluenceValueError(f"{option} {str(out)!r} would overwrite what it is made from.")
+        raise InfluenceValueError(
+            f"{option} {str(out)!r} would overwrite an input; choose another."
+        )
     if out.suffix.lower() in {*EXTENSIONS, ".zip"}:
-        raise InfluenceValueError(f"{option} {str(out)!r} has the suffix of images; take another.")
+        raise InfluenceValueError(
+            f"{option} {str(out)!r} has the suffix of an image; choose another."
+        )
 
 
 Ignored = dict[str, int]
@@ -76,7 +80,7 @@ Found = tuple[Files | Zip, list[str], Ignored]
 
 
 def open_source(source: Path) -> Found:
-    """(files, names, how many files are not read, by extension)."""
+    """(files, names, numbers of files that are not read, by extension)."""
     if not source.exists():
         raise InfluenceOSError(f"no such folder, zip or CSV: {str(source)!r}.")
     try:
@@ -134,8 +138,8 @@ def _list_folder(root: Path) -> tuple[Files, list[str], Ignored]:
 def _walk(root: Path, ignored: Counter[str]) -> Iterator[Path]:
     """All files below a folder but those in hidden ones.
 
-    Links to folders come last, and only those to folders that were not walked before, so that no
-    circle is walked for ever and no image is read twice; the others are counted in ``ignored``.
+    Links to folders come last, and only if they lead to folders not yet walked, so that circles end
+    and no image is read twice. The other links are counted in ``ignored``.
     """
 
     def stop(error: OSError) -> None:
@@ -153,7 +157,7 @@ def _walk(root: Path, ignored: Counter[str]) -> Iterator[Path]:
                 seen.add(_identity(folder))
                 inside = [Path(folder, name) for name in subfolders if not _HIDDEN.match(name)]
                 links += [path for path in inside if path.is_symlink()]
-                # From a link, the way may lead back to where the links are.
+                # A link may lead back to the folder that contains it.
                 subfolders[:] = [p.name for p in inside if not (linked and _identity(p) in seen)]
                 yield from (Path(folder, name) for name in files)
         tops, linked = sorted(links), True
@@ -170,7 +174,7 @@ def _list_zip(source: Path) -> tuple[Zip, list[str], Ignored]:
             members = [member for member in archive.infolist() if not member.is_dir()]
     except OSError:
         raise
-    # A table of contents of foreign bytes may break in any way.
+    # A damaged table of contents may fail in any way.
     except Exception as error:
         raise InfluenceOSError(f"{str(source)!r} is a damaged zip: {one_line(error)}.") from error
     for member in members:
@@ -188,7 +192,7 @@ def _list_zip(source: Path) -> tuple[Zip, list[str], Ignored]:
 
 
 def separator(source: Path, columns: Sequence[str]) -> str | None:
-    """The comma, semicolon or tab that gives a table one of ``columns``; None where none does."""
+    """The comma, semicolon or tab with which a table has one of ``columns``, or None."""
     for found in _SEPARATORS:
         header = next(_rows(source, found), [])
         if any(cell.strip().lower() in columns for cell in header):
@@ -220,7 +224,7 @@ def _list_csv(source: Path) -> tuple[Files, list[str], Ignored]:
     column = next((header.index(name) for name in PATH_COLUMNS if name in header), None)
     if column is None and not _has_extension(rows[0][0].strip()):
         raise InfluenceValueError(
-            f"{str(source)!r} has no column of paths; call it {' or '.join(PATH_COLUMNS)} "
+            f"{str(source)!r} has no column of paths; name it {' or '.join(PATH_COLUMNS)} "
             f"(found: {', '.join(rows[0])[:100]})."
         )
     lines = itertools.islice(enumerate(rows, 1), column is not None, None)
@@ -228,13 +232,13 @@ def _list_csv(source: Path) -> tuple[Files, list[str], Ignored]:
     names = []
     for line, row in lines:
         if len(row) <= column or not row[column].strip():
-            raise InfluenceValueError(f"{str(source)!r}: row {line} has no path.")
+            raise InfluenceValueError(f"{str(source)!r}: row {line} has no path; add it.")
         names.append(row[column].strip())
     return Files([_place(source.parent, name) for name in names]), names, {}
 
 
 def _place(folder: Path, name: str) -> Path:
-    """Where a path of a CSV leads, which may have been written on Windows."""
+    """The file behind a path in a CSV, which may have been written on Windows."""
     place = folder / name
     if "\\" in name and not os.path.exists(place):
         return folder / name.replace("\\", "/")
@@ -260,7 +264,7 @@ def _kind(name: str) -> str:
 
 
 def _printable(name: str) -> str:
-    """The name with what not every output file can hold, such as bytes that are not UTF-8, written
-    out."""
+    """The name with everything written out that not every output file can hold, such as bytes that
+    are not UTF-8."""
     found = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return found.replace("\r", "\\r")

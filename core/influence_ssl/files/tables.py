@@ -1,4 +1,4 @@
-"""Tables with a provenance, as CSV and Parquet; they need pandas, which comes with an extra."""
+"""Tables with a provenance, as CSV and Parquet. They need pandas, an optional dependency."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _COMMENT = "# provenance: "
 
 
 class Tabular(Protocol):
-    """What can be saved: scores and influences."""
+    """A result that can be saved: scores or influences."""
 
     @property
     def provenance(self) -> dict[str, Any]: ...
@@ -60,7 +60,7 @@ def save(
 
 
 def write_csv(found: Tabular, path: Path) -> None:
-    """Write the columns as text, after a line with the provenance."""
+    """Write a line with the provenance, then the columns as text."""
     table = found.to_pandas()
     with path.open("w", encoding="utf-8", newline="") as file:
         file.write(_COMMENT + json.dumps(found.provenance) + "\n")
@@ -72,12 +72,12 @@ def write_csv(found: Tabular, path: Path) -> None:
 
 
 def read_csv(path: Path) -> tuple[pandas.DataFrame, dict[str, Any]]:
-    """What :func:`write_csv` wrote, all cells as text, and the provenance."""
+    """The columns that :func:`write_csv` wrote, all cells as text, and the provenance."""
     with path.open(encoding="utf-8", newline="") as file:
         first = file.readline()
         if not first.startswith(_COMMENT):
-            raise ValueError("its first line is no provenance")
-        # As text: a name such as "NA" stays a name, and Python's float reads back every digit.
+            raise ValueError("its first line is not a provenance")
+        # As text, so that a name such as "NA" stays a name and Python's float restores every digit.
         table = _pandas().read_csv(file, dtype=str, keep_default_na=False)
     return table, json.loads(first.removeprefix(_COMMENT))
 
@@ -93,7 +93,7 @@ def write_parquet(found: Tabular, path: Path) -> None:
 
 
 def read_parquet(path: Path) -> tuple[pandas.DataFrame, dict[str, Any]]:
-    """What :func:`write_parquet` wrote, and the provenance."""
+    """The columns that :func:`write_parquet` wrote, and the provenance."""
     _pandas()
     import pyarrow.parquet
 

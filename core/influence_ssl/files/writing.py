@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files that are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ _WRITERS = ("PytorchStreamWriter", "inline_container", "os error")
 
 @contextmanager
 def replacing(path: Path, *, parents: bool = False) -> Iterator[Path]:
-    """A temporary path beside ``path`` that takes its place when the block ends well.
+    """A temporary path beside ``path`` that replaces it if the block succeeds.
 
-    After an error, also a full disk, the temporary file is gone and an earlier ``path`` is as it
-    was. An ``OSError`` becomes an :class:`InfluenceOSError` that names the file. ``parents``:
-    whether folders that are missing above it are made.
+    After an error, including a full disk, the temporary file is removed and an existing ``path`` is
+    unchanged. An ``OSError`` becomes an :class:`InfluenceOSError` that names the file. ``parents``:
+    whether missing parent folders are created.
     """
-    # Its own in each process of a group, with the suffix by which writers choose a format.
+    # Each process of a group has its own, with the suffix by which writers choose a format.
     temporary = path.with_name(f".{os.getpid()}-{path.name}")
     try:
         try:
             if parents:
                 path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
-            # safetensors makes files for the owner's eyes only; these are for everyone's.
+            # safetensors creates files that only the owner can read; these are for everyone.
             mask = os.umask(0)
             os.umask(mask)
             temporary.chmod(0o666 & ~mask)
@@ -48,10 +48,9 @@ def replacing(path: Path, *, parents: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside ``folder`` that takes its place when the block ends well.
+    """A temporary folder beside ``folder`` that replaces it and its contents if the block succeeds.
 
-    What was in ``folder`` before is gone then. After an error it is as it was, and the temporary
-    folder is gone.
+    After an error, ``folder`` is unchanged and the temporary folder is removed.
     """
     temporary, before = (folder.with_name(f".{os.getpid()}-{x}-{folder.name}") for x in "ab")
     try:

@@ -127,8 +127,8 @@ def test_labels_that_fit_two_images_or_none_are_refused(
     ("arguments", "message"),
     [
         (["--out", "check.npz"], "must end in .csv or .parquet"),
-        (["--encoder", "builtin:other"], "built in is builtin:cifar-simclr alone"),
-        (["--weights", "w.safetensors"], "has its own; leave it out"),
+        (["--encoder", "builtin:other"], "the only built-in encoder is builtin:cifar-simclr"),
+        (["--weights", "w.safetensors"], "has its own weights; leave it out"),
         (["--batch-size", "0"], "give one or more"),
     ],
 )

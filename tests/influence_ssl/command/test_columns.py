@@ -330,11 +330,11 @@ def test_select_by_budget_threshold_and_group(work: Path) -> None:
         (["--drop-lowest", "-1"], "expected one argument|a number from 0 to 24"),
         (["--drop-lowest", "110%"], "or a share such as 10%"),
         (["--drop-above", "nan"], "argument --drop-above: invalid"),
-        (["--drop-highest", "1", "--out", "images/00.png"], "has the suffix of images"),
+        (["--drop-highest", "1", "--out", "images/00.png"], "has the suffix of an image"),
         (["--drop-highest", "1", "--out", "no/list.txt"], "cannot be written"),
         (
             ["--drop-highest", "1", "--out", "scores.parquet"],
-            "would overwrite what it is made from",
+            "would overwrite an input",
         ),
     ],
 )

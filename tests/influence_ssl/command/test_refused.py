@@ -147,11 +147,11 @@ REFUSED = {
     ),
     "output onto the list of images": (
         lambda: Path("l.csv").write_text("path\n" + "\n".join(f"images/{n}" for n in listing())),
-        ("--out", "l.csv"), {"data": "l.csv"}, "'l.csv' would overwrite what it is made from",
+        ("--out", "l.csv"), {"data": "l.csv"}, "'l.csv' would overwrite an input",
     ),
     "output onto the weights": (
         lambda: torch.save(small().state_dict(), "w.npz"),
-        ("--weights", "w.npz", "--out", "w.npz"), {}, "'w.npz' would overwrite what it is made",
+        ("--weights", "w.npz", "--out", "w.npz"), {}, "'w.npz' would overwrite an input",
     ),
     "output in no folder": (None, ("--out", "no/s.csv"), {}, "'no' is no folder"),
     "output below a file": (None, ("--out", "mine.py/s.csv"), {}, "'mine.py' is no folder"),

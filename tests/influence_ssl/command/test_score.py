@@ -180,13 +180,13 @@ def test_the_summary_tells_what_was_not_read_and_what_was_converted(
     assert "left out by their names: 3 .heic, 1 .dng\n" in output
     assert (
         "converted to RGB of 8 bits: 2 grey, 2 of 16 bits (12 in use), "
-        "1 with transparency (laid on mid-grey)\n"
+        "1 with transparency (placed on mid-grey)\n"
     ) in output
     assert data["other files"] == {".heic": 3, ".dng": 1}
     assert data["converted"] == {
         "grey": 2,
         "of 16 bits (12 in use)": 2,
-        "with transparency (laid on mid-grey)": 1,
+        "with transparency (placed on mid-grey)": 1,
     }
 
 

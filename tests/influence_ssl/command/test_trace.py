@@ -284,7 +284,7 @@ REFUSED = {
     ),
     "output of another kind": (None, ("--out", "t.npz"), {}, "'t.npz' must end in .html, .par"),
     "output twice": (
-        None, ("--out", "new.csv", "new.csv"), {}, "'new.csv' would overwrite what it is made from"
+        None, ("--out", "new.csv", "new.csv"), {}, "'new.csv' would overwrite an input"
     ),
     "output in no folder": (None, ("--out", "no/t.csv"), {}, "'no' is no folder"),
 }  # fmt: skip
@@ -328,7 +328,7 @@ def test_a_full_disk_leaves_the_earlier_files(
 
 KEEP_REFUSED = {
     "a file": ("mine.py", "'mine.py' is a file"),
-    "a folder of images": ("images", "'images' would overwrite what it is made from"),
+    "a folder of images": ("images", "'images' would overwrite an input"),
     "a folder of other things": ("queries", "'queries' holds other files"),
     "in no folder": ("no/kept", "'no' is no folder"),
     "the scores": ("scores.npz", "'scores.npz' would overwrite"),

@@ -102,9 +102,9 @@ def test_part_of_a_name_chooses_among_what_it_begins() -> None:
     state |= under("teacher_ema.backbone.")
     assert find(state, wanted="teacher").prefix == "teacher.backbone."
     assert find(state, wanted="teacher.backbone.").prefix == "teacher.backbone."
-    with pytest.raises(InfluenceError, match=r"under --weights-part 'teach'; what fits is 'stu"):
+    with pytest.raises(InfluenceError, match=r"under --weights-part 'teach'; give 'stu"):
         find(state, wanted="teach")
-    with pytest.raises(InfluenceError, match=r"under --weights-part 'a'; it holds 'other'"):
+    with pytest.raises(InfluenceError, match=r"under --weights-part 'a'; the file holds 'other'"):
         find({"other.name": torch.ones(2)}, wanted="a")
 
 
@@ -177,7 +177,7 @@ def test_the_closest_part_is_described() -> None:
     assert str(caught.value) == (
         "--weights 'x.pt' does not fit the encoder under 'a.': other shapes or types: body.0.bias "
         "is (4,) instead of (5,); missing keys: stem.weight and 1 more; foreign keys: norm.weight "
-        "and 1 more; save the state_dict of this very module, or load it in the encoder's function."
+        "and 1 more; save the state_dict of exactly this module, or load it in the encoder's function."
     )
     with pytest.raises(InfluenceError, match=r"'b\.'.* \(5, 7\) instead of \(5, 4\) and 1 more"):
         find(state, wanted="b")
@@ -262,7 +262,7 @@ def test_a_part_needs_a_file(
     work: Path, capsys: pytest.CaptureFixture[str], weights: tuple[str, ...]
 ) -> None:
     assert run(*weights, "--weights-part", "teacher") == 2
-    assert "--weights-part belongs to --weights FILE" in capsys.readouterr().err
+    assert "--weights-part requires --weights FILE" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

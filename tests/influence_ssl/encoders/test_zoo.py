@@ -165,12 +165,12 @@ def test_a_tag_names_the_preprocessing() -> None:
 @pytest.mark.parametrize(
     ("encoder", "arguments", "message"),
     [
-        ("timm:resnet19", (), "timm has no such model; close to it: .*resnet18"),
+        ("timm:resnet19", (), "timm has no such model; similar names: .*resnet18"),
         ("timm:resnet18.no_such_tag", (), "no such model"),
-        ("torchvision:resnet19", (), "torchvision has no such model; close to it: .*resnet18"),
-        ("torchvision:resnet18.V9", (), "close to it: .*IMAGENET1K_V1"),
+        ("torchvision:resnet19", (), "torchvision has no such model; similar names: .*resnet18"),
+        ("torchvision:resnet18.V9", (), "similar names: .*IMAGENET1K_V1"),
         ("torchvision:fasterrcnn_resnet50_fpn", (), "no such model"),
-        ("mine.py:swin", ("--weights", "pretrained"), "pretrained belongs to timm:NAME"),
+        ("mine.py:swin", ("--weights", "pretrained"), "pretrained requires timm:NAME"),
     ],
 )
 def test_bad_names_are_one_line(
@@ -199,4 +199,4 @@ def test_pretrained_weights_without_a_network_are_one_line(
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", refused)
     assert run(encoder, "--weights", "pretrained") == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "neither in the local cache nor can they be downloaded" in line
+    assert "not in the local cache and cannot be downloaded" in line

@@ -157,7 +157,7 @@ def test_images_that_come_out_nearly_black_are_told(tmp_path: Path) -> None:
     assert ImageFiles(tmp_path).readable().converted == {
         "grey": 3,
         "of 16 bits (16 in use)": 2,
-        "of 16 bits (16 in use, nearly black: 12 would do)": 1,
+        "of 16 bits (16 in use, nearly black: 12 would suffice)": 1,
     }
 
 
@@ -223,7 +223,7 @@ def test_cut_outs_lie_on_mid_grey(tmp_path: Path, form: str) -> None:
         found.append(np.asarray(ImageFiles(path.parent).image(k)).astype(float))
         np.testing.assert_allclose(found[k], over_grey(colours, opacity), atol=1)
     np.testing.assert_array_equal(*found)
-    assert ImageFiles(tmp_path).readable().converted["with transparency (laid on mid-grey)"] == 2
+    assert ImageFiles(tmp_path).readable().converted["with transparency (placed on mid-grey)"] == 2
 
 
 def test_cut_outs_of_16_bits_lie_on_mid_grey(tmp_path: Path) -> None:

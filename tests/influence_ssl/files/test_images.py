@@ -186,7 +186,7 @@ def test_a_preprocess_that_remembers_other_images_is_refused(tmp_path: Path) -> 
     for k, width in enumerate((8, 4, 8, 4)):
         picture(width).save(tmp_path / f"{k}.png")
     ImageFiles(tmp_path, Buffered(True)).readable()
-    with pytest.raises(InfluenceValueError, match=r"depends on the images before: '\d\.png'"):
+    with pytest.raises(InfluenceValueError, match=r"depends on earlier images: '\d\.png'"):
         ImageFiles(tmp_path, Buffered(True, cleared=False)).readable()
 
 
