@@ -172,7 +172,7 @@ def read(folder: Path, device: torch.device) -> tuple[dict[str, Any], Fit]:
         return words["settings"], fit
     except InfluenceError:
         raise
-    # Words that were changed may break in any way.
+    # Modified words may fail in any way.
     except Exception as error:
         raise foreign(folder, error) from error
 

@@ -1,1 +1,1 @@
-"""What scores and representations show: duplicates, neighbours, reliability, shares of labels."""
+"""Analyses of scores and representations: duplicates, neighbours, reliability, label shares."""

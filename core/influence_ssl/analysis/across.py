@@ -1,4 +1,4 @@
-"""Duplicates on both sides of a border: under two labels, in training and test set."""
+"""Duplicates across groups, such as two labels or the training and test sets."""
 
 from __future__ import annotations
 
@@ -10,19 +10,18 @@ from influence_ssl.analysis.duplicates import Group
 if TYPE_CHECKING:
     import pandas
 
-# A column with a value for nearly each image tells no groups apart.
+# A column with a different value for almost every image defines no groups.
 _VALUES = 0.5
 
 
 def across(
     groups: Sequence[Group], names: Sequence[str], labels: pandas.DataFrame | None
 ) -> dict[str, list[str]]:
-    """For each column of ``labels``, or for the images' first folders where there are none, what
-    each image's group spans: the values found in it, joined by ``" | "``, empty where all its
-    members have one.
+    """The values that each image's duplicate group spans, per column of ``labels``.
 
-    Images without a value do not count. Columns with different values for more than half of the
-    images, such as notes, are left out.
+    Without labels, the images' first folders are used. The values are joined by ``" | "``; the text
+    is empty if all members of the group share one value. Images without a value do not count.
+    Columns in which more than half of the values are distinct, such as notes, are left out.
     """
     columns: dict[str, list[str]] = {}
     if labels is None:

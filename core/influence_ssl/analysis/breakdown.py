@@ -1,4 +1,4 @@
-"""Which labels stand out among the highest scores: shares against base rates, tested."""
+"""Labels over-represented among the highest scores: shares against base rates, with tests."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _BINNED = 12
 def breakdown(
     labels: pandas.DataFrame, percentile: Float64[np.ndarray, " n"], top: int
 ) -> dict[str, Any]:
-    """For each column and value: base rate, share among the ``top`` first rows, ratio, test.
+    """For each column and value: base rate, share among the first ``top`` rows, ratio and test.
 
-    ``labels`` are in the order of rank, empty where an image has none; such images are left out of
-    that column. ``interval`` is Wilson's 95 % interval of the share among the top, ``p`` Fisher's
-    exact two-sided test of that share against the base rate, ``p_holm`` corrected over all tests of
-    all columns. Numbers of more than 12 values are cut at their quartiles; of more than 20 texts
-    the 19 most frequent stand for themselves and the rest together; a column that names almost
-    every image differently is listed in ``left_out``.
+    ``labels`` are in the order of rank. Images with an empty label are left out of that column.
+    ``interval`` is Wilson's 95 % interval of the share among the top, ``p`` the p-value of Fisher's
+    exact two-sided test of that share against the base rate, and ``p_holm`` its correction over all
+    tests of all columns. Numbers with more than 12 distinct values are cut at their quartiles. Of
+    more than 20 texts, the 19 most frequent are kept and the others are merged. A column that names
+    almost every image differently is listed in ``left_out``.
     """
     columns: list[dict[str, Any]] = []
     left_out: list[dict[str, str]] = []
@@ -89,7 +89,7 @@ def _column(
 
 
 def _binned(text: pandas.Series) -> tuple[pandas.Series | None, str]:
-    """The column as categories of at least one image each, or None and why not."""
+    """The column as non-empty categories, or None and the reason."""
     distinct = text.nunique()
     if distinct < 2:
         return None, "empty" if distinct == 0 else f"the same for all images: {text.iloc[0]}"

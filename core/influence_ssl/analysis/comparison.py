@@ -1,4 +1,4 @@
-"""Two score files of the same images: how far they agree, and what moved most."""
+"""Agreement of two score files of the same images, and the images that moved most."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _RESAMPLES = 1000
 class Comparison(NamedTuple):
     """Spearman's correlation of the images in both files, its interval, and the largest moves.
 
-    ``moved`` lists (name, percentile in A, percentile in B), the largest difference first;
-    percentiles are among the images in both, 100 for the largest magnitude.
+    ``moved`` lists (name, percentile in A, percentile in B), the largest difference first.
+    Percentiles are taken over the images in both files; the largest magnitude has 100.
     """
 
     correlation: float
@@ -35,7 +35,7 @@ def compare(a: Path, b: Path, top: int = 10, seed: int = 0) -> Comparison:
     """Compare two score files by the images' names.
 
     The interval is the 95 % percentile bootstrap over images (1,000 resamples). Raises
-    :class:`InfluenceError` where fewer than three images are in both.
+    :class:`InfluenceError` if fewer than three images are in both.
     """
     first, second = _scores(a), _scores(b)
     names = [name for name in first if name in second]
@@ -47,7 +47,9 @@ def compare(a: Path, b: Path, top: int = 10, seed: int = 0) -> Comparison:
     x, y = (np.array([scores[name] for name in names]) for scores in (first, second))
     for scores, path in ((x, a), (y, b)):
         if np.ptp(scores) == 0:
-            raise InfluenceValueError(f"{str(path)!r}: the scores in common are equal: no ranking.")
+            raise InfluenceValueError(
+                f"{str(path)!r}: all common scores are equal, so no ranking exists."
+            )
     low, high = _interval(x, y, np.random.default_rng(seed))
     place = [_percentile(-values) for values in (x, y)]
     order = np.argsort(-np.abs(place[0] - place[1]), kind="stable")[:top]

@@ -1,4 +1,4 @@
-"""Likely duplicates, without any influence: proposed by coarse views, proved at full detail."""
+"""Likely duplicates, without influence: proposed by coarse views, confirmed in full detail."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from influence_ssl.analysis.neighbours import nearest, unit
 from influence_ssl.analysis.registration import Agreement, agreement
 
 SUPPORT = 0.4
-"""The whitened cosine from which on representations confirm what the pixels say."""
+"""The whitened cosine at or above which representations confirm the pixels."""
 
 _EQUAL = 0.002
 _FLAT = 4.0
@@ -49,11 +49,11 @@ SAME, BOTH, ALONE, TURNED = (
 
 
 class Limits(NamedTuple):
-    """What two pictures must agree in; chosen on one half of the planted benchmark.
+    """The criteria for two pictures to be duplicates, chosen on one half of the planted benchmark.
 
-    The colours at full detail correlate by ``pixels`` or more; no tile is less alike than
-    ``worst``; 1 − correlation is at most ``gap`` times that of either with a picture shown to be
-    another; and the whitened cosine of the representations is no less than ``veto``.
+    The colours in full detail have a correlation of at least ``pixels``, and no tile is less
+    similar than ``worst``. 1 − correlation is at most ``gap`` times that of either with a picture
+    known to be different. The whitened cosine of the representations is at least ``veto``.
     """
 
     pixels: float = 0.95
@@ -66,7 +66,7 @@ LIMITS = Limits()
 
 
 class Images(Protocol):
-    """What :func:`duplicate_groups` asks of a data set of image files."""
+    """The interface that :func:`duplicate_groups` expects of a data set of image files."""
 
     @property
     def sha256(self) -> Sequence[str]: ...
@@ -78,11 +78,11 @@ class Images(Protocol):
 
 
 class Group(NamedTuple):
-    """Likely duplicates of one another, and why.
+    """Likely duplicates of one another, with the reasons.
 
-    ``members`` are positions. ``reasons`` names what holds for at least one of its pairs;
-    ``pixels`` is the lowest correlation at full detail and ``representation`` the lowest whitened
-    cosine of all its pairs (1 for copies of a file).
+    ``members`` are positions. ``reasons`` lists what holds for at least one pair. ``pixels`` is the
+    lowest correlation in full detail over all pairs, and ``representation`` their lowest whitened
+    cosine (1 for copies of a file).
     """
 
     members: list[int]
@@ -92,8 +92,8 @@ class Group(NamedTuple):
 
 
 def confirmed(provenance: dict[str, Any]) -> dict[int, bool]:
-    """For each group that a file's provenance describes whether files or representations confirm
-    the pixels for every pair."""
+    """For each group in a file's provenance, whether files or representations confirm the pixels
+    of every pair."""
     known = provenance.get("duplicate groups", [])
     reasons = [set(group.get("reasons", [])) for group in known]
     return {k: bool(found) and found <= {SAME, BOTH} for k, found in enumerate(reasons)}
@@ -115,36 +115,36 @@ class _Pairs(NamedTuple):
 def duplicate_groups(
     z: Float[Tensor, "n d"], images: Images, progress: bool = False
 ) -> list[Group]:
-    """Likely duplicates: groups of which every two are copies of one file, or agree in all this.
+    """Groups of likely duplicates: all pairs are copies of one file or meet these criteria.
 
-    - Laid over each other at full detail (up to 256 x 256, in colour; one of the two may be a crop
-      of the other, turned or mirrored), they correlate by 0.95 or more, and no tile of them has a
-      structural similarity below 0.3: a bird in the one sky and not in the other is seen.
+    - Aligned in full detail (up to 256 x 256, in colour; one may be a crop of the other, rotated or
+      mirrored), they have a correlation of at least 0.95, and no tile has a structural similarity
+      below 0.3. A bird in only one of two skies is therefore detected.
     - 1 − correlation is at most half of that of either with any picture that full detail shows to
-      be another. In a set of forms of one template all are alike, and only a copy is much more so.
-    - The whitened cosine of their representations is no less than 0, unless the pixels
-      are equal (correlation 0.998) or the one is turned or mirrored, which may change what an
-      encoder sees. From :data:`SUPPORT` on it confirms the pixels, ``"pixels and representation"``;
-      below, the group rests on ``"pixels alone"``.
+      be different. Forms filled in on one template are all similar, but a copy is much more so.
+    - The whitened cosine of their representations is at least 0, unless the pixels are equal
+      (correlation 0.998) or one picture is rotated or mirrored, which may change its
+      representation. At :data:`SUPPORT` or above it confirms the pixels (``"pixels and
+      representation"``); below, the group rests on ``"pixels alone"``.
 
-    No chain of pairs makes a group: groups are cut by complete linkage. Pictures with a standard
-    deviation below four grey levels show too little to compare; of them only copies of a file are
-    found.
+    Groups are formed by complete linkage, so a chain of pairs is not enough. Pictures with a
+    standard deviation below four grey levels show too little to compare; among them, only copies of
+    a file are found.
 
     Whitened cosine: the representations are centred, rotated to their principal axes and divided by
-    (eigenvalue + 0.1 × mean eigenvalue)^½, so that directions all images share do not count; in
-    networks that are not trained the plain cosine of any two images is close to 1.
+    (eigenvalue + 0.1 × mean eigenvalue)^½, so that directions shared by all images do not count. In
+    untrained networks, the plain cosine of any two images is close to 1.
 
-    Proposed are each image's five nearest by whitened cosine, by correlation of the 8 x 8
-    thumbnails, and by what of their cosine transform no turn or mirror changes. Copies of a file
-    count as one image there. Time grows as N² in matrix products alone. Groups are sorted by their
-    first member.
+    Candidates are each image's five nearest by whitened cosine, by correlation of the 8 x 8
+    thumbnails, and by the part of their cosine transform that rotations and mirroring leave
+    unchanged. Copies of a file count as one image here. Only matrix products take time of order N².
+    Groups are sorted by their first member.
     """
     return Search(z, images, progress).groups()
 
 
 class Search:
-    """Pairs that were compared once, from which groups follow by any :class:`Limits`."""
+    """Compared pairs, from which groups under any :class:`Limits` follow."""
 
     def __init__(self, z: Float[Tensor, "n d"], images: Images, progress: bool = False) -> None:
         copies: dict[str, list[int]] = {}
@@ -162,7 +162,7 @@ class Search:
         self._more = self.pairs.rows(self.pairs.ends[:, 0] < 0)
 
     def groups(self, limits: Limits = LIMITS) -> list[Group]:
-        """The groups by these limits, as :func:`duplicate_groups` describes them."""
+        """The groups under these limits, as :func:`duplicate_groups` describes them."""
         whole = []
         for group in self._among_files(limits):
             members = sorted(k for i in group.members for k in self.files[i])
@@ -209,7 +209,7 @@ class Search:
         return torch.unique(pairs.flatten(0, 1), dim=0).to(self.white.device)
 
     def _compared(self, ends: Int64[Tensor, "e 2"]) -> _Pairs:
-        """All that coarse views do not rule out, with how far they agree at full detail."""
+        """All pairs that coarse views do not rule out, with their agreement in full detail."""
         cosine = torch.cat([(self.white[a] * self.white[b]).sum(1) for a, b in _columns(ends)])
         square = self.coarse.unflatten(1, (_COARSE, _COARSE))
         rough = torch.stack(
@@ -239,7 +239,7 @@ class Search:
         apart = torch.ones(len(ends), device=ends.device)
         same = torch.full_like(apart, -1)
         look = torch.arange(len(ends), device=ends.device)
-        # Each look is dearer than the one before, and only at what that one left open.
+        # Each comparison costs more than the last and covers only the pairs that it left open.
         for side in (0, _MIDDLE, _SIDES[-1]):
             found = self._agree(ends[look], turn[look], first[look], window[look], side)
             apart[look] = 1 - found.correlation
@@ -250,7 +250,7 @@ class Search:
     def _agree(
         self, ends: Tensor, turn: Tensor, first: Tensor, window: Tensor, finest: int
     ) -> Agreement:
-        """How each pair agrees, by pictures up to ``finest`` pixels wide; 0: by thumbnails."""
+        """The agreement of each pair, on pictures up to ``finest`` pixels wide (0: thumbnails)."""
         if not len(ends):
             empty = torch.empty(0, device=ends.device)
             return Agreement(empty, empty, empty)
@@ -302,7 +302,7 @@ class Search:
         return np.asarray(small.convert("RGB")).copy()
 
     def _outsiders(self, pairs: _Pairs, limits: Limits) -> Float32[Tensor, " n"]:
-        """How far from each image the nearest is that is shown to be another."""
+        """The distance from each image to the nearest one known to be different."""
         found = torch.full((len(self.rows),), 1 - _PLAUSIBLE, device=pairs.apart.device)
         other = (pairs.apart > 1 - limits.pixels) | (pairs.same < limits.worst)
         for end in (0, 1):
@@ -329,7 +329,7 @@ def _components(n: int, ends: Int64[Tensor, "e 2"]) -> Int64[np.ndarray, " n"]:
 
 
 def _cliques(label: Int64[np.ndarray, " n"], edges: _Pairs) -> list[Group]:
-    """One group or several for each component: every two of a group are joined by an edge."""
+    """One or more groups per component, in which an edge joins every pair."""
     inside: dict[int, list[int]] = {}
     for e, a in enumerate(edges.ends[:, 0].tolist()):
         inside.setdefault(int(label[a]), []).append(e)
@@ -363,14 +363,14 @@ def _cliques(label: Int64[np.ndarray, " n"], edges: _Pairs) -> list[Group]:
 
 
 def _turn(pictures: Tensor, turn: int) -> Tensor:
-    """One of the eight turns and mirrors of (..., s, s); 0 changes nothing."""
+    """One of the eight rotations and mirrorings of (..., s, s); 0 is the identity."""
     found = torch.rot90(pictures, turn % 4, (-2, -1))
     return found.flip(-1) if turn >= 4 else found
 
 
 def _unturned(coarse: Float32[Tensor, "n c"]) -> Float32[Tensor, "n c"]:
-    """What turns and mirrors leave of a square picture's cosine transform: a mirror changes signs,
-    a turn exchanges rows and columns."""
+    """The part of a square picture's cosine transform that rotations and mirroring leave unchanged:
+    mirroring changes signs, and a rotation exchanges rows and columns."""
     size = np.abs(
         dctn(coarse.cpu().unflatten(1, (_COARSE, _COARSE)).numpy(), axes=(1, 2), norm="ortho")
     )
@@ -386,8 +386,8 @@ def _aligned(
     cells: int,
     progress: bool = False,
 ) -> tuple[Float32[Tensor, " e"], Tensor, Float32[Tensor, "e 4"]]:
-    """The largest correlation over crops of the one image or of the other, for each pair; whether
-    the first one is cropped, and the window."""
+    """For each pair, the largest correlation over crops of either image, whether the first one is
+    cropped, and the window."""
     best = torch.full((len(pairs),), -1.0, device=grey.device)
     first = torch.ones(len(pairs), dtype=torch.bool, device=grey.device)
     place = torch.zeros(len(pairs), dtype=torch.int64, device=grey.device)
@@ -428,8 +428,8 @@ def _crops(
 def _windows(
     side: int, cells: int, device: torch.device
 ) -> tuple[list[Float32[Tensor, "m s h"]], Float32[Tensor, "k 4"]]:
-    """For each scale the matrices that average a window of a row into cells, by area; and the
-    windows themselves, (scale, scale, shift x, shift y) with the whole from -1 to 1."""
+    """For each scale, the matrices that average a window of a row into cells by area, and the
+    windows, (scale, scale, shift x, shift y) with the whole from -1 to 1."""
     found, boxes = [], []
     for scale in _SCALES:
         length = side * scale

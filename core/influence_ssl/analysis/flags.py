@@ -1,4 +1,4 @@
-"""Which pictures look wrong in themselves, by thresholds on what their pixels say."""
+"""Pictures that look faulty in themselves, by thresholds on pixel statistics."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ FLAGS = ("dark", "bright", "blurry", "low information", "odd aspect", "odd size"
 
 
 def flags(looks: Sequence[Looks]) -> list[list[str]]:
-    """For each image those of :data:`FLAGS` that hold; the definitions are cleanvision's.
+    """The :data:`FLAGS` that hold for each image; the definitions are those of cleanvision.
 
     - ``dark``: 99 % of the pixels are darker than 0.37; ``bright``: 95 % are lighter than 0.95;
-    - ``blurry``: 1 − exp(−edges / 100) is below 0.17, that is, the edges' standard deviation below
-      18.6 grey levels; pictures that are dark are not called blurry as well;
+    - ``blurry``: 1 − exp(−edges / 100) is below 0.17, that is, the standard deviation of the edges
+      is below 18.6 grey levels; dark pictures are never called blurry;
     - ``low information``: the entropy of the grey values is below 3 bits;
-    - ``odd aspect``: the shorter side has less than 0.35 of the longer one;
+    - ``odd aspect``: the shorter side is less than 0.35 of the longer one;
     - ``odd size``: the root of width times height is more than ten times the median or less than a
       tenth of it;
-    - ``grey``: all pixels have three equal channels, in a set where fewer than half of the images
-      do.
+    - ``grey``: all pixels have three equal channels, and fewer than half of the images in the set
+      are like this.
 
-    All but size and aspect are measured on the picture shrunk to 64 pixels
+    Everything except size and aspect is measured on the picture shrunk to 64 pixels
     (:class:`~influence_ssl.files.looks.Looks`).
     """
     side = np.sqrt([float(look.width) * look.height for look in looks])

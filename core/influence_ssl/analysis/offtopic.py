@@ -1,4 +1,4 @@
-"""How far each image lies from the others, by its representation; no influence."""
+"""The distance of each image from the others, by representation and without influence."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Distances(NamedTuple):
 
 
 def distances(z: Float[Tensor, "n d"], ridge: float = 0.1) -> Distances:
-    """Both measures of each row of ``z``, and the neighbours that the first rests on."""
+    """Both measures for each row of ``z``, and the neighbours behind the first."""
     near = nearest(unit(z), NEIGHBOURS)
     centred = z.double() - z.double().mean(0)
     covariance = centred.T @ centred / len(z)

@@ -1,4 +1,4 @@
-"""A score file as columns, and what it lacks; a CSV joined to it by the images' paths."""
+"""A score file as columns, and a CSV joined to it by the paths of the images."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ KEYS = (*PATH_COLUMNS, "name")
 class Table:
     """The rows of a score file, ordered by rank.
 
-    ``score`` (N,) is signed, ``rank`` counts from 1 at the largest magnitude, ``percentile`` is
-    100 there and 0 at the smallest. ``loss``, ``gradient_norm``, ``similarity`` (NaN for none),
+    ``score`` (N,) is signed, ``rank`` counts from 1 at the largest magnitude, and ``percentile``
+    is 100 there and 0 at the smallest. ``loss``, ``gradient_norm``, ``similarity`` (NaN for none),
     ``nearest``, ``sha256`` (empty for none), ``group`` (−1 for none), ``width``, ``height`` and
     ``bytes`` of the file are None where the file has no such column.
     """
@@ -58,7 +58,7 @@ class Table:
         return -self.score
 
     def missing(self) -> list[str]:
-        """The optional columns that the file does not have."""
+        """The optional columns that the file lacks."""
         columns = {
             "name": self.named or None,
             "sha256": self.sha256,
@@ -74,13 +74,13 @@ class Table:
 def read_rows(path: Path) -> Table:
     """A score file as :func:`read_scores` reads it, or one of ``influence-ssl check``.
 
-    The latter has no scores: ``scored`` is False, and score, rank and percentile say nothing.
+    The latter has no scores: ``scored`` is False, and score, rank and percentile are meaningless.
     """
     if path.suffix not in (".csv", ".parquet") or not path.is_file():
         return read_scores(path)
     try:
         frame, provenance = (read_csv if path.suffix == ".csv" else read_parquet)(path)
-    except Exception:  # which the reading of scores reports
+    except Exception:  # reported when the scores are read
         return read_scores(path)
     if "score" in frame or not provenance.get("checked"):
         return read_scores(path)
@@ -100,7 +100,7 @@ def read_rows(path: Path) -> Table:
 def read_scores(path: Path) -> Table:
     """Read a score file of any of the forms that ``Scores.save`` and ``influence-ssl score`` write.
 
-    Rank and percentile are worked out where the file has none. Raises :class:`InfluenceError`.
+    Rank and percentile are computed if the file has none. Raises :class:`InfluenceError`.
     """
     scores = Scores.load(path)
     n = len(scores)
@@ -109,8 +109,8 @@ def read_scores(path: Path) -> Table:
     if not np.isfinite(scores.values).all():
         row = int(np.flatnonzero(~np.isfinite(scores.values))[0])
         raise InfluenceValueError(
-            f"{str(path)!r}: the score in row {row} is not finite; score again, with "
-            "--dtype float64 or more --damping."
+            f"{str(path)!r}: the score in row {row} is not finite; score again with "
+            "--dtype float64 or a larger --damping."
         )
     return _table(path, scores, _frame(path) if path.suffix != ".npz" else pandas.DataFrame())
 
@@ -129,8 +129,8 @@ def _table(path: Path, scores: Scores, rows: pandas.DataFrame) -> Table:
             )
         except (ValueError, TypeError) as error:
             raise InfluenceValueError(
-                f"{str(path)!r}: the column {column!r} holds something that is no number; score "
-                "again, or take the column out."
+                f"{str(path)!r}: the column {column!r} holds a value that is not a number; "
+                "score again, or remove the column."
             ) from error
 
     def texts(column: str) -> list[str] | None:
@@ -159,13 +159,13 @@ def _table(path: Path, scores: Scores, rows: pandas.DataFrame) -> Table:
 
 
 def read_labels(path: Path, names: Iterable[str]) -> pandas.DataFrame:
-    """The CSV's columns for the images ``names``, in their order; text, empty where it has no row.
+    """The CSV's columns for the images ``names``, in their order; text, empty if there is no row.
 
-    The images' paths stand in the first there is of the columns :data:`KEYS`, as in the score file
-    or with more or fewer folders in front: absolute, below another folder, bare names (``./`` in
-    front and the slash's direction do not matter). A path that fits two images, or an image that
-    two paths fit, is refused. Commas, semicolons or tabs separate the columns. ``attrs["matched"]``
-    counts the images found. Raises :class:`InfluenceError`.
+    The paths of the images are in the first existing column of :data:`KEYS`. They may have more or
+    fewer leading folders than in the score file: absolute, below another folder, or bare names. A
+    leading ``./`` and the direction of slashes do not matter. A path that fits two images, or an
+    image that two paths fit, is an error. Commas, semicolons or tabs separate the columns.
+    ``attrs["matched"]`` counts the images found. Raises :class:`InfluenceError`.
     """
     try:
         frame = pandas.read_csv(
@@ -187,7 +187,7 @@ def read_labels(path: Path, names: Iterable[str]) -> pandas.DataFrame:
     key = next((c for wanted in KEYS for c in frame.columns if c.lower() == wanted), None)
     if key is None:
         raise InfluenceValueError(
-            f"--table {str(path)!r} has no column of paths; call it {' or '.join(KEYS)} "
+            f"--table {str(path)!r} has no column of paths; name it {' or '.join(KEYS)} "
             f"(found: {', '.join(frame.columns)[:100]})."
         )
     frame[key] = frame[key].map(_plain)
@@ -205,10 +205,10 @@ def read_labels(path: Path, names: Iterable[str]) -> pandas.DataFrame:
     matched = sum(name != "" for name in joined)
     if not matched:
         raise InfluenceValueError(
-            f"--table {str(path)!r} names none of the images, for instance {frame[key].iloc[0]!r} "
-            f"against {wanted[0]!r}; paths must read as in the score file."
+            f"--table {str(path)!r} names none of the images: it has {frame[key].iloc[0]!r}, "
+            f"the scores have {wanted[0]!r}; write the paths as in the score file."
             if len(frame)
-            else f"--table {str(path)!r} has no rows."
+            else f"--table {str(path)!r} has no rows; add one per image."
         )
     found = found.fillna("").apply(lambda column: column.str.strip()).reset_index(drop=True)
     found.attrs["matched"] = matched
@@ -216,8 +216,8 @@ def read_labels(path: Path, names: Iterable[str]) -> pandas.DataFrame:
 
 
 def _joined(wanted: list[str], keys: list[str], table: Path) -> list[str]:
-    """For each image the path in the table that is its own, or "": the same, or the one whole path
-    that ends as the other does."""
+    """For each image, its path in the table, or "": the same path, or the only one of which one
+    is the ending of the other."""
     own = set(wanted) & set(keys)
     whole, ends = set(keys) - own, dict[str, list[str]]()
     for key in whole:
@@ -231,12 +231,12 @@ def _joined(wanted: list[str], keys: list[str], table: Path) -> list[str]:
         if len(fit) > 1:
             raise InfluenceValueError(
                 f"--table {str(table)!r} has {fit[0]!r} and {fit[1]!r} for the image {name!r}; "
-                "give paths that tell them apart."
+                "give unambiguous paths."
             )
         if fit and fit[0] in taken:
             raise InfluenceValueError(
                 f"--table {str(table)!r}: {fit[0]!r} fits the images {taken[fit[0]]!r} and "
-                f"{name!r}; give paths that tell them apart."
+                f"{name!r}; give unambiguous paths."
             )
         taken |= dict.fromkeys(fit, name)
         found += fit or [""]
@@ -244,7 +244,7 @@ def _joined(wanted: list[str], keys: list[str], table: Path) -> list[str]:
 
 
 def _ends(path: str) -> Iterator[str]:
-    """What is left of a path when its first folders are taken away, one after the other."""
+    """The endings of a path without its first folder, its first two folders, and so on."""
     parts = path.split("/")
     return ("/".join(parts[start:]) for start in range(1, len(parts)))
 

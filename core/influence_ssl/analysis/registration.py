@@ -1,4 +1,4 @@
-"""Whether two pictures show the same: one laid over the other, then compared tile by tile."""
+"""Agreement of two pictures, which are first aligned and then compared tile by tile."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ Pictures = Float32[Tensor, "e c s s"]
 """Pairs' pictures, with values from 0 to 255."""
 
 Window = Float32[Tensor, "e 4"]
-"""(scale x, scale y, shift x, shift y): where a picture's place u in [-1, 1]² lies in another."""
+"""(scale x, scale y, shift x, shift y): maps a position u in [-1, 1]² of a picture into another."""
 
 
 class Agreement(NamedTuple):
-    """How far pairs agree.
+    """The agreement of pairs.
 
-    ``correlation`` is Pearson's over all colours of the common field, ``worst`` the least
+    ``correlation`` is Pearson's over all colours of the common area, ``worst`` the lowest
     structural similarity of a tile, ``contrast`` the smaller standard deviation of the two, in grey
     levels.
     """
@@ -39,14 +39,14 @@ class Agreement(NamedTuple):
 
 
 def agreement(source: Pictures, target: Pictures, start: Window) -> Agreement:
-    """Lay ``source`` over ``target`` beginning at ``start``, and compare.
+    """Align ``source`` with ``target``, beginning at ``start``, and compare them.
 
-    The window is refined from coarse to fine: each step solves the linear least squares problem
+    The window is refined from coarse to fine. Each step solves the linear least-squares problem
     target ≈ α (source + its gradient · change of the window) + β (Lucas and Kanade 1981, with gain
-    and offset). Of start and refined window the one of the higher correlation counts. A tile's
-    structural similarity is (2 cov + C) / (var + var' + C), summed over colours, with
-    C = (0.03 × 255)², after the brightness and contrast of the whole were made equal; tiles have a
-    sixteenth of the side, or four pixels, and overlap by half.
+    and offset). The start or the refined window counts, whichever has the higher correlation. A
+    tile's structural similarity is (2 cov + C) / (var + var' + C), summed over colours, with
+    C = (0.03 × 255)², after global brightness and contrast were equalised. Tiles have a sixteenth
+    of the side, or four pixels, and overlap by half.
     """
     side = min(source.shape[-1], _FINEST)
     small = [F.adaptive_avg_pool2d(picture, side) for picture in (source, target)]
@@ -57,7 +57,7 @@ def agreement(source: Pictures, target: Pictures, start: Window) -> Agreement:
 
 
 def refined(source: Pictures, target: Pictures, window: Window) -> Window:
-    """The window that makes ``source`` most like ``target``, sought near ``window``."""
+    """The window near ``window`` that makes ``source`` most similar to ``target``."""
     grey = source.mean(1, keepdim=True), target.mean(1, keepdim=True)
     # Finer than that, a window is known to a fraction of a pixel already.
     sides = [min(source.shape[-1], _FINEST)]
@@ -72,7 +72,7 @@ def refined(source: Pictures, target: Pictures, window: Window) -> Window:
 
 
 def _slopes(grey: Float32[Tensor, "e 1 s s"]) -> Float32[Tensor, "e 2 s s"]:
-    """Differences to the right and downwards, for one unit of place."""
+    """Differences to the right and downwards, per unit of position."""
     padded = F.pad(grey, (1, 1, 1, 1), mode="replicate")
     right = padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]
     down = padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]
@@ -103,7 +103,7 @@ def _places(window: Window, side: int) -> tuple[Tensor, Tensor]:
 
 
 def _common(source: Pictures, target: Pictures, window: Window) -> tuple[Tensor, Tensor, Tensor]:
-    """Both pictures without their means, 0 outside of the common field, and that field."""
+    """Both pictures without their means, 0 outside the common area, and that area."""
     _, v = _places(window, target.shape[-1])
     warped = F.grid_sample(source, v, "bicubic", "border", align_corners=False).clamp(0, 255)
     inside = (v.abs() <= 1).all(3)[:, None].float()

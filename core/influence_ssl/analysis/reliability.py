@@ -1,4 +1,4 @@
-"""How far two rankings agree, and how far a ranking would agree with one made again."""
+"""Agreement of two rankings, and the expected agreement of a ranking with its repetition."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from scipy.stats import spearmanr
 
 
 def spearman(x: Float64[np.ndarray, " n"], y: Float64[np.ndarray, " n"]) -> float:
-    """Spearman's rank correlation with mid-ranks for ties, over rows where both are finite.
+    """Spearman's rank correlation with mid-ranks for ties, over rows in which both are finite.
 
-    NaN where fewer than two rows are left or one side is constant.
+    NaN if fewer than two rows remain or one side is constant.
     """
     both = np.isfinite(x) & np.isfinite(y)
     x, y = x[both], y[both]
@@ -32,10 +32,10 @@ def spearman_brown(one: float, draws: int) -> float:
 
 def reliability(per_draw: Float64[np.ndarray, "draws n"]) -> float | None:
     """Estimated rank correlation of two independent runs of m draws each; ``None`` for one draw,
-    and where a draw's scores are all equal.
+    or if all scores of a draw are equal.
 
-    :func:`spearman_brown` of the mean Spearman correlation of two draws. Encoder, images and
-    projections are the same in both runs, the noise alone is new.
+    It is :func:`spearman_brown` of the mean Spearman correlation of two draws. Encoder, images and
+    projections are the same in both runs; only the noise differs.
     """
     draws = len(per_draw)
     if draws < 2:

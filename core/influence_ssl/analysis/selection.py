@@ -1,4 +1,4 @@
-"""From a score file to a list of file names to keep or to drop; the images stay as they are."""
+"""Lists of file names to keep or to drop, from a score file; no image is changed."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from influence_ssl.errors import InfluenceValueError
 from influence_ssl.files.writing import replacing
 
 SHARE = 0.1
-"""The largest share of all images that groups resting on pixels alone may drop unasked."""
+"""The largest share of images that groups resting on pixels alone may drop without ``yes``."""
 
 
 class Rule(NamedTuple):
-    """What to drop: at least one of these. ``highest`` and ``lowest`` are ``"N"`` or ``"P%"``.
+    """What to drop, by at least one rule. ``highest`` and ``lowest`` are ``"N"`` or ``"P%"``.
 
-    ``yes``: that groups which rest on pixels alone may drop more than :data:`SHARE`.
+    ``yes``: groups that rest on pixels alone may drop more than :data:`SHARE`.
     """
 
     highest: str | None = None
@@ -33,18 +33,18 @@ class Rule(NamedTuple):
 def select(path: Path, rule: Rule) -> tuple[list[str], list[str]]:
     """(names to keep, names to drop) of the file ``path``, both in the order of its index.
 
-    ``highest`` and ``lowest`` drop a number or a share of all images by magnitude, ties by index;
-    ``above`` and ``below`` drop the magnitudes > or < a threshold; ``duplicates`` drops all of each
-    duplicate group but its best copy: of those that no other rule drops, or of all where the others
-    drop all, the largest in pixels, then in bytes, then the first by name. Several rules drop what
-    any of them drops. Raises :class:`InfluenceError`, also where groups that neither files nor
-    representations confirm would drop more than :data:`SHARE` of all images.
+    ``highest`` and ``lowest`` drop a number or a share of all images by magnitude, ties by index.
+    ``above`` and ``below`` drop the magnitudes > or < a threshold. ``duplicates`` keeps only the
+    best copy of each duplicate group: the largest in pixels, then in bytes, then the first by name,
+    and preferably one that no other rule drops. An image is dropped if any rule drops it. Raises
+    :class:`InfluenceError`, also if groups that neither files nor representations confirm would
+    drop more than :data:`SHARE` of all images.
     """
     table = read_rows(path)
     if not table.scored and rule != Rule(duplicates=True, yes=rule.yes):
         raise InfluenceValueError(
             f"{str(path)!r} was written by influence-ssl check and holds no scores to select by; "
-            "give --drop-duplicates alone, or score the images."
+            "use only --drop-duplicates, or score the images."
         )
     if not table.named:
         raise InfluenceValueError(f"{str(path)!r} has no names to list; score files with names.")
@@ -52,7 +52,7 @@ def select(path: Path, rule: Rule) -> tuple[list[str], list[str]]:
     magnitude = table.magnitude
     highest = _count(rule.highest, "--drop-highest", len(table))
     lowest = _count(rule.lowest, "--drop-lowest", len(table))
-    # The table stands in the order of rank; of equal magnitudes the first index goes first.
+    # The table is in the order of rank; ties are broken by index.
     drop[:highest] = True
     drop[np.lexsort((table.index, magnitude))[:lowest]] = True
     if rule.above is not None:
@@ -67,7 +67,7 @@ def select(path: Path, rule: Rule) -> tuple[list[str], list[str]]:
 
 
 def write_list(names: list[str], out: Path) -> None:
-    """Write one name a line; the file appears whole or not at all."""
+    """Write one name per line, the whole file or nothing."""
     unsafe = next((name for name in names if "\n" in name or "\r" in name), None)
     if unsafe is not None:
         raise InfluenceValueError(f"{unsafe!r} holds a line break; rename it and score again.")
@@ -82,7 +82,7 @@ def _duplicates(table: Table, dropped: np.ndarray, path: Path, yes: bool) -> np.
         )
     out, unsure = np.zeros(len(table), bool), 0
     sure = confirmed(table.provenance)
-    # Within a group the kept ones first, then the best.
+    # Within a group, kept images come first, then the best.
     size = (
         np.zeros(len(table))
         if table.width is None or table.height is None
@@ -102,9 +102,9 @@ def _duplicates(table: Table, dropped: np.ndarray, path: Path, yes: bool) -> np.
         seen.add(digest)
     if unsure > SHARE * len(table) and not yes:
         raise InfluenceValueError(
-            f"--drop-duplicates would drop {unsure} of {len(table)} images by groups that rest on "
-            f"their pixels alone, more than {SHARE:.0%}; look at these groups in the report, then "
-            "add --yes to drop them."
+            f"--drop-duplicates would drop {unsure} of {len(table)} images in groups that rest on "
+            f"pixels alone, more than {SHARE:.0%}; inspect these groups in the report, then add "
+            "--yes to drop them."
         )
     return out
 

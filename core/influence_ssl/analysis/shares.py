@@ -19,8 +19,8 @@ def wilson(successes: int, trials: int, confidence: float = 0.95) -> tuple[float
 def fisher_exact(drawn: int, draws: int, marked: int, total: int) -> float:
     """Two-sided p-value of Fisher's exact test.
 
-    Of ``total`` images ``marked`` carry a label and ``draws`` are at the top, ``drawn`` of them
-    with the label.
+    Of ``total`` images, ``marked`` carry the label and ``draws`` are at the top, of which ``drawn``
+    carry the label.
     """
     table = [[drawn, draws - drawn], [marked - drawn, total - marked - draws + drawn]]
     return float(scipy.stats.fisher_exact(table).pvalue)

@@ -1,8 +1,8 @@
-r"""From a query to its sources: the images that help and hurt it, beside those that look like it.
+r"""For each query, the images that help and hurt it, beside those that look similar.
 
 The influence of image i on query q is :math:`-\varphi_q\cdot\varphi_i`, as in
-:mod:`influence_ssl.influence`: negative values help. The two rivals use no gradient: the cosine of
-the representations, and Pearson's correlation of the grey thumbnails.
+:mod:`influence_ssl.influence`: negative values help. The two alternatives use no gradient: the
+cosine of the representations and Pearson's correlation of the grey thumbnails.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
     from influence_ssl.files.images import ImageFiles
 
 LISTS = ("helps", "hurts", "representation", "pixels")
-# So many influences, of all draws, are in hand at a time.
+# At most this many influences, over all draws, are held at a time.
 _ENTRIES = 2**25
 
 
 class Seen(NamedTuple):
-    """What is known of the fitted images besides φ: f(x), grey thumbnails, digests of pixels."""
+    """The fitted images' f(x), grey thumbnails and pixel digests, as a supplement to φ."""
 
     representations: Float[np.ndarray, "n d"]
     thumbnails: UInt8[np.ndarray, "n h w"]
@@ -43,7 +43,7 @@ class Seen(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A fitted image in a list: its position, its three numbers, whether it is the query itself."""
+    """A fitted image in a list: its position, three numbers, and whether it is the query itself."""
 
     position: int
     influence: float
@@ -53,11 +53,11 @@ class Entry(NamedTuple):
 
 
 class Found(NamedTuple):
-    """One query: its lists by name, each best first, and what is known of it.
+    """One query: its lists by name, each best first, and further facts.
 
-    ``same``: positions of the fitted images that have its very pixels. ``reliability``: the rank
-    correlation expected between its influences and those of another run with as many draws; None
-    for one draw.
+    ``same``: positions of the fitted images with identical pixels. ``reliability``: the expected
+    rank correlation between its influences and those of another run with as many draws; None for
+    one draw.
     """
 
     query: str
@@ -66,7 +66,7 @@ class Found(NamedTuple):
     reliability: float | None
 
     def shared(self, rival: str) -> int:
-        """How many of the images that help most are in the list ``rival`` too."""
+        """The number of images that help most and are also in the list ``rival``."""
         near = {entry.position for entry in self.lists[rival]}
         return sum(entry.position in near for entry in self.lists["helps"])
 
@@ -115,17 +115,17 @@ def trace(
     - scorer: fitted with ``keep=True`` on the images that ``seen`` describes, in the same order.
     - queries: after :meth:`~influence_ssl.files.images.ImageFiles.readable`. Their noise is that of
       indices after all fitted images', so influences equal those of ``scorer.influence(queries)``.
-    - top: an image helps only where its influence is negative and hurts only where it is positive,
-      so a list of influences may be shorter.
+    - top: an image helps only if its influence is negative and hurts only if it is positive, so a
+      list of influences may be shorter.
     - cosine: influences divided by the lengths of both φ.
 
-    Cost: two passes over the queries, and a product of φ. Memory does not grow with the number of
-    queries but for the result. Raises :class:`InfluenceError`.
+    Cost: two passes over the queries and one product of φ. Apart from the result, memory does not
+    grow with the number of queries. Raises :class:`InfluenceError`.
     """
     kept = scorer.fit_.kept
     if kept is None or kept.names is None:
         raise InfluenceValueError(
-            "no named images are kept; call fit(images, names=..., keep=True)."
+            "no named images were kept; call fit(images, names=..., keep=True)."
         )
     n = len(kept.index)
     if not 1 <= top <= n:
@@ -163,8 +163,8 @@ def trace(
 def influences(
     scorer: InfluenceScorer, phi: Float[Tensor, "q dm"], cosine: bool = False
 ) -> Float64[np.ndarray, "draws q n"]:
-    r"""Influences of the kept images on queries of embeddings φ, from each draw; their mean over
-    draws is what ``scorer.influence`` gives."""
+    r"""Influences of the kept images on queries with embeddings φ, per draw. Their mean over draws
+    is what ``scorer.influence`` returns."""
     kept, draws = scorer.fit_.kept, scorer.draws
     assert kept is not None
 
@@ -205,6 +205,6 @@ def _found(
 
 
 def _patterns(thumbnails: UInt8[np.ndarray, "n h w"]) -> Float[Tensor, "n hw"]:
-    """Centred grey values of length 1, whose products are correlations; one colour has none."""
+    """Centred grey values of length 1, whose products are correlations; 0 for a uniform picture."""
     rows = torch.from_numpy(thumbnails).flatten(1).double()
     return unit(rows - rows.mean(1, keepdim=True))

@@ -1,4 +1,4 @@
-"""``influence-ssl check``: images in, duplicates, off-topic candidates and flags out."""
+"""``influence-ssl check``: finds duplicates, off-topic candidates and flagged images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from influence_ssl.command.options import Command, natural
 
 
 def add(commands: Any) -> None:
-    """The sub-command's options."""
+    """Add the sub-command."""
     command = Command(
         commands,
         "check",
@@ -29,18 +29,18 @@ def add(commands: Any) -> None:
         "function, as influence-ssl score takes it",
         default="builtin:cifar-simclr",
     )
-    option("--weights", "FILE", "of the encoder: a checkpoint, or 'pretrained' (may download)")
+    option("--weights", "FILE", "the encoder's checkpoint, or 'pretrained' (may download)")
     option("--weights-part", "NAME", argparse.SUPPRESS)
     option(
         "--table",
         "FILE",
-        "CSV of paths and columns such as label or split: copies across them are counted "
+        "CSV of paths and columns such as label or split, across which copies are counted "
         "(without it: across folders)",
         type=Path,
     )
-    option("--seed", "N", "of untrained weights (0)", type=natural, default=0)
+    option("--seed", "N", "seed of untrained weights (0)", type=natural, default=0)
     option("--batch-size", "N", "images at a time (64)", type=natural, default=64)
-    option("--device", "NAME", "cpu, cuda, cuda:1, ... (cuda where there is one)")
+    option("--device", "NAME", "cpu, cuda, cuda:1, ... (cuda if available)")
     command.switch("--strict", "stop at an unreadable image instead of skipping it")
 
 

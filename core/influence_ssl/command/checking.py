@@ -1,4 +1,4 @@
-"""Images in; duplicates, off-topic candidates, flags and the encoder's features out."""
+"""Finds duplicates, off-topic candidates and flagged images; also writes the encoder's features."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _LISTED = 5
 
 @dataclass(frozen=True)
 class Checked:
-    """The columns of a check, and how they were made."""
+    """The columns of a check, and their provenance."""
 
     columns: dict[str, Any]
     provenance: dict[str, Any]
@@ -59,7 +59,7 @@ def check(options: argparse.Namespace) -> None:
     if options.out.suffix == ".npz":
         raise InfluenceValueError(f"--out {str(options.out)!r} must end in .csv or .parquet.")
     if options.batch_size < 1:
-        raise InfluenceValueError("--batch-size 0: give one or more.")
+        raise InfluenceValueError("--batch-size 0: give at least 1.")
     settings.check_output(options.out)
     loaded = load_encoder(options.encoder, options.weights, options.seed, options.weights_part)
 
@@ -109,8 +109,8 @@ def represent(encoder: nn.Module, images: ImageFiles, batch: int, device: torch.
                 found.append(z.flatten(1).float())
             except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
                 raise InfluenceValueError(
-                    f"the encoder fails at {images.names[start]!r} and the images after it "
-                    f"({size(images)}): {described(error)}; where it needs another size, let its "
+                    f"the encoder fails on the batch from {images.names[start]!r} "
+                    f"({size(images)}): {described(error)}; if it needs another size, let its "
                     "function return (module, preprocess)."
                 ) from error
     encoder.train(training)
@@ -164,11 +164,11 @@ def _summarise(
         print(f"note: {loaded.limits}")
     if loaded.untrained:
         print(
-            f"warning: the encoder has random weights from seed {options.seed}, as --weights was "
-            "not given; what it says of off-topic images means little"
+            f"warning: the encoder has random weights from seed {options.seed}, because "
+            "--weights was not given; the off-topic images it finds mean little"
         )
     if images.converted:
-        print(f"converted to RGB of 8 bits: {counted(images.converted)}")
+        print(f"converted to 8-bit RGB: {counted(images.converted)}")
     if images.ignored:
         print(f"left out by their names: {counted(images.ignored)}")
     for name, reason in images.skipped[:_LISTED]:
@@ -187,8 +187,8 @@ def _summarise(
             numbers = {g for g, text in zip(columns["duplicate_group"], found, strict=True) if text}
             print(f"{name.removeprefix('groups ')}: {len(numbers)} groups of duplicates")
     if "density" in columns:
-        # In the planted benchmark it finds more than the distance to the nearest ones, which a few
-        # images of one foreign kind are to one another.
+        # In the planted benchmark it finds more than the distance to the nearest images, because
+        # a few images of one foreign kind are near one another.
         order = np.argsort(-columns["mahalanobis"], kind="stable")[:_LISTED]
         print("far from the others (Mahalanobis distance of the representation):")
         for row in order:

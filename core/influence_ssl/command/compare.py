@@ -1,4 +1,4 @@
-"""``influence-ssl compare``: two score files in, their agreement on the terminal."""
+"""``influence-ssl compare``: prints the agreement of two score files."""
 
 from __future__ import annotations
 
@@ -10,19 +10,23 @@ from influence_ssl.command.options import Command, natural
 
 
 def add(commands: Any) -> None:
-    """The sub-command's options."""
+    """Add the sub-command."""
     command = Command(
         commands,
         "compare",
         run,
         "A B",
-        "Compare two score files of the same images: rank correlation, and what moved most.",
+        "Compare two score files of the same images: rank correlation and largest moves.",
         "scores.parquet other.parquet",
     )
     command.add("a", "A", "a file of influence-ssl score", type=Path)
-    command.add("b", "B", "another one", type=Path)
+    command.add("b", "B", "another such file", type=Path)
     command.add(
-        "--top", "N", "images to list of those that moved most (10)", type=natural, default=10
+        "--top",
+        "N",
+        "how many of the images that moved most to list (10)",
+        type=natural,
+        default=10,
     )
 
 

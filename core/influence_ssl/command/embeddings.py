@@ -33,7 +33,7 @@ _WORDS, _TENSORS, _FIT = "images.json", "images.safetensors", "fit.json"
 
 @dataclass(frozen=True, eq=False)
 class Embeddings:
-    """What the folder holds besides the fit: the images as they were, and how they were scored."""
+    """What the folder holds besides the fit: the images, and how they were scored."""
 
     folder: Path
     seen: Seen
@@ -50,21 +50,21 @@ class Embeddings:
         device: torch.device | None,
         progress: bool,
     ) -> InfluenceScorer:
-        """The fitted scorer; raises :class:`InfluenceError` where the encoder is another."""
+        """The fitted scorer; raises :class:`InfluenceError` if the encoder is a different one."""
         return InfluenceScorer.load(
             self.folder, encoder, objective, None, batch_size, device, progress
         )
 
 
 def refuse(folder: Path) -> None:
-    """Raise before the work where ``--keep`` cannot be written."""
+    """Raise before the work if ``--keep`` cannot be written."""
     named = f"--keep {str(folder)!r}"
     if folder.exists() and not folder.is_dir():
         raise InfluenceOSError(f"{named} is a file; name a folder.")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / _WORDS).is_file():
-        raise InfluenceOSError(f"{named} holds other files; name a folder that is not there yet.")
+        raise InfluenceOSError(f"{named} holds other files; name a new folder.")
     if not folder.parent.is_dir():
-        raise InfluenceOSError(f"{named}: {str(folder.parent)!r} is no folder; make it.")
+        raise InfluenceOSError(f"{named}: {str(folder.parent)!r} is not a folder; create it.")
     try:
         tempfile.NamedTemporaryFile(dir=folder.parent).close()
     except OSError as error:
@@ -81,7 +81,7 @@ def write(
     arguments: dict[str, Any],
     untrained: bool,
 ) -> None:
-    """Write the fit of ``scorer``, and what is known of its images; whole or not at all."""
+    """Write the fit of ``scorer`` and the data of its images, whole or not at all."""
     content = save(
         {
             "representations": torch.from_numpy(representations),
@@ -105,7 +105,7 @@ def write(
 
 
 def read(folder: Path) -> Embeddings:
-    """Read the folder; raises :class:`InfluenceError` where it is none, or damaged."""
+    """Read the folder; raises :class:`InfluenceError` if it is damaged or something else."""
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
         raise InfluenceOSError(
@@ -113,17 +113,17 @@ def read(folder: Path) -> Embeddings:
         )
     if not (folder / _WORDS).is_file():
         raise InfluenceOSError(
-            f"{str(folder)!r} holds no kept embeddings; make them with influence-ssl score "
+            f"{str(folder)!r} holds no kept embeddings; create them with influence-ssl score "
             "--keep FOLDER."
         )
-    again = f"{str(folder)!r} is damaged; make it again with influence-ssl score --keep"
+    again = f"{str(folder)!r} is damaged; create it again with influence-ssl score --keep"
     try:
         words = json.loads((folder / _WORDS).read_text(encoding="utf-8"))
         content, fit = (folder / _TENSORS).read_bytes(), (folder / _FIT).read_bytes()
         if words["format"] != _FORMAT:
             raise InfluenceValueError(
-                f"{str(folder)!r} was written in format {words['format']!r}, this version reads "
-                f"{_FORMAT}; score again."
+                f"{str(folder)!r} was written in format {words['format']!r}, but this version "
+                f"reads {_FORMAT}; score again."
             )
         if (words["fit"], words["tensors"]) != (_sha256(fit), _sha256(content)):
             raise InfluenceValueError(f"{again}.")
@@ -139,7 +139,7 @@ def read(folder: Path) -> Embeddings:
         raise InfluenceOSError(f"{again} ({error.strerror or error}).") from error
     except InfluenceError:
         raise
-    # Words that were changed may break in any way.
+    # Modified words may fail in any way.
     except Exception as error:
         raise InfluenceValueError(f"{again} ({described(error)}).") from error
 

@@ -62,15 +62,15 @@ class _Parser(argparse.ArgumentParser):
 
 def _kept(options: argparse.Namespace) -> str:
     if options.command == "score" and (folder := partial_folder(options.out)).is_dir():
-        return f"what is done is kept in {folder}; the same command again goes on from there"
+        return f"finished work is kept in {folder}; repeat the command to resume"
     return "nothing was written"
 
 
 def _message(error: Exception, options: argparse.Namespace) -> str:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return "out of memory; give a smaller --batch-size or a lower --rank."
+        return "out of memory; use a smaller --batch-size or a lower --rank."
     if any(_disk_is_full(part) for part in _causes(error)):
-        return f"no space left on the disk; free some, and note: {_kept(options)}."
+        return f"no space left on the disk; free some space; {_kept(options)}."
     if isinstance(error, InfluenceError | ImportError):
         return printable(" ".join(str(error).split()))
     return f"{described(error)}; --traceback shows where."

@@ -1,4 +1,4 @@
-"""What the sub-commands' options have in common."""
+"""Common parts of the sub-commands' options."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 TOP = 10
-"""Images in each list of a trace where ``--top`` does not say."""
+"""The default of ``--top``: images in each list of a trace."""
 
-# Seeds are multiplied before they are taken, in 64 bits.
+# Seeds are multiplied in 64 bits before use.
 _LARGEST = 10**9
 
 
@@ -21,14 +21,14 @@ def layout(prog: str) -> argparse.HelpFormatter:
 
 
 def natural(text: str) -> int:
-    """An integer from 0 on."""
+    """A non-negative integer."""
     if not text.isdecimal() or int(text) > _LARGEST:
-        raise argparse.ArgumentTypeError(f"{text!r} is no integer from 0 to {_LARGEST:,}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer from 0 to {_LARGEST:,}")
     return int(text)
 
 
 def threshold(text: str) -> float:
-    """A number, infinite ones included."""
+    """A number, possibly infinite."""
     number = float(text)
     if math.isnan(number):
         raise ValueError
@@ -57,8 +57,8 @@ class Command:
             add_help=False,
         )
         parser.set_defaults(run=run)
-        # A screen is short: what a reader of the help has found already is not in it, nor what the
-        # error that it belongs to names.
+        # To fit one screen, the help omits what its reader has found already, and what an error
+        # message names.
         parser.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
         parser.add_argument("--traceback", action="store_true", help=argparse.SUPPRESS)
         self.options = parser.add_argument_group()
@@ -71,5 +71,5 @@ class Command:
 
 
 def partial_folder(out: Path) -> Path:
-    """Where the unfinished work of ``influence-ssl score`` is kept until ``out`` is written."""
+    """The folder with unfinished work of ``influence-ssl score``, kept until ``out`` is written."""
     return out.with_name(out.name + ".partial")

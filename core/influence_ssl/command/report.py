@@ -1,4 +1,4 @@
-"""``influence-ssl report``: a score file in, one HTML file out."""
+"""``influence-ssl report``: turns a score file into one HTML file."""
 
 from __future__ import annotations
 
@@ -10,20 +10,22 @@ from influence_ssl.command.options import Command
 
 
 def add(commands: Any) -> None:
-    """The sub-command's options."""
+    """Add the sub-command."""
     command = Command(
         commands,
         "report",
         run,
         "SCORES --out FILE",
-        "Write one HTML file about a score file, which opens from disk.",
+        "Write an HTML report of a score file that opens from disk.",
         "scores.parquet --images photos --out report.html",
     )
     command.add("scores", "SCORES", "a file of influence-ssl score", type=Path)
     command.add("--out", "FILE", "the .html file to write", type=Path, required=True)
-    command.add("--images", "PATH", "what was given as --data: shows thumbnails", type=Path)
-    command.add("--table", "FILE", "CSV of paths and columns, to break scores down by", type=Path)
-    command.add("--json", "FILE", "also write the content for machines", type=Path)
+    command.add("--images", "PATH", "the --data that was scored, to show thumbnails", type=Path)
+    command.add(
+        "--table", "FILE", "CSV of paths and columns by which to break scores down", type=Path
+    )
+    command.add("--json", "FILE", "also write the content as JSON", type=Path)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -33,4 +35,4 @@ def run(options: argparse.Namespace) -> None:
     write(options.scores, options.out, options.images, options.table, options.json)
     print(f"written to {options.out}" + (f" and {options.json}" if options.json else ""))
     if options.images is not None:
-        print("the page holds thumbnails of the images; leave out --images to pass it on without")
+        print("the page contains thumbnails of the images; leave out --images to share it")

@@ -1,4 +1,4 @@
-"""``influence-ssl score``: images in, a file of scores and their rivals out."""
+"""``influence-ssl score``: scores images and writes them with their alternatives."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DTYPES = ("float64", "float32", "bfloat16")
 
 
 def add(commands: Any) -> None:
-    """The sub-command's options."""
+    """Add the sub-command."""
     command = Command(
         commands,
         "score",
@@ -45,20 +45,20 @@ def add(commands: Any) -> None:
         "FILE",
         "checkpoint (--weights-part NAME: which part) or 'pretrained' (may download)",
     )
-    # The help of --weights names it, and so does the error that asks for it.
+    # The help of --weights names it, as does the error that requires it.
     option("--weights-part", "NAME", argparse.SUPPRESS)
     option(
-        "--out", "FILE", ".parquet or .csv; .npz holds the scores alone", type=Path, required=True
+        "--out", "FILE", ".parquet or .csv; .npz holds only the scores", type=Path, required=True
     )
     option(
         "--noise-mean",
         "X",
-        "mean of the Gaussian noise (0.05); --noise-std X: its deviation (0.2)",
+        "mean of the Gaussian noise (0.05); --noise-std X: standard deviation (0.2)",
         type=float,
     )
     # The help of --noise-mean names it.
     option("--noise-std", "X", argparse.SUPPRESS, type=float)
-    option("--perturbation", "SPEC", "instead: your function (x, index, draw, seed) -> perturbed x")
+    option("--perturbation", "SPEC", "instead, your function (x, index, draw, seed) -> perturbed x")
     option(
         "--curvature",
         "NAME",
@@ -66,30 +66,34 @@ def add(commands: Any) -> None:
         choices=("logra", "fisher", "identity"),
         default="logra",
     )
-    option("--rank", "R", "of logra's projections, in each layer (16)", type=int)
+    option("--rank", "R", "rank of logra's projections in each layer (16)", type=int)
     option(
         "--damping",
         "L",
-        "relative:C, C times the mean eigenvalue (relative:0.1), or a number",
+        "a number, or relative:C for C times the mean eigenvalue (relative:0.1)",
     )
     option(
         "--layers",
         "NAMES",
-        "modules that count (all): conv1,fc; --layers=-NAME leaves NAME out",
+        "modules to use (all), such as conv1,fc; --layers=-NAME leaves NAME out",
     )
     option(
         "--draws",
         "N",
-        "perturbations of each image (2, the fewest for a reliability of 0.95)",
+        "perturbations per image (2, the fewest for a reliability of 0.95)",
         type=int,
         default=DRAWS,
     )
     option(
-        "--seed", "N", "of noise, projections and untrained weights (0)", type=natural, default=0
+        "--seed",
+        "N",
+        "seed of noise, projections and untrained weights (0)",
+        type=natural,
+        default=0,
     )
-    option("--batch-size", "N", "changes memory, not scores (256; fewer above 64 x 64)", type=int)
+    option("--batch-size", "N", "affects memory, not scores (256; fewer above 64 x 64)", type=int)
     option("--dtype", "TYPE", "float64, float32 or bfloat16 (the encoder's own)", choices=DTYPES)
-    option("--device", "NAME", "cpu, cuda, cuda:1, ... (cuda where there is one)")
+    option("--device", "NAME", "cpu, cuda, cuda:1, ... (cuda if available)")
     option("--keep", "FOLDER", "keep the embeddings, for influence-ssl trace", type=Path)
     command.switch("--strict", "stop at an unreadable image instead of skipping it")
 

@@ -1,4 +1,4 @@
-"""Images in, a file of scores and their rivals out."""
+"""Scores images and writes the scores with their alternatives."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ class Scored(Scores):
 
 
 def score(options: argparse.Namespace) -> None:
-    """Run the command; raises :class:`InfluenceError`, keeps what is done if it is stopped."""
-    # Before the long work: everything that can be refused is refused first.
+    """Run the command; raises :class:`InfluenceError` and keeps finished work if interrupted."""
+    # Refuse everything that can be refused before the long work.
     perturbation, curvature = settings.perturbation(options), settings.curvature(options)
     device = settings.device(options.device)
     refuse_overwriting("--out", options.out, [options.data, Path(options.weights or ".")])
@@ -97,7 +97,7 @@ def score(options: argparse.Namespace) -> None:
     try:
         scores = scorer.score(images, images.index.tolist(), images.names, representations=True)
         if options.keep is not None:
-            # What the pass above left in the store serves again.
+            # This pass reuses what the pass above left in the store.
             scorer.fit(images, images.index.tolist(), images.names, keep=True)
     except BaseException as error:
         begun = not _remove_if_empty(store, store.parent)
@@ -106,14 +106,14 @@ def score(options: argparse.Namespace) -> None:
         if begun or not isinstance(error, Exception) or isinstance(error, _NOT_THE_ENCODER):
             raise
         raise InfluenceValueError(
-            f"the encoder fails at the first images ({size(images)}): {described(error)}; where "
-            "it needs another size, let its function return (module, preprocess); --traceback "
-            "shows where."
+            f"the encoder fails on the first images ({size(images)}): {described(error)}; if it "
+            "needs another size, let its function return (module, preprocess); --traceback shows "
+            "where."
         ) from error
     if not np.isfinite(scores.values).all():
         first = images.names[int(np.flatnonzero(~np.isfinite(scores.values))[0])]
         raise InfluenceValueError(
-            f"the score of {first!r} is not finite; try --dtype float64 or more --damping."
+            f"the score of {first!r} is not finite; try --dtype float64 or a larger --damping."
         )
     assert scores.representations is not None
     assert scores.per_draw is not None
@@ -174,23 +174,23 @@ def _columns(scores: Scores, images: ImageFiles, z: Tensor, groups: list[Group])
 def _refuse_too_few(images: ImageFiles) -> None:
     if len(images) < 2:
         raise InfluenceValueError(
-            f"{str(images.source)!r} holds one readable image; scores compare images, give two or "
-            "more."
+            f"{str(images.source)!r} holds one readable image; scores compare images, so give at "
+            "least two."
         )
-    # Thumbnails are quick to compare; only where they agree are all pixels read.
+    # Thumbnails are quick to compare; all pixels are read only if they agree.
     if all((other == images.thumbnails[0]).all() for other in images.thumbnails) and all(
         torch.equal(images[0][0], images[i][0]) for i in range(1, len(images))
     ):
         raise InfluenceValueError(
             f"all {len(images)} images in {str(images.source)!r} are copies of "
-            f"{images.names[0]!r}; scores compare images, give different ones."
+            f"{images.names[0]!r}; scores compare images, so give different ones."
         )
 
 
 def _key(
     options: argparse.Namespace, encoder: nn.Module, images: ImageFiles, device: torch.device | None
 ) -> str:
-    """A name for everything that the gradients depend on."""
+    """A key for everything that the gradients depend on."""
     given = {
         name: str(value)
         for name, value in vars(options).items()
@@ -219,12 +219,12 @@ def _make(store: Path) -> None:
         store.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InfluenceOSError(
-            f"{str(store)!r}, for unfinished work, cannot be made: {error.strerror}."
+            f"{str(store)!r}, for unfinished work, cannot be created: {error.strerror}."
         ) from error
 
 
 def _remove_if_empty(*folders: Path) -> bool:
-    """Remove the folders up to one that holds something; whether the first one went."""
+    """Remove the folders up to one that is not empty; whether the first one was removed."""
     for number, folder in enumerate(folders):
         try:
             folder.rmdir()
@@ -261,6 +261,6 @@ def _provenance(options: argparse.Namespace, images: ImageFiles) -> dict[str, An
 
 
 def with_names(message: str, index: Tensor, names: Sequence[str]) -> str:
-    """The core knows an image by its index; a user knows it by its path."""
+    """Replace image indices in a message by paths, by which users know their images."""
     known = dict(zip(index.tolist(), names, strict=True))
     return re.sub(r"\bimage (\d+)\b", lambda m: f"image {known.get(int(m[1]), m[1])!r}", message)

@@ -1,4 +1,4 @@
-"""``influence-ssl select``: a score file in, a list of file names out."""
+"""``influence-ssl select``: turns a score file into a list of file names."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from influence_ssl.files.sources import refuse_overwriting
 
 
 def add(commands: Any) -> None:
-    """The sub-command's options."""
+    """Add the sub-command."""
     command = Command(
         commands,
         "select",
         run,
         "SCORES --out FILE --drop-...",
-        "List the images to keep, or those to drop; no image is ever touched.",
+        "List the images to keep or to drop; no image is changed.",
         "scores.parquet --drop-duplicates --drop-highest 1% --out keep.txt",
     )
     option = command.add
     option("scores", "SCORES", "a file of influence-ssl score or check", type=Path)
-    option("--out", "FILE", "the list, one name a line", type=Path, required=True)
-    option("--list", "WHICH", "what it holds: keep (default) or drop", choices=("keep", "drop"),
+    option("--out", "FILE", "the list, one name per line", type=Path, required=True)
+    option("--list", "WHICH", "which images: keep (default) or drop", choices=("keep", "drop"),
            default="keep")  # fmt: skip
-    option("--drop-highest", "N|P%", "that many, or that share, of the largest magnitudes (-score)")
-    option("--drop-lowest", "N|P%", "the same of the smallest magnitudes")
+    option("--drop-highest", "N|P%", "number or share of the largest -scores")
+    option("--drop-lowest", "N|P%", "number or share of the smallest")
     option("--drop-above", "X", "magnitudes above X", type=threshold)
     option("--drop-below", "X", "magnitudes below X", type=threshold)
     command.switch(
         "--drop-duplicates",
-        "all of each duplicate group but the largest (in pixels, then in bytes)",
+        "all but the largest of each duplicate group (in pixels, then in bytes)",
     )
     command.switch(
-        "--yes", "also drop over a tenth of the images by groups that rest on pixels alone"
+        "--yes", "allow groups that rest on pixels alone to drop over a tenth of the images"
     )
 
 
@@ -58,5 +58,5 @@ def run(options: argparse.Namespace) -> None:
     write_list(keep if options.list == "keep" else drop, options.out)
     print(
         f"{len(keep)} to keep, {len(drop)} to drop; the ones to {options.list} are listed in "
-        f"{options.out}; no image was touched"
+        f"{options.out}; no image was changed"
     )

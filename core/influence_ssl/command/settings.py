@@ -1,4 +1,4 @@
-"""The options of ``influence-ssl score`` as what a scorer takes, each refused in one line."""
+"""The options of ``influence-ssl score``, turned into arguments of a scorer."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _NEEDS = {".npz": (), ".csv": ("pandas",), ".parquet": ("pandas", "pyarrow")}
 
 
 def perturbation(options: argparse.Namespace) -> Callable[..., Tensor]:
-    """The noise, or one's own function."""
+    """The noise, or the user's function."""
     noise = {"mean": options.noise_mean, "std": options.noise_std}
     given = {name: value for name, value in noise.items() if value is not None}
     if options.perturbation is None:
         return GaussianNoise(**given)
     if given:
         raise InfluenceValueError(
-            "--noise-mean and --noise-std belong to the Gaussian noise; leave them out with "
+            "--noise-mean and --noise-std apply only to Gaussian noise; leave them out with "
             "--perturbation."
         )
     return import_function(options.perturbation, "--perturbation")
@@ -41,7 +41,7 @@ def curvature(options: argparse.Namespace) -> Curvature:
     )
     rank = {} if options.rank is None else {"rank": options.rank}
     if rank and options.curvature != "logra":
-        raise InfluenceValueError(f"--rank belongs to logra; {options.curvature} has none.")
+        raise InfluenceValueError("--rank applies only to logra; leave it out.")
     if options.curvature == "logra":
         return LoGra(**rank, **damping, seed=options.seed)
     if options.curvature == "fisher":
@@ -57,13 +57,13 @@ def _damping(text: str) -> float | Relative:
         value = float(number)
     except ValueError as error:
         raise InfluenceValueError(
-            f"--damping {text!r}: give a number, or relative:C such as relative:0.1."
+            f"--damping {text!r}: give a number, or relative:C, such as relative:0.1."
         ) from error
     return value if number == text else Relative(value)
 
 
 def device(name: str | None) -> torch.device | None:
-    """The device; ``None`` is the encoder's own."""
+    """The device; ``None`` stands for the encoder's own."""
     if name is None:
         return torch.device("cuda") if torch.cuda.is_available() else None
     try:
@@ -71,13 +71,13 @@ def device(name: str | None) -> torch.device | None:
     except (RuntimeError, AssertionError) as error:
         raise InfluenceValueError(
             f"--device {name!r} cannot be used here: {str(error).splitlines()[0].split('. ')[0]}; "
-            "leave it out or give cpu."
+            "leave it out, or use cpu."
         ) from error
     return torch.device(name)
 
 
 def check_output(path: Path, needs: Mapping[str, tuple[str, ...]] = _NEEDS) -> None:
-    """Raise where ``--out`` cannot be written; ``needs``: the packages behind each suffix."""
+    """Raise if ``--out`` cannot be written; ``needs``: the packages behind each suffix."""
     if path.suffix not in needs:
         raise InfluenceValueError(f"--out {str(path)!r} must end in {', '.join(needs)}.")
     for package in needs[path.suffix]:
@@ -89,7 +89,9 @@ def check_output(path: Path, needs: Mapping[str, tuple[str, ...]] = _NEEDS) -> N
     if path.is_dir():
         raise InfluenceOSError(f"--out {str(path)!r} is a folder; name a file in it.")
     if not path.parent.is_dir():
-        raise InfluenceOSError(f"--out {str(path)!r}: {str(path.parent)!r} is no folder; make it.")
+        raise InfluenceOSError(
+            f"--out {str(path)!r}: {str(path.parent)!r} is not a folder; create it."
+        )
     try:
         tempfile.NamedTemporaryFile(dir=path.parent).close()
     except OSError as error:

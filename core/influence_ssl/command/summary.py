@@ -1,4 +1,4 @@
-"""What ``influence-ssl score`` says when it is done."""
+"""The summary that ``influence-ssl score`` prints."""
 
 from __future__ import annotations
 
@@ -23,29 +23,33 @@ def summarise(
     seconds: float,
     groups: list[Group],
 ) -> None:
-    """Print what was scored, at which cost, what was left out, and both ends of the ranking."""
+    """Print what was scored, the cost, what was left out, and both ends of the ranking."""
     found = scores.provenance
     took = timedelta(seconds=round(seconds))
     print(f"{len(scores)} images ({size(images)}) scored on {found['device']} in {took}")
-    print(f"cost: {options.draws} x forward and backward over each image and its copy")
+    print(f"cost: {options.draws} x forward and backward pass over each image and its copy")
     if found["untrained"]:
-        print(f"untrained: random weights from seed {options.seed}, as --weights was not given")
+        print(
+            f"untrained: random weights from seed {options.seed}, because --weights was not given"
+        )
     if "weights part" in found:
-        print(f"weights: those that begin with {found['weights part']!r} in the checkpoint")
+        print(f"weights: names that begin with {found['weights part']!r} in the checkpoint")
     if "weights left" in found:
-        print(f"heads left in the checkpoint: {printable(', '.join(found['weights left']))}")
+        print(
+            f"heads not loaded from the checkpoint: {printable(', '.join(found['weights left']))}"
+        )
     if images.converted:
-        print(f"converted to RGB of 8 bits: {counted(images.converted)}")
+        print(f"converted to 8-bit RGB: {counted(images.converted)}")
     if images.ignored:
         print(f"left out by their names: {counted(images.ignored)}")
     if images.skipped:
-        print(f"{len(images.skipped)} skipped, as they cannot be read:")
+        print(f"{len(images.skipped)} skipped because they cannot be read:")
         for name, reason in images.skipped[:_LISTED]:
             print(f"  {printable(name)}: {reason}")
         if len(images.skipped) > _LISTED:
             print(f"  and {len(images.skipped) - _LISTED} more, all listed in the provenance")
     hidden = [name for name in found["left out"] if not name.endswith("bias")]
-    print(f"weights of {len(found['layers'])} layers make the score; {_left_out(hidden)}")
+    print(f"weights of {len(found['layers'])} layers form the score; {_left_out(hidden)}")
     print("score = -g'(H + damping)^-1 g <= 0: the more negative, the higher the influence")
     shown = min(3, len(scores) // 2)
     for which in ("highest", "lowest"):
@@ -58,24 +62,26 @@ def summarise(
         print(f"reliability: not estimated {why if options.draws < 2 else 'from equal scores'}")
     else:
         print(
-            f"reliability: {found['reliability']:.3f}, the rank correlation expected of another "
-            f"run of {options.draws} draws"
+            f"reliability: {found['reliability']:.3f}, the expected rank correlation with "
+            f"another run of {options.draws} draws"
         )
     if (others := partial_folder(options.out)).is_dir():
-        print(f"unfinished work of other settings is kept in {others}; remove what is of no use")
+        print(
+            f"unfinished work with other settings is kept in {others}; remove it if it is useless"
+        )
     kept = options.keep
     print(f"written to {options.out}" + (f" and {kept}" if kept is not None else ""))
 
 
 def size(images: ImageFiles) -> str:
-    """The images' shape, ``3 x 32 x 32``."""
+    """The shape of the images, such as ``3 x 32 x 32``."""
     return " x ".join(map(str, images.shape or ()))
 
 
 def _left_out(names: list[str]) -> str:
     if not names:
-        return "left out: biases alone"
-    # One line for a hundred blocks: numbers in names are the blocks'.
+        return "left out: only biases"
+    # Block numbers in names are masked, so that a hundred blocks take one line.
     kinds = list(dict.fromkeys(re.sub(r"\b\d+\b", "*", name) for name in names))
     rest = f" and {len(kinds) - 4} more kinds" if len(kinds) > 4 else ""
     return f"left out, besides biases: {', '.join(kinds[:4])}{rest} (all in the provenance)"

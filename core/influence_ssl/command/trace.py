@@ -1,4 +1,4 @@
-"""``influence-ssl trace``: queries in, the images that help and hurt them out."""
+"""``influence-ssl trace``: finds the images that help and hurt queries."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from influence_ssl.command.options import TOP, Command, natural
 
 
 def add(commands: Any) -> None:
-    """The sub-command's options."""
+    """Add the sub-command."""
     command = Command(
         commands,
         "trace",
         run,
         "FOLDER --query PATH --out FILE",
-        "Find the images that help and hurt the encoder's representation of other images most.",
+        "Find the images that most help and hurt the encoder's representation of other images.",
         "kept --query queries --encoder mine.py:encoder --out trace.html",
     )
     option = command.add
-    option("folder", "FOLDER", "what influence-ssl score --keep wrote", type=Path)
-    option("--query", "PATH", "the images to ask about: an image, folder, zip or CSV", type=Path,
+    option("folder", "FOLDER", "a folder that influence-ssl score --keep wrote", type=Path)
+    option("--query", "PATH", "the query images: an image, folder, zip or CSV", type=Path,
            required=True)  # fmt: skip
     option(
         "--out",
@@ -31,19 +31,19 @@ def add(commands: Any) -> None:
         required=True,
         nargs="+",
     )
-    option("--top", "N", f"images in each list ({TOP}, or all of fewer)", type=natural)
-    option("--images", "PATH", "where the images that were scored are, if they have moved",
+    option("--top", "N", f"images in each list ({TOP}, or all if there are fewer)", type=natural)
+    option("--images", "PATH", "the scored images, if they have moved",
            type=Path)  # fmt: skip
     option(
         "--encoder",
         "SPEC",
-        "as given to score; needed for file.py:function, as the folder holds no code",
+        "as given to score; required for file.py:function, because the folder holds no code",
     )
-    option("--weights", "FILE", "where the checkpoint is, if it has moved")
+    option("--weights", "FILE", "the checkpoint, if it has moved")
     option("--perturbation", "SPEC", "as given to score")
-    command.switch("--cosine", "influences divided by the lengths of both embeddings")
-    option("--batch-size", "N", "changes memory, not influences", type=int)
-    option("--device", "NAME", "cpu, cuda, cuda:1, ... (cuda where there is one)")
+    command.switch("--cosine", "divide influences by the lengths of both embeddings")
+    option("--batch-size", "N", "affects memory, not influences", type=int)
+    option("--device", "NAME", "cpu, cuda, cuda:1, ... (cuda if available)")
     command.switch("--strict", "stop at an unreadable query instead of skipping it")
 
 

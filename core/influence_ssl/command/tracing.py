@@ -1,4 +1,4 @@
-"""Queries in, a page and tables of what helps and hurts them out."""
+"""Traces queries and writes a page and tables of what helps and hurts them."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ from influence_ssl.report.trace import page
 from influence_ssl.scorer import InfluenceScorer
 
 PAGE = 100
-"""So many queries are on a page at most."""
+"""The most queries on a page."""
 _NEEDS = {".html": ("jinja2",), ".parquet": ("pandas", "pyarrow"), ".csv": ("pandas",)}
 _ZOO = ("timm:", "torchvision:")
 
 
 def trace(options: argparse.Namespace) -> None:
-    """Run the command; raises :class:`InfluenceError`, and then nothing is written."""
+    """Run the command; raises :class:`InfluenceError` before anything is written."""
     started, progress = time.monotonic(), sys.stderr.isatty()
     kept = embeddings.read(options.folder)
     images = Path(kept.source) if options.images is None else options.images
@@ -50,7 +50,7 @@ def trace(options: argparse.Namespace) -> None:
     wants_page = any(out.suffix == ".html" for out in options.out)
     if wants_page and not images.exists():
         raise InfluenceOSError(
-            f"the images that were scored are not in {str(images)!r}, and the page shows them; "
+            f"the scored images, which the page shows, are not in {str(images)!r}; "
             "give --images PATH, or write a .parquet."
         )
     device, loaded = settings.device(options.device), _encoder(options, kept)
@@ -58,15 +58,15 @@ def trace(options: argparse.Namespace) -> None:
     listed = ImageFiles(options.query, loaded.preprocess)
     if wants_page and len(listed) > PAGE:
         raise InfluenceValueError(
-            f"{str(options.query)!r} holds {len(listed)} images, and a page shows {PAGE} queries "
-            "at most; give fewer, or write a .parquet."
+            f"{str(options.query)!r} holds {len(listed)} images, but a page shows at most {PAGE} "
+            "queries; give fewer, or write a .parquet."
         )
     queries = listed.readable(options.strict, progress)
     if queries.shape != kept.shape:
         sizes = (" x ".join(map(str, shape or ())) for shape in (queries.shape, kept.shape))
         raise InfluenceValueError(
-            "the encoder would receive queries of {} and was fitted on images of {}; resize the "
-            "queries, or use a preprocess that brings all to one size.".format(*sizes)
+            "the encoder would receive queries of {} but was fitted on images of {}; resize the "
+            "queries, or use a preprocess that resizes them.".format(*sizes)
         )
     scorer = kept.scorer(
         loaded.module, _objective(options, kept), options.batch_size, device, progress
@@ -98,7 +98,7 @@ def _traced(
 
 
 def _write(found: Trace, options: argparse.Namespace, images: Path, kept: Embeddings) -> None:
-    """All files or none."""
+    """Write all files or none."""
     digests = dict(zip(found.names, kept.seen.pixels, strict=True))
     with ExitStack() as files:
         for out in options.out:
@@ -122,7 +122,7 @@ def _top(top: int | None, images: int) -> int:
         return min(TOP, images)
     if not 1 <= top <= images:
         raise InfluenceValueError(
-            f"--top {top} must be from 1 to {images}, the number of images that were scored."
+            f"--top {top} must be from 1 to {images}, the number of scored images."
         )
     return top
 
@@ -134,8 +134,8 @@ def _encoder(options: argparse.Namespace, kept: Embeddings) -> Loaded:
         spec = known["encoder"]
         if not spec.startswith(_ZOO):
             raise InfluenceValueError(
-                f"{str(options.folder)!r} was made with the encoder {spec!r}, and code that a "
-                f"folder names is not run unasked; give --encoder {spec}."
+                f"{str(options.folder)!r} was made with the encoder {spec!r}, and code named in a "
+                f"folder runs only on request; give --encoder {spec}."
             )
     return load_encoder(spec, weights, known["seed"], known.get("weights-part"))
 
@@ -145,8 +145,8 @@ def _objective(options: argparse.Namespace, kept: Embeddings) -> Invariance | No
     if options.perturbation is None:
         if own is not None:
             raise InfluenceValueError(
-                f"{str(options.folder)!r} was made with the perturbation {own!r}, and code that a "
-                f"folder names is not run unasked; give --perturbation {own}."
+                f"{str(options.folder)!r} was made with the perturbation {own!r}, and code named "
+                f"in a folder runs only on request; give --perturbation {own}."
             )
         return None
     if own is None:
@@ -166,11 +166,11 @@ def _summarise(
 ) -> None:
     took = timedelta(seconds=round(seconds))
     n, device = len(kept.seen.pixels), found.provenance["device"]
-    print(f"{_queries(len(queries))} ({size(queries)}) traced in {n} images on {device} in {took}")
+    print(f"{_queries(len(queries))} ({size(queries)}) traced to {n} images on {device} in {took}")
     if kept.untrained:
-        print("untrained: random weights, as score was given no --weights")
+        print("untrained: random weights, because score was given no --weights")
     if queries.skipped:
-        print(f"{_queries(len(queries.skipped))} skipped, as they cannot be read:")
+        print(f"{_queries(len(queries.skipped))} skipped because they cannot be read:")
         for name, reason in queries.skipped[:20]:
             print(f"  {printable(name)}: {reason}")
     for one in found.found[:3]:
@@ -181,14 +181,14 @@ def _summarise(
     same = [one.query for one in found.found if one.same]
     if same:
         print(
-            f"among the images themselves, pixel by pixel: {_queries(len(same))}, "
+            f"identical to scored images in every pixel: {_queries(len(same))}, "
             f"{printable(same[0])} first"
         )
     known = [one.reliability for one in found.found if one.reliability is not None]
     if known:
         print(
-            f"reliability: {np.median(known):.3f}, the rank correlation expected of another run of "
-            f"{found.provenance['draws']} draws (median query)"
+            f"reliability: {np.median(known):.3f}, the expected rank correlation with another run "
+            f"of {found.provenance['draws']} draws (median query)"
         )
     else:
         print("reliability: not estimated; score with --draws 2 or more estimates it")

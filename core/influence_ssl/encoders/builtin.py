@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 PREFIX = "builtin:"
 NAME = "cifar-simclr"
 LIMITS = (
-    "builtin:cifar-simclr sees every image at 32 x 32 pixels and was trained only on photographs of "
-    "CIFAR-10; an encoder trained on your kind of images is more informative"
+    "builtin:cifar-simclr sees every image at 32 x 32 pixels and was trained only on photographs "
+    "of CIFAR-10; an encoder trained on your kind of images is more informative"
 )
 _SIDE = 32
 

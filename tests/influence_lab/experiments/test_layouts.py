@@ -53,14 +53,14 @@ TAKEN = {
 
 REFUSED = {
     "DINO": r"2 encoders that fit, under 'student.module.backbone.' and 'teacher.backbone.'; "
-    r"choose one, for instance with --weights-part 'teacher.backbone'\.",
+    r"choose one, .* --weights-part 'teacher.backbone'\.",
     "I-JEPA (encoder, target_encoder)": "under 'encoder.module.' and 'target_encoder.module.'",
     "weights beside their average (timm)": "under 'state_dict.' and 'state_dict_ema.'",
     "int8 weights": r"under 'module.': other shapes or types: conv1.0.weight is int8 instead of "
     r"float32 and \d+ more; give the checkpoint from before the quantisation",
     "quantised layers": "quantised layers, .* from before the quantisation",
     "an encoder with further blocks": "foreign keys: blocks.9.norm1.weight;",
-    "a network of other names": "no name in it ends like one of the encoder's, such as 'conv1.0.wei",
+    "a network of other names": "no name in it ends like one of the encoder's, such as 'conv1.0",
     "beside its arguments (Namespace)": r"Python objects besides tensors \(argparse.Namespace\)",
     "a module instead of its state_dict": r"besides tensors \(torch.nn.modules.container.Sequenti",
     "TorchScript": "is a TorchScript archive, .* torch.jit.load",

@@ -159,7 +159,7 @@ def test_a_solo_learn_checkpoint_is_scored_by_one_command(photos, capsys):
         "scores.parquet",
     ]
     assert main(["score", *arguments]) == 0
-    assert "weights: those that begin with 'backbone.'" in capsys.readouterr().out
+    assert "weights: names that begin with 'backbone.'" in capsys.readouterr().out
     mean, std = (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261)
     x = torch.stack(
         [TF.normalize(TF.to_tensor(Image.open(path)), mean, std) for path in photos]

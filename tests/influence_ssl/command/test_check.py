@@ -129,7 +129,7 @@ def test_labels_that_fit_two_images_or_none_are_refused(
         (["--out", "check.npz"], "must end in .csv or .parquet"),
         (["--encoder", "builtin:other"], "the only built-in encoder is builtin:cifar-simclr"),
         (["--weights", "w.safetensors"], "has its own weights; leave it out"),
-        (["--batch-size", "0"], "give one or more"),
+        (["--batch-size", "0"], "give at least 1"),
     ],
 )
 def test_check_refuses_in_one_line(

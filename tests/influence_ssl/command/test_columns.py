@@ -142,12 +142,12 @@ def test_a_stopped_run_goes_on_and_ends_the_same(
     capsys.readouterr()
     assert run("--draws", draws) == 130
     (line,) = capsys.readouterr().err.splitlines()
-    assert "kept in scores.parquet.partial; the same command again goes on" in line
+    assert "kept in scores.parquet.partial; repeat the command to resume" in line
     # Other settings do not go on from there.
     Path("calls").unlink()
     Path("stop").unlink()
     assert run("--draws", draws, "--seed", "1") == 0
-    left = "unfinished work of other settings is kept in scores.parquet.partial"
+    left = "unfinished work with other settings is kept in scores.parquet.partial"
     assert left in capsys.readouterr().out
     Path("calls").unlink()
     assert run("--draws", draws) == 0
@@ -283,7 +283,7 @@ def test_compare_against_scipy(work: Path, capsys: pytest.CaptureFixture[str]) -
     assert "7.png" in capsys.readouterr().out
     saved("c.npz", np.ones(200), names)
     assert main(["compare", "a.npz", "c.npz"]) == 2
-    assert "'c.npz': the scores in common are equal" in capsys.readouterr().err
+    assert "'c.npz': all common scores are equal" in capsys.readouterr().err
     saved("c.npz", x, [f"other/{name}" for name in names])
     assert main(["compare", "a.npz", "c.npz"]) == 2
     assert "0 images in common" in capsys.readouterr().err

@@ -79,7 +79,7 @@ REFUSED = {
     "images of equal pixels": (copies_in_other_files, (), {}, "all 24 images in .* are copies of"),
     "images that are not square": (
         not_square, (), {},
-        r"fails at the first images \(3 x 8 x 12\): RuntimeError: .*\(module, preprocess\)",
+        r"fails on the first images \(3 x 8 x 12\): RuntimeError: .*\(module, preprocess\)",
     ),
     "decompression bomb": (bomb, ("--strict",), {}, "'cat/big.png' in 'images': too large"),
     "mixed sizes": (
@@ -153,13 +153,13 @@ REFUSED = {
         lambda: torch.save(small().state_dict(), "w.npz"),
         ("--weights", "w.npz", "--out", "w.npz"), {}, "'w.npz' would overwrite an input",
     ),
-    "output in no folder": (None, ("--out", "no/s.csv"), {}, "'no' is no folder"),
-    "output below a file": (None, ("--out", "mine.py/s.csv"), {}, "'mine.py' is no folder"),
+    "output in no folder": (None, ("--out", "no/s.csv"), {}, "'no' is not a folder"),
+    "output below a file": (None, ("--out", "mine.py/s.csv"), {}, "'mine.py' is not a folder"),
     "negative damping": (None, ("--damping", "-1"), {}, "damping=-1.0 must be"),
     "damping in words": (None, ("--damping", "little"), {}, "'little': give a number, or rel"),
     "negative relative damping": (None, ("--damping", "relative:-1"), {}, "c=-1.0 must be"),
     "rank of the wrong curvature": (
-        None, ("--rank", "2", "--curvature", "fisher"), {}, "--rank belongs to logra"
+        None, ("--rank", "2", "--curvature", "fisher"), {}, "--rank applies only to logra"
     ),
     "damping of nothing": (
         None, ("--damping", "2", "--curvature", "identity"), {}, "no curvature to damp"
@@ -241,7 +241,7 @@ def test_a_disk_that_is_full_at_the_end_loses_nothing(
         assert run("--out", f"s{suffix}") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "no space left on the disk" in line
-    assert f"kept in s{suffix}.partial; the same command again goes on" in line
+    assert f"kept in s{suffix}.partial; repeat the command to resume" in line
     assert outputs() == []
     # What is kept is all that the score needs: the encoder's layers are not asked again.
     with monkeypatch.context() as patch:

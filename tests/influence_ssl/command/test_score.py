@@ -179,7 +179,7 @@ def test_the_summary_tells_what_was_not_read_and_what_was_converted(
     output = capsys.readouterr().out
     assert "left out by their names: 3 .heic, 1 .dng\n" in output
     assert (
-        "converted to RGB of 8 bits: 2 grey, 2 of 16 bits (12 in use), "
+        "converted to 8-bit RGB: 2 grey, 2 of 16 bits (12 in use), "
         "1 with transparency (placed on mid-grey)\n"
     ) in output
     assert data["other files"] == {".heic": 3, ".dng": 1}

@@ -243,7 +243,7 @@ REFUSED = {
         lambda: Path("kept/images.json").unlink(), (), {}, "'kept' holds no kept embeddings"
     ),
     "half a folder": (
-        lambda: Path("kept/images.safetensors").unlink(), (), {}, "'kept' is damaged; make it again"
+        lambda: Path("kept/images.safetensors").unlink(), (), {}, "'kept' is damaged; create it"
     ),
     "words cut short": (lambda: spoil("images.json"), (), {}, "'kept' is damaged"),
     "images cut short": (lambda: spoil("images.safetensors"), (), {}, "'kept' is damaged"),
@@ -253,10 +253,10 @@ REFUSED = {
         lambda: Path("kept/images.json").write_text(
             Path("kept/images.json").read_text().replace('"format": 1', '"format": 9')
         ),
-        (), {}, "written in format 9, this version reads 1",
+        (), {}, "written in format 9, but this version reads 1",
     ),
     "no encoder": (
-        None, (), {"encoder": None}, "'mine.py:small', and code that .* not run unasked; give --enc"
+        None, (), {"encoder": None}, "'mine.py:small', and code that .* only on request; give --enc"
     ),
     "another encoder": (
         None, (), {"encoder": "mine.py:Zero"}, "'kept' holds the fit of an encoder with different"
@@ -271,10 +271,10 @@ REFUSED = {
         lambda: Path("empty").mkdir(), ("--query", "empty"), {}, "no images in 'empty'"
     ),
     "queries of another size": (
-        larger, (), {}, "queries of 3 x 12 x 12 and was fitted on images of 3 x 10 x 10; resize"
+        larger, (), {}, "queries of 3 x 12 x 12 but was fitted on images of 3 x 10 x 10; resize"
     ),
     "more queries than a page shows": (
-        many, (), {}, "holds 103 images, and a page shows 100 queries at most"
+        many, (), {}, "holds 103 images, but a page shows at most 100 queries"
     ),
     "images that are gone": (
         lambda: shutil.rmtree("images"), (), {}, "not in 'images', .* give --images PATH"
@@ -286,7 +286,7 @@ REFUSED = {
     "output twice": (
         None, ("--out", "new.csv", "new.csv"), {}, "'new.csv' would overwrite an input"
     ),
-    "output in no folder": (None, ("--out", "no/t.csv"), {}, "'no' is no folder"),
+    "output in no folder": (None, ("--out", "no/t.csv"), {}, "'no' is not a folder"),
 }  # fmt: skip
 
 
@@ -330,7 +330,7 @@ KEEP_REFUSED = {
     "a file": ("mine.py", "'mine.py' is a file"),
     "a folder of images": ("images", "'images' would overwrite an input"),
     "a folder of other things": ("queries", "'queries' holds other files"),
-    "in no folder": ("no/kept", "'no' is no folder"),
+    "in no folder": ("no/kept", "'no' is not a folder"),
     "the scores": ("scores.npz", "'scores.npz' would overwrite"),
 }
 
@@ -361,7 +361,7 @@ def test_embeddings_replace_earlier_ones_whole_or_not_at_all(
         assert run("--seed", 1, "--keep", "kept") == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert "no space left on the disk" in line
-    assert "kept in scores.npz.partial; the same command again goes on" in line
+    assert "kept in scores.npz.partial; repeat the command to resume" in line
     assert (files(), Path("scores.npz").read_bytes()) == (before, scores)
     assert run("--seed", 1, "--keep", "kept") == 0
     assert files().keys() == before.keys()

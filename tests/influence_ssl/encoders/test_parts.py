@@ -177,7 +177,8 @@ def test_the_closest_part_is_described() -> None:
     assert str(caught.value) == (
         "--weights 'x.pt' does not fit the encoder under 'a.': other shapes or types: body.0.bias "
         "is (4,) instead of (5,); missing keys: stem.weight and 1 more; foreign keys: norm.weight "
-        "and 1 more; save the state_dict of exactly this module, or load it in the encoder's function."
+        "and 1 more; save the state_dict of exactly this module, or load it in the encoder's "
+        "function."
     )
     with pytest.raises(InfluenceError, match=r"'b\.'.* \(5, 7\) instead of \(5, 4\) and 1 more"):
         find(state, wanted="b")
@@ -247,8 +248,8 @@ def test_a_part_is_chosen_recorded_and_printed(
     assert "2 encoders that fit, under 'student.' and 'teacher.'" in line
     found = scored("--weights", "both.safetensors", "--weights-part", "teacher")
     printed = capsys.readouterr().out
-    assert "weights: those that begin with 'teacher.' in the checkpoint\n" in printed
-    assert "heads left in the checkpoint: projector\n" in printed
+    assert "weights: names that begin with 'teacher.' in the checkpoint\n" in printed
+    assert "heads not loaded from the checkpoint: projector\n" in printed
     assert found.provenance["weights part"] == "teacher."
     assert found.provenance["weights left"] == ["projector"]
     torch.save(small(2).state_dict(), "one.pt")

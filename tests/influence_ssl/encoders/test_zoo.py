@@ -83,7 +83,7 @@ def by_hand(encoder: nn.Module, preprocess: object, photos: list[Path]) -> np.nd
 def test_timm(photos: list[Path], capsys: pytest.CaptureFixture[str], name: str) -> None:
     assert run(f"timm:{name}") == 0
     output = capsys.readouterr().out
-    assert "untrained: random weights from seed 0, as --weights was not given" in output
+    assert "untrained: random weights from seed 0, because --weights was not given" in output
     torch.manual_seed(0)
     encoder = timm.create_model(name, num_classes=0)
     transform = create_transform(**resolve_model_data_config(encoder), is_training=False)

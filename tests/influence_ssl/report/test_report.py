@@ -186,7 +186,7 @@ def test_tables_of_other_programs_are_joined(tmp_path: Path, separator: str) -> 
         ("no names", "has no names"),
         ("no folder", "cannot be written"),
         ("onto itself", "overwrite"),
-        ("text", "holds something that is no number"),
+        ("text", "holds a value that is not a number"),
     ],
 )
 def test_errors_are_one_line_and_leave_nothing(tmp_path: Path, case: str, words: str) -> None:
