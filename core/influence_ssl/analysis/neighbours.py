@@ -13,7 +13,11 @@ _ROWS = 512
 
 
 class Neighbours(NamedTuple):
-    """The k nearest other rows of each row, nearest first, and their cosine similarities."""
+    """The k nearest other rows of each row, nearest first, and their cosine similarities.
+
+    Similarities have five decimals: float32 rounding decides what lies beyond, and would order exact
+    copies differently on another processor.
+    """
 
     place: Int64[np.ndarray, "n k"]
     similarity: Float32[np.ndarray, "n k"]
@@ -56,5 +60,5 @@ def nearest(
         # topk guarantees no order among equal values, but the maximum alone is the first.
         found = cosine.max(1, keepdim=True) if k == 1 else cosine.topk(min(k, len(bank) - 1), 1)
         places.append(found.indices)
-        similarities.append(found.values)
+        similarities.append(found.values.round(decimals=5))
     return Neighbours(torch.cat(places).cpu().numpy(), torch.cat(similarities).cpu().numpy())

@@ -27,3 +27,12 @@ def test_of_equally_near_ones_a_single_neighbour_is_the_first() -> None:
     z = unit(torch.tensor([[0.0, 1], [2, 0], [3, 0], [1, 0], [0, 0]]))
     assert nearest(z).place[:, 0].tolist() == [1, 2, 1, 1, 0]
     assert unit(z)[-1].tolist() == [0, 0]
+
+
+def test_copies_are_equally_similar_whatever_the_rounding() -> None:
+    torch.manual_seed(0)
+    once = torch.nn.functional.normalize(torch.randn(200, 129), dim=1)
+    # The same rows, summed in another order, as another processor would.
+    order = torch.randperm(129)
+    found = nearest(torch.cat([once, once])), nearest(torch.cat([once, once])[:, order])
+    assert all((one.similarity == 1).all() for one in found)
