@@ -64,7 +64,7 @@ def shared_symbols(root: Path) -> list[Row]:
 
 def own_symbols(source: str) -> list[Row]:
     """The rows of a chapter's ``{symbols}`` blocks."""
-    return [match.groups() for block in _BLOCK.findall(source) for match in _LINE.finditer(block)]
+    return [(m[1], m[2]) for block in _BLOCK.findall(source) for m in _LINE.finditer(block)]
 
 
 def _keys(symbols: str) -> list[str]:
