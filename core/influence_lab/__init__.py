@@ -1,1 +1,1 @@
-"""What regenerating the paper needs and a user of ``influence_ssl`` does not."""
+"""Everything that only the reproduction of the paper needs, beyond ``influence_ssl``."""

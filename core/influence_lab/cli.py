@@ -17,7 +17,7 @@ LARGEST_SEED = 10**9
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; 0 where it went well, 1 after an error, 130 after Ctrl-C."""
+    """Run the command; returns 0, 1 after an error, or 130 after Ctrl-C."""
     options = parser().parse_args(arguments)
     try:
         _refuse_absent(getattr(options, "device", "cpu"))
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"influence-lab: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("influence-lab: stopped; the same command goes on from here", file=sys.stderr)
+        print("influence-lab: interrupted; repeat the command to resume", file=sys.stderr)
         return 130
     return 0
 
@@ -35,11 +35,11 @@ def parser() -> argparse.ArgumentParser:
     """The command line. Its ``--help`` is the source of the reference page."""
     found = argparse.ArgumentParser(
         prog="influence-lab", formatter_class=_layout,
-        description="Train, score and record what the book's figures show.",
+        description="Train and score encoders and record the results that the book shows.",
     )  # fmt: skip
     commands = found.add_subparsers(required=True, metavar="COMMAND")
     pretrain = _command(
-        commands, "pretrain", "train an encoder, measure and record it; resumes where it stopped",
+        commands, "pretrain", "train an encoder, measure and record it; resumes an interrupted run",
         "influence-lab pretrain simclr --profile cpu --seed 0", _pretrain,
     )  # fmt: skip
     pretrain.add_argument("method", choices=METHODS)
@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     score.add_argument("method", choices=METHODS)
     score.add_argument("--split", choices=("train", "test"), default="train")
     reproduce = _command(
-        commands, "reproduce", "make a figure of the paper, or measure what it is compared with",
+        commands, "reproduce", "reproduce a figure of the paper or another recorded result",
         "influence-lab reproduce fig-9 --profile tiny", _reproduce,
     )  # fmt: skip
     reproduce.add_argument("result", choices=(*RESULTS, "all"))
@@ -107,7 +107,7 @@ def _device(text: str) -> str:
     try:
         torch.device(text)
     except RuntimeError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no device; use cpu or cuda") from error
+        raise argparse.ArgumentTypeError(f"{text!r} is not a device; use cpu or cuda") from error
     return text
 
 
@@ -115,7 +115,7 @@ def _refuse_absent(device: str) -> None:
     import torch
 
     if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise InfluenceError(f"--device {device}: PyTorch finds no CUDA card here; use cpu")
+        raise InfluenceError(f"--device {device}: PyTorch finds no CUDA card; use cpu")
 
 
 def _pretrain(options: argparse.Namespace) -> None:
@@ -157,11 +157,11 @@ def _reproduce(options: argparse.Namespace) -> None:
     from influence_lab.experiments.task import Task
 
     if options.result == "all" and options.out is not None:
-        raise InfluenceError("--out is the file of one picture; leave it out with `all`")
+        raise InfluenceError("--out names the file of a single picture; leave it out with `all`")
     formats = FigureCanvasBase.get_supported_filetypes()
     if options.out is not None and options.out.suffix.removeprefix(".") not in {"", *formats}:
         raise InfluenceError(
-            f"--out {str(options.out)!r}: no picture format; use one of {', '.join(formats)}"
+            f"--out {str(options.out)!r}: not a picture format; use one of {', '.join(formats)}"
         )
     missing = []
     for result in RESULTS if options.result == "all" else (options.result,):

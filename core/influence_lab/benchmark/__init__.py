@@ -1,5 +1,5 @@
-"""Other approximations of the curvature, for comparison only, and what they are compared by.
+"""Other approximations of the curvature, for comparison only, and the measures used.
 
 The approximations are curvatures of the core: ``InfluenceScorer(encoder, curvature=EKFAC(...))``.
-λ is a number in the units of the full space throughout, so that all of them can share one.
+λ is always in the units of the full space, so that all approximations can share one value.
 """

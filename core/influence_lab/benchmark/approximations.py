@@ -22,15 +22,16 @@ class FullSpace:
     """A curvature without projections."""
 
     def project(self, layers: list[Layer]) -> None:
-        """Keeps the full space."""
+        """Keep the full space."""
 
 
 class ScaledLoGra(LoGra):
-    r"""LoGra whose projections keep the length of a gradient on average.
+    r"""LoGra with projections that preserve the mean squared length of a gradient.
 
     A random subspace of r of O rows and r of I columns holds :math:`r^2/(OI)` of |G|² on average.
-    P and Q times :math:`\sqrt{O/r}` and :math:`\sqrt{I/r}` make up for it: then λ is in the units
-    of the full space, and a joint covariance weighs the layers as the full one does.
+    Multiplying P and Q by :math:`\sqrt{O/r}` and :math:`\sqrt{I/r}` compensates for this. λ is
+    then in the units of the full space, and a joint covariance weights the layers as the full one
+    does.
     """
 
     def project(self, layers: list[Layer]) -> None:
@@ -45,7 +46,7 @@ class ScaledLoGra(LoGra):
 class PCALoGra(LoGra):
     """LoGra on the leading eigenvectors of each layer's second moments, LogIX's ``pca``.
 
-    The subspace holds most of each gradient, so its length, and λ, stay as they are.
+    The subspace contains most of each gradient, so lengths and λ need no correction.
     """
 
     factors: dict[str, Factors] = field(default_factory=dict)
@@ -61,7 +62,7 @@ class PCALoGra(LoGra):
 
 
 class KFAC(FullSpace):
-    r"""One block a layer, :math:`H_l \approx S\otimes A`; source as in :mod:`.factors`.
+    r"""One block per layer, :math:`H_l \approx S\otimes A`; source as in :mod:`.factors`.
 
     In the eigenvectors U of S and V of A, with eigenvalues s and a, a gradient's form is
     :math:`\sum_{oi} (U^\top G V)_{oi}^2 / (s_o a_i + \lambda)`.
@@ -121,8 +122,8 @@ class DiagonalFisher(FullSpace):
 class GlobalProjection(FullSpace):
     r"""One random projection of the whole gradient to ``dimension`` numbers, as in TRAK.
 
-    Each weight is added, with a random sign, to one of the numbers (a count sketch), which keeps
-    inner products on average, like TRAK's dense signs, at the cost of one addition a weight.
+    Each weight is added, with a random sign, to one of the numbers (a count sketch). Like TRAK's
+    dense signs, this preserves inner products on average, at the cost of one addition per weight.
     Sources: Park et al. 2023, arXiv:2303.14186; Charikar, Chen and Farach-Colton 2002.
     """
 
@@ -145,7 +146,7 @@ class GlobalProjection(FullSpace):
 
 
 class Stored:
-    """A curvature that sees gradients as they come back from being stored in ``dtype``."""
+    """A curvature that receives gradients rounded to ``dtype``, as if stored in it."""
 
     def __init__(self, inner: LoGra, dtype: torch.dtype) -> None:
         self.inner = inner
@@ -163,7 +164,7 @@ class Stored:
 
 
 class _Sketched:
-    """Gradients, each batch transformed; as one layer where the dimension is another."""
+    """Gradients with each batch transformed, as one layer if the dimension changes."""
 
     def __init__(self, inner: Gradients, transform: Form, dimension: int | None) -> None:
         self.n, self.device = inner.n, inner.device

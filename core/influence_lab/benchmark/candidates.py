@@ -31,11 +31,11 @@ class Candidate:
     """One approximation.
 
     Attributes:
-        name: unique; the record's key.
-        family: candidates of one line in the picture.
-        space: candidates with the same one see the same gradients.
-        make: the curvature at λ, from the layers' factors where ``factors`` says so.
-        factors: whether a pass for the factors comes first, which its cost includes.
+        name: unique; the key in the record.
+        family: candidates that share a line in the figure.
+        space: candidates with the same space receive the same gradients.
+        make: the curvature at λ, built from the layers' factors if ``factors`` is set.
+        factors: whether a pass for the factors comes first; the cost includes it.
     """
 
     name: str

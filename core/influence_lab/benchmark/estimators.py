@@ -1,11 +1,11 @@
-r"""One score from several noise draws: what else the draws can be, and what else can be averaged.
+r"""Alternatives for one score from several draws: other draws, and other averages.
 
 The library draws independently and averages scores, which estimates
-:math:`E[g^\top(H+\lambda I)^{-1}g]`, the influence of a random draw's loss. Here are noise in
-opposite pairs, for the same quantity, and the loss averaged over draws. The gradient of the latter
-is the mean gradient :math:`\bar g`, and its score :math:`\bar g^\top(\bar H+\lambda I)^{-1}\bar g`,
-the influence of the expected loss, is another quantity: what the draws' gradients differ by is gone
-from it.
+:math:`E[g^\top(H+\lambda I)^{-1}g]`, the influence of a random draw's loss. This module adds noise
+in opposite pairs, for the same quantity, and the loss averaged over draws. The gradient of the
+latter is the mean gradient :math:`\bar g`. Its score
+:math:`\bar g^\top(\bar H+\lambda I)^{-1}\bar g`, the influence of the expected loss, is a different
+quantity, without the variation between the gradients of the draws.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class MeanLoss:
 
     @staticmethod
     def _loss(both: Tensor, batch: Batch, index: Index) -> Tensor:
-        """The library's loss of representations that are there already."""
+        """The library's loss for given representations."""
         return Invariance(lambda x, *_: x)(lambda _: both, batch, index, 0, 0)
 
 
@@ -67,7 +67,7 @@ class Estimator:
 
     @property
     def name(self) -> str:
-        """Unique; the record's key."""
+        """Unique; the key in the record."""
         what = "gradients" if self.gradients else "scores"
         noise = "opposite pairs" if self.antithetic else "independent"
         return f"{what} averaged, {noise}, {self.draws}"

@@ -4,7 +4,7 @@ With G (n, p) the gradients, :math:`H=G^\top G/n` and :math:`K=GG^\top`,
 
 .. math:: g_i^\top (H+\lambda I)^{-1} g_i = n\,\big[K(K+n\lambda I)^{-1}\big]_{ii} .
 
-The core's ``EmpiricalFisher`` computes the same at one damping; K is formed once for all of them.
+The core's ``EmpiricalFisher`` computes the same at one damping. Here K serves all dampings.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ COLUMNS = 65_536
 
 
 class Gram:
-    """Not a curvature but a recorder: ``fit`` keeps K, and scores squared norms like Identity."""
+    """A recorder instead of a curvature: ``fit`` keeps K and scores squared norms like Identity."""
 
     def __init__(self) -> None:
         self.matrix: Float64[Tensor, "n n"] = torch.zeros(0, 0, dtype=torch.float64)
 
     def project(self, layers: list[Any]) -> None:
-        """Keeps the full space."""
+        """Keep the full space."""
 
     def fit(self, gradients: Gradients) -> Any:
         """K (n, n), in double precision."""
@@ -40,7 +40,7 @@ class Gram:
 
     @property
     def mean_eigenvalue(self) -> float:
-        """tr(H)/n, the mean of the n eigenvalues that are not zero (n < p): the unit of λ."""
+        """tr(H)/n, the mean of the n non-zero eigenvalues (n < p), which is the unit of λ."""
         return float(self.matrix.trace()) / len(self.matrix) ** 2
 
     def magnitude(self, λ: float) -> Float64[np.ndarray, " n"]:

@@ -1,4 +1,4 @@
-r"""Second moments of each layer's inputs and output gradients: what K-FAC and PCA are made of.
+r"""Second moments of each layer's inputs and output gradients, for K-FAC and PCA.
 
 With a_{it} the input of example i at position t (pixels and views, T of them) and δ_{it} the
 gradient at the output there,
@@ -34,10 +34,10 @@ class Factors(NamedTuple):
 def kronecker_factors(
     encoder: nn.Module, images: Tensor, objective: Objective, seed: int = 0, batch_size: int = 64
 ) -> dict[str, Factors]:
-    """The factors of every ``Conv2d`` and ``Linear`` that is called, by its name; one draw.
+    """The factors of every ``Conv2d`` and ``Linear`` that is called, by name, from one draw.
 
-    Raises :class:`InfluenceValueError` for a convolution in groups or with another padding than
-    zeros, which have no such factors here.
+    Raises :class:`InfluenceValueError` for a grouped convolution or a padding other than
+    zeros, for which no factors are available here.
     """
     a: dict[str, Tensor] = {}
     s: dict[str, Tensor] = {}
@@ -67,7 +67,7 @@ def kronecker_factors(
 
 
 def _columns(name: str, module: nn.Module, inputs: Tensor) -> Float[Tensor, "t i"]:
-    """The inputs of each output position, one position a row."""
+    """The inputs of each output position, one position per row."""
     if isinstance(module, nn.Conv2d):
         if module.groups > 1 or module.padding_mode != "zeros" or isinstance(module.padding, str):
             raise InfluenceValueError(

@@ -1,8 +1,8 @@
-"""What a scoring run takes, stated before it: bytes of memory and disk, seconds; and a large one.
+"""Predicted memory, disk space and time of a scoring run, and a very large run.
 
-Memory is counted from tensors: what autograd saves and the scorer keeps of a batch, the projected
-gradients that wait or are kept, and the matrices of the curvature. glibc holds on to holes that
-freed tensors left, in some runs a third more; with ``MALLOC_MMAP_THRESHOLD_=131072`` it does not.
+Memory is counted from tensors: those that autograd and the scorer keep for a batch, the projected
+gradients, and the matrices of the curvature. glibc may retain memory of freed tensors, in some runs
+a third more; with ``MALLOC_MMAP_THRESHOLD_=131072`` it does not.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PER_IMAGE = 80  # bytes of an image's indices, scores, and their copies in one d
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes, part by part, and their sum at the worst time."""
+    """Bytes part by part, and their peak sum."""
 
     weights: float
     batch: float
@@ -43,13 +43,13 @@ class Memory:
 
     @property
     def peak(self) -> float:
-        """The most that is in use at a time; batches are gone when the curvature is solved."""
+        """The peak memory; batches are freed before the curvature is solved."""
         always = self.weights + self.kept + self.covariances + self.images
         return always + max(self.batch + self.waiting, self.solve)
 
 
 def curvature_bytes(sizes: Sequence[int], joint: bool) -> tuple[float, float]:
-    """Of blocks of these dimensions: all covariances, and besides them what inverts the largest.
+    """For blocks of these dimensions: all covariances, and the work space to invert the largest.
 
     In float64, of at least as many gradients as dimensions. Factor, identity, inverse and the work
     space of LAPACK are four matrices.
@@ -59,7 +59,7 @@ def curvature_bytes(sizes: Sequence[int], joint: bool) -> tuple[float, float]:
 
 
 class _Counting:
-    """Not a curvature: it counts what the pass over one batch keeps, with the layers of another."""
+    """A counter instead of a curvature: what a pass over one batch keeps, with another's layers."""
 
     def __init__(self, inner: Curvature) -> None:
         self.inner = inner
@@ -71,7 +71,7 @@ class _Counting:
         self.inner.project(layers)
 
     def parameters(self) -> Iterator[Tensor]:
-        """Those of the modules that ran, of a copy of the encoder maybe."""
+        """The parameters of the modules that ran, possibly in a copy of the encoder."""
         return (p for layer in self.layers for m in layer.modules for p in m.parameters())
 
     def fit(self, gradients: Gradients) -> Callable[[Tensor], Tensor]:
@@ -104,8 +104,8 @@ def memory(
 ) -> Memory:
     """Bytes that scoring ``n`` images like the few of ``sample`` adds to a process.
 
-    ``keep``: whether gradients are kept for a second pass over them (``score`` without ``fit``,
-    where they fit into a third of the free memory and no ``store`` takes them).
+    ``keep``: whether gradients are kept for a second pass (``score`` without ``fit``, if they fit
+    into a third of the free memory and no ``store`` holds them).
     """
     if not isinstance(scorer.curvature, LoGra):
         raise InfluenceTypeError("memory: count is for LoGra; give a scorer with that curvature.")
@@ -139,7 +139,7 @@ def memory(
 
 
 class Stream(torch.utils.data.Dataset[Tensor]):
-    """``n`` images of noise and stripes, made when they are read: a data set without a size."""
+    """``n`` images of noise and stripes, generated on access; they take no space."""
 
     def __init__(self, n: int, side: int = 8) -> None:
         self.n, self.side = n, side
@@ -171,7 +171,7 @@ def tiny_encoder(seed: int = 0) -> nn.Module:
 
 
 def stream(n: int, batch_size: int = 1000) -> Scores:
-    """Scores of ``n`` streamed images in two passes, nothing kept."""
+    """Scores of ``n`` streamed images in two passes, without keeping anything."""
     images = Stream(n)
     scorer = InfluenceScorer(tiny_encoder(), batch_size=batch_size, progress=False)
     return scorer.fit(images).score(images)
@@ -199,8 +199,8 @@ def on_paper(
 ) -> dict[str, float]:
     """Seconds, bytes of memory a process and bytes on disk for ``n`` images; an estimate.
 
-    ``encoder`` and ``image`` may stand on the meta device. ``ratio`` is the measured one, of a
-    scoring pass to a plain forward and backward pass, which takes three forward passes a view.
+    ``encoder`` and ``image`` may be on the meta device. ``ratio`` is the measured ratio of a
+    scoring pass to a plain forward and backward pass, which takes three forward passes per view.
     Every process holds the curvature and a share of the kept gradients.
     """
     modules = [m for m in encoder.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
@@ -227,10 +227,10 @@ def seconds_of_noise(shape: Sequence[int], images: int = 64) -> float:
 
 
 def peak(work: Callable[[], object]) -> int:
-    """Bytes by which this process's own memory grows at most while ``work`` runs (Linux).
+    """The largest growth in bytes of this process's own memory while ``work`` runs (Linux).
 
-    Pages of files are left out: the kernel takes code that waits out of memory, and what comes back
-    during the work would count as its own.
+    File pages are not counted, because the kernel evicts idle code, whose return during the work
+    would count as growth.
     """
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)

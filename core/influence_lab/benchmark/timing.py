@@ -1,8 +1,8 @@
 """Costs in the unit of the book: one plain forward and backward pass, in the faster layout.
 
-The unit is :func:`plain_pass` over the same pairs: the same batch size, data type and device. It is
-timed in both memory layouts that a user of torch can choose, beside the work that is counted in it.
-The faster of the two, by the median of the rounds, is the unit; each ratio is one of a round.
+The unit is :func:`plain_pass` over the same pairs, with the same batch size, data type and device.
+It is timed in both memory layouts that PyTorch offers, next to the work that is measured in it. The
+layout with the lower median over rounds is the unit, and each round yields one ratio.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Job = Callable[[], object]
 
 
 def pairs_of(images: Tensor, batch_size: int) -> list[Tensor]:
-    """Each batch with its perturbed copy after it, ready-made: the plain pass pays for no noise."""
+    """Each batch followed by its perturbed copy, prepared so that the plain pass draws no noise."""
     noise = GaussianNoise()
     return [
         torch.cat([images[index], noise(images[index], index, 0, 0)])
@@ -44,7 +44,7 @@ def pairs_of(images: Tensor, batch_size: int) -> list[Tensor]:
 def plain_pass(encoder: nn.Module, pairs: Sequence[Tensor]) -> None:
     """Forward and backward with all weight gradients over ready-made pairs, batch by batch.
 
-    In eval mode, as scores are: a pass in train mode takes longer.
+    It runs in eval mode, like scoring; a pass in train mode takes longer.
     """
     encoder.eval()
     for pair in pairs:
@@ -91,7 +91,7 @@ def plain_passes(encoder: nn.Module, pairs: Sequence[Tensor]) -> dict[str, Job]:
 
 @dataclass(frozen=True)
 class Timed:
-    """Seconds of the plain passes and of the jobs, by each clock, and what follows from them."""
+    """Seconds of the plain passes and of the jobs, by each clock, with derived quantities."""
 
     layouts: tuple[str, ...]
     plain: dict[str, Float64[np.ndarray, "rounds layouts"]]
@@ -114,15 +114,15 @@ class Timed:
         return Timed(self.layouts, plain, jobs)
 
     def ratios(self, clock: str) -> Float64[np.ndarray, "rounds jobs"]:
-        """Each job over the unit of its round."""
+        """Each job relative to the unit of its round."""
         return self.jobs[clock] / self.unit(clock)[:, None]
 
 
 def timed(units: Mapping[str, Job], jobs: Sequence[Job], rounds: int, warm_up: int = 0) -> Timed:
     """Time ``jobs`` beside the plain passes ``units``, after ``warm_up`` rounds that do not count.
 
-    All of them are timed in turn, in one order and then in the other. On a machine that others use
-    as well, processor time is the one to read.
+    All are timed in turn, alternately in one order and the reverse. On a shared machine, use
+    processor time.
     """
     work = (*units.values(), *jobs)
     found = {clock: np.zeros((warm_up + rounds, len(work))) for clock in CLOCKS}
@@ -149,10 +149,10 @@ def seconds_of(work: Job) -> dict[str, float]:
 def ratios(
     work: Job, units: Mapping[str, Job], rounds: int, slow_rounds: int
 ) -> dict[str, list[float]]:
-    """Ratios of ``work`` to the unit, one for each round, after one that does not count.
+    """Ratios of ``work`` to the unit, one per round, after a warm-up round.
 
-    Where in that one ``work`` takes longer than :data:`SLOW` units, it does count, and there are
-    ``slow_rounds`` in all.
+    If ``work`` takes longer than :data:`SLOW` units in the warm-up, that round counts as well, and
+    there are ``slow_rounds`` in all.
     """
     found = timed(units, [work], WARM_UP)
     if max(float(found.ratios(clock).min()) for clock in CLOCKS) > SLOW:
@@ -172,5 +172,5 @@ def summary(found: Mapping[str, Sequence[float]], clock: str = "cpu") -> dict[st
 
 
 def quartiles(values: Sequence[float]) -> list[float]:
-    """The lower and the upper one."""
+    """The lower and the upper quartile."""
     return np.quantile(values, (0.25, 0.75)).round(4).tolist()

@@ -55,11 +55,11 @@ class Images:
 
 @dataclass(frozen=True)
 class Grouped:
-    """Images with what is known of each, and what of the data set could not be had.
+    """Images with their attributes, and the parts of the data set that could not be loaded.
 
-    ``attributes`` maps a name, such as ``race``, to one text per image (N,). ``missing`` are the
-    files that a list names and the disk lacks, ``unreadable`` those that are no image, and why;
-    both are left out of ``images``. ``stand_in`` says that the images are not those of the paper.
+    ``attributes`` maps a name, such as ``race``, to one text per image (N,). ``missing`` holds
+    files that are listed but not on disk, and ``unreadable`` files that are not images, with the
+    reason. Both are left out of ``images``. ``stand_in``: the images are not those of the paper.
     """
 
     images: Images
@@ -69,7 +69,7 @@ class Grouped:
     stand_in: bool = False
 
     def left_out(self) -> str:
-        """One line that counts and names the images that are not there, empty where all are."""
+        """One line that counts and names the images left out, or an empty text."""
         parts = []
         if self.missing:
             parts.append(f"{len(self.missing):,} missing ({few(self.missing)})")
@@ -82,16 +82,16 @@ class Grouped:
 
 
 def few(names: Sequence[str]) -> str:
-    """The first four names, and how many more there are."""
+    """The first four names, and the number of further ones."""
     rest = f" and {len(names) - 4:,} more" if len(names) > 4 else ""
     return ", ".join(names[:4]) + rest
 
 
 def data_root() -> Path:
-    """Where data sets stand: ``INFLUENCE_SSL_DATA``, or ``data`` in the working directory."""
+    """The folder of data sets: ``INFLUENCE_SSL_DATA``, or ``data`` in the working directory."""
     return Path(os.environ.get("INFLUENCE_SSL_DATA") or "data")
 
 
 def cache_root() -> Path:
-    """Where caches and runs stand: ``influence-ssl`` in the user's cache directory."""
+    """The folder of caches and runs: ``influence-ssl`` in the user's cache directory."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "influence-ssl"

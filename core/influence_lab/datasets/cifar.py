@@ -21,15 +21,15 @@ CLASSES = (
 SIZE = 32
 LOSSY = (".jpg", ".jpeg")
 EXTENSIONS = (*LOSSY, ".png")
-# Seconds without a byte from the server after which there is no network.
+# After this many seconds without a byte from the server, the network counts as unavailable.
 PATIENCE = 30
 
 
 @dataclass(frozen=True)
 class _Kind:
-    """One of the two data sets: its names, the folder torchvision unpacks, and what is in it.
+    """One of the two data sets: its names, the folder that torchvision unpacks, and its contents.
 
-    ``title`` is the name of the published pixels, :attr:`copies` of what JPEG made of them.
+    ``title`` is the name of the published pixels, :attr:`copies` that of their JPEG copies.
     """
 
     name: str
@@ -63,17 +63,17 @@ CIFAR100 = _Kind(
 def load_cifar10(split: str, root: str | Path | None = None) -> Images:
     """CIFAR-10's 50,000 training or 10,000 test images.
 
-    Below ``root`` (:func:`.base.data_root` by default) these are looked for, in this order:
+    The following are searched below ``root`` (default: :func:`.base.data_root`), in this order:
 
     - ``cifar-10-batches-py/`` with the pickled batches, as torchvision unpacks them;
     - ``cifar10/{train,test}/<class>/NNNN.jpg`` (or png), classes in alphabetical order. The
-      decoded images are kept in the user's cache directory as one file, which is used again for
-      as long as no file of the folder changes its name, size or date.
+      decoded images are cached as one file in the user's cache directory, which is reused until a
+      file in the folder changes its name, size or date.
 
-    The name of the result says which pixels these are: ``CIFAR-10``, or ``CIFAR-10 (JPEG copies)``
-    where a folder has JPEG files, which differ from the published pixels. The number of images is
-    whatever stands on the disk. Raises :class:`InfluenceOSError` where
-    neither is found, and :class:`InfluenceError` for a file that is not what it should be.
+    The name of the result identifies the pixels: ``CIFAR-10``, or ``CIFAR-10 (JPEG copies)`` for a
+    folder of JPEG files, which differ from the published pixels. All images on the disk are read.
+    Raises :class:`InfluenceOSError` if neither is found, and :class:`InfluenceError` for a file
+    with unexpected content.
     """
     return _load(CIFAR10, split, root)
 
@@ -81,29 +81,29 @@ def load_cifar10(split: str, root: str | Path | None = None) -> Images:
 def load_cifar100(split: str, root: str | Path | None = None) -> Images:
     """CIFAR-100's 50,000 training or 10,000 test images with their 100 fine labels.
 
-    As :func:`load_cifar10`, from ``cifar-100-python/`` (``train``, ``test`` and, for the names of
+    Like :func:`load_cifar10`, from ``cifar-100-python/`` (``train``, ``test`` and, for the names of
     the classes, ``meta``) or ``cifar100/{train,test}/<class>/``.
     """
     return _load(CIFAR100, split, root)
 
 
 def download(name: str, root: str | Path | None = None) -> str:
-    """Have torchvision fetch ``cifar10`` or ``cifar100`` where it is absent; one line about it.
+    """Let torchvision fetch ``cifar10`` or ``cifar100`` if it is absent; returns a message.
 
-    Raises :class:`InfluenceOSError` where the network does not give it.
+    Raises :class:`InfluenceOSError` if the download fails.
     """
     from torchvision import datasets
 
     kind = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]
     root = data_root() if root is None else Path(root)
     if place := _complete(kind, root):
-        return f"{kind.title} is in {place} already"
+        return f"{kind.title} is already in {place}"
     source: Any = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
     patience = socket.getdefaulttimeout()
     socket.setdefaulttimeout(PATIENCE)
     try:
         source(root, download=True)
-    # No network, a wall in between, a wrong checksum, a full disk: OSError or RuntimeError.
+    # No network, a firewall, a wrong checksum or a full disk: OSError or RuntimeError.
     except (OSError, RuntimeError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise InfluenceOSError(
@@ -116,7 +116,7 @@ def download(name: str, root: str | Path | None = None) -> str:
 
 
 def _complete(kind: _Kind, root: Path) -> Path | None:
-    """The folder that has both splits; ``None`` also where an unpacking was interrupted."""
+    """The folder that has both splits; ``None`` also if unpacking was interrupted."""
     packed, folders = root / kind.packed, root / kind.name
     batches = [name for split in kind.batches.values() for name in split]
     batches += ["meta"] if kind is CIFAR100 else []
@@ -152,7 +152,7 @@ def _from_batches(kind: _Kind, folder: Path, split: str) -> Images:
 
 
 class _Plain(pickle.Unpickler):
-    """Reads the four types that CIFAR's files consist of and refuses code of any other kind."""
+    """Reads the four types that CIFAR's files contain and rejects any other."""
 
     ALLOWED = ("_reconstruct", "ndarray", "dtype", "_codecs")
 
@@ -172,7 +172,7 @@ def _unpickle(kind: _Kind, path: Path, what: str) -> Any:
         raise InfluenceOSError(
             f"{path}: cannot be read ({error.strerror}); {kind.way_out}"
         ) from error
-    # What a stream of foreign bytes makes an unpickler stumble over has no end of types.
+    # Unknown bytes may make an unpickler raise anything.
     except Exception as error:
         raise InfluenceValueError(
             f"{path}: not a {kind.title} {what} ({error}); {kind.way_out}"

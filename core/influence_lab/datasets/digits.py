@@ -8,7 +8,7 @@ from influence_lab.datasets.base import Images
 
 
 def load_digits() -> Images:
-    """Real 8 x 8 grey images as (N, 8, 8, 1) uint8; the source's 0 to 16 becomes 0 to 255."""
+    """Real 8 x 8 grey images as (N, 8, 8, 1) uint8; the source's 0 to 16 scaled to 0 to 255."""
     from sklearn.datasets import load_digits as source
 
     bunch = source()

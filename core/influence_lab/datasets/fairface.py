@@ -41,16 +41,17 @@ def load_fairface(
 ) -> Grouped:
     """FairFace's 86,744 training or 10,954 validation images (``split="test"``), with attributes.
 
-    Looked for in ``fairface/`` below ``root`` (:func:`.base.data_root` by default), then in
-    ``root`` itself: ``fairface_label_{train,val}.csv`` with the columns :data:`COLUMNS`, and the
-    files that its first column names, ``train/1.jpg``, in ``fairface-img-margin025-trainval/``
-    (``padding`` 0.25, as in the paper), ``fairface-img-margin125-trainval/`` (1.25), or beside the
-    CSV, where nothing tells the padding. Images become RGB and ``size`` pixels wide, and are cached
-    as one array. Labels are races, in alphabetical order.
+    The folder ``fairface/`` below ``root`` (default: :func:`.base.data_root`) is searched, then
+    ``root`` itself. It must contain ``fairface_label_{train,val}.csv`` with the columns
+    :data:`COLUMNS`, and the files that the first column names, such as ``train/1.jpg``. These are
+    in ``fairface-img-margin025-trainval/`` (``padding`` 0.25, as in the paper), in
+    ``fairface-img-margin125-trainval/`` (1.25), or beside the CSV, where the padding is unknown.
+    Images are converted to RGB, resized to ``size`` pixels and cached as one array. Labels are
+    races, in alphabetical order.
 
-    Images that are missing or unreadable are left out, and one line on the terminal counts and
-    names them. Raises :class:`InfluenceError` where the CSV, the folder or all images are missing,
-    and for a CSV that is not FairFace's.
+    Missing or unreadable images are left out; a line on the terminal counts and names them. Raises
+    :class:`InfluenceError` if the CSV, the folder or all images are missing, or if the CSV is not
+    FairFace's.
     """
     if split not in SPLITS or padding not in FOLDERS or size < 1:
         raise InfluenceValueError(
@@ -102,7 +103,7 @@ def _find_table(split: str, root: Path) -> Path:
 
 
 def _find_images(table: Path, split: str, padding: float) -> tuple[Path, str]:
-    """The folder that the CSV's names are relative to, and what is known of its padding."""
+    """The folder to which the names in the CSV are relative, and its padding if known."""
     named = table.parent / FOLDERS[padding]
     for folder in (named, named / named.name):  # the second: unpacked by a file manager
         if (folder / split).is_dir():

@@ -17,11 +17,10 @@ from influence_ssl.files.images import ImageFiles, to_tensor
 def load_folder(source: str | Path, size: int | None = None) -> Grouped:
     """Images of a folder, a zip or a CSV (:class:`influence_ssl.files.images.ImageFiles`).
 
-    Classes are the folders at the top, in alphabetical order; what stands in none of them makes a
-    class of its own, the empty name. Images become RGB; ``size`` cuts each to its largest centred
-    square of that width, and without it all must have one size. What cannot be read is left out,
-    and one line on the terminal counts and names it. Raises :class:`InfluenceError` as the reader
-    does.
+    Classes are the top-level folders, in alphabetical order; images outside them form a class with
+    an empty name. Images are converted to RGB. ``size`` cuts each to its largest centred square and
+    resizes it to that width; without it, all must have one size. Unreadable images are left out; a
+    line on the terminal counts and names them. Raises :class:`InfluenceError` as the reader does.
     """
     source = Path(source)
 

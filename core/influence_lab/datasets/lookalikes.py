@@ -1,8 +1,8 @@
-"""Sets of different pictures that look alike, and copies of pictures, both drawn from a seed.
+"""Sets of different but similar pictures, and copies of pictures, both drawn from a seed.
 
-Each set holds pictures of one kind of which no two are the same: forms of one template filled in
-differently, frames of one camera, digits. A method that takes two of them for duplicates would cost
-its user data. :func:`copied` makes what really is a copy.
+Each set holds different pictures of one kind: forms of one template filled in differently, frames
+of one camera, digits. A method that takes two of them for duplicates would cost its user data.
+:func:`copied` makes real copies.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _WIDTH, _HEIGHT = 480, 640
 
 
 def forms(count: int, rng: np.random.Generator) -> list[Image.Image]:
-    """One printed form of twelve fields, filled in by hand."""
+    """A printed form with twelve fields, filled in by hand."""
     template = _page()
     draw = ImageDraw.Draw(template)
     draw.text((30, 20), "Application for a place", _INK, _font(26))
@@ -49,7 +49,7 @@ def forms(count: int, rng: np.random.Generator) -> list[Image.Image]:
 
 
 def invoices(count: int, rng: np.random.Generator) -> list[Image.Image]:
-    """One letterhead, another customer, other items and amounts on each."""
+    """Invoices with one letterhead but different customers, items and amounts."""
     found = []
     for _ in range(count):
         page = _page()
@@ -95,7 +95,7 @@ def products(count: int, rng: np.random.Generator) -> list[Image.Image]:
 
 
 def skies(count: int, rng: np.random.Generator) -> list[Image.Image]:
-    """The same evening sky with one bird, each time in another place."""
+    """The same evening sky with one bird, in a different place each time."""
     found = []
     for _ in range(count):
         picture = _gradient((90, 140, 220), (235, 225, 200), 384, 256)
@@ -110,7 +110,7 @@ def skies(count: int, rng: np.random.Generator) -> list[Image.Image]:
 
 
 def chests(count: int, rng: np.random.Generator) -> list[Image.Image]:
-    """Chest-like pictures: a bright body, two dark lungs, ribs, a heart, each a bit different."""
+    """Chest-like pictures: a bright body, two dark lungs, ribs and a heart, all varied."""
     found = []
     for _ in range(count):
         picture = Image.new("L", (320, 320), 15)
@@ -210,8 +210,8 @@ def photographs() -> dict[str, Image.Image]:
 
 
 def tiles(photo: Image.Image, side: int = 104) -> list[Image.Image]:
-    """The squares of a photograph, side by side, that show something: a standard deviation of 12
-    grey levels or more."""
+    """The adjacent squares of a photograph whose standard deviation is at least 12 grey levels, so
+    that they show something."""
     places = itertools.product(
         range(0, photo.height - side + 1, side), range(0, photo.width - side + 1, side)
     )
@@ -248,7 +248,7 @@ def _turned(how: Image.Transpose) -> Callable[[Image.Image, np.random.Generator]
 
 
 def _exif(image: Image.Image, rng: np.random.Generator) -> bytes:
-    """Stored lying on its side, with the tag that stands it up."""
+    """Stored on its side, with the tag that rotates it back."""
     lying, tags = image.transpose(Image.Transpose.ROTATE_90), Image.Exif()
     tags[0x0112] = 6
     return _bytes(lying, "JPEG", quality=92, exif=tags)

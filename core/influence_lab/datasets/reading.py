@@ -1,4 +1,4 @@
-"""Image files as one array, decoded once: later calls take it from the user's cache directory."""
+"""Image files as one array, decoded once and then read from the user's cache directory."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ def square(image: Image.Image, size: int) -> Image.Image:
 
 
 def try_rgb(path: Path, size: int | None = None) -> Pixels | str:
-    """The image file as RGB, or why it cannot be read.
+    """The image file as RGB, or the reason why it cannot be read.
 
-    As :mod:`influence_ssl.files.decoding` says, with all of 16 bits in use; ``size`` makes it a
+    Decoded as in :mod:`influence_ssl.files.decoding`, with all 16 bits in use; ``size`` makes it a
     :func:`square` of that width.
     """
     try:
         image, _ = decode(path.read_bytes()).rgb()
-    # A decoder that meets foreign bytes may raise anything.
+    # Decoders of unknown bytes may raise anything.
     except Exception as error:
         return reason(error)
     return np.array(image if size is None else square(image, size))
 
 
 def read_rgb(path: Path) -> Pixels:
-    """:func:`try_rgb` that raises :class:`InfluenceOSError` where it finds no whole image."""
+    """Like :func:`try_rgb`, but raises :class:`InfluenceOSError` if there is no complete image."""
     found = try_rgb(path)
     if isinstance(found, str):
         raise InfluenceOSError(f"{path}: not a readable image ({found}); unpack the data set again")
@@ -59,11 +59,11 @@ def read_all(
 ) -> tuple[UInt8[np.ndarray, "n h w 3"], tuple[Unreadable, ...]]:
     """(pixels of the readable files, the others), in the order of ``files``; cached.
 
-    ``read`` returns the pixels of one file, all of one size, or why there are none. The cache is
-    used again for as long as ``what``, the files' names, sizes and dates, and the rules by which
-    files become RGB are the same.
+    ``read`` returns the pixels of one file, all of one size, or the reason for failure. The cache
+    is reused until ``what``, the files' names, sizes or dates, or the rules for conversion to RGB
+    change.
     """
-    # What was read by another rule is read again.
+    # Files that were read under another rule are read again.
     key = hashlib.sha256(f"{folder.resolve()}\0{BACKGROUND}\0{DEPTHS}".encode())
     for path in files:
         try:
@@ -83,7 +83,7 @@ def read_all(
     with ThreadPoolExecutor() as pool:
         names = [path.relative_to(folder).as_posix() for path in files]
         pixels, unreadable = _collect(names, pool.map(read, files))
-    # A cache that cannot be written costs time and nothing else.
+    # A cache that cannot be written only costs time.
     try:
         if unreadable:
             with replacing(others, parents=True) as temporary:

@@ -1,8 +1,8 @@
-"""Scenes: small procedural images whose special cases are planted, so that claims can be scored.
+"""Scenes: small procedural images with planted special cases, so that claims can be tested.
 
 Every image shows one shape (its class) on a background. Which images are duplicates of others,
 which have a uniform background, which are outliers, and which belong to the small group is decided
-here and returned beside the images.
+here and returned with the images.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SIZE = 32
 CLASSES = ("disc", "square", "triangle", "cross")
 GROUPS = ("day", "night")
 KINDS = ("ordinary", "uniform", "outlier", "exact duplicate", "near duplicate")
-# Shares of the whole; what is left is ordinary.
+# Shares of the whole; the rest is ordinary.
 SHARES = {"uniform": 0.1, "outlier": 0.05, "exact duplicate": 0.05, "near duplicate": 0.05}
 NIGHT_SHARE = 0.15
 NEAR_NOISE = 4
@@ -30,7 +30,7 @@ class Scenes:
     """Images with their planted truth, one entry per image.
 
     ``kind`` indexes :data:`KINDS`, ``group`` indexes :data:`GROUPS`, and ``source`` is the image
-    that a duplicate was made from (−1 where it is none).
+    from which a duplicate was made (−1 for all others).
     """
 
     images: Images
@@ -44,9 +44,9 @@ class Scenes:
 
 
 def make_scenes(n: int = 512, seed: int = 0) -> Scenes:
-    """``n`` scenes (n ≥ 20) that depend on ``seed`` alone; about 0.2 ms each.
+    """``n`` scenes (n ≥ 20), determined by ``seed``; about 0.2 ms each.
 
-    - *ordinary*: a shape of random place, size and colour on a rippled background;
+    - *ordinary*: a shape with random position, size and colour on a rippled background;
     - *uniform*: the same on one flat colour;
     - *outlier*: no shape, random coloured blocks;
     - *exact duplicate*: the pixels, class and group of an ordinary scene;
@@ -88,8 +88,8 @@ def make_scenes(n: int = 512, seed: int = 0) -> Scenes:
 def make_lookalikes(n: int, seed: int, chosen: np.ndarray) -> Images:
     """The scenes ``chosen`` of ``make_scenes(n, seed)``, drawn again with the next class's shape.
 
-    Background, place, size, colour and light are those of the original, so the pair differs in
-    nothing but its class: hard negatives by construction. Originals have to be ordinary or uniform.
+    Background, position, size, colour and light are those of the original, so the pair differs only
+    in its class: hard negatives by construction. Originals must be ordinary or uniform.
     """
     scenes = make_scenes(n, seed)
     label = (scenes.images.labels[chosen] + 1) % len(CLASSES)

@@ -1,4 +1,4 @@
-"""What the experiments run on where the paper's data is not at hand; named so wherever it shows."""
+"""Substitutes for the paper's data where it is unavailable, always named as such."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def standin_cifar100(split: str, root: str | Path | None = None) -> Images:
     """For CIFAR-100: real CIFAR-10 images under ten pseudo-classes per class.
 
     Each class's training images are grouped by k-means of :func:`descriptor`, whose centres start
-    at the means of ten equal groups by brightness, so that nothing is drawn. Test images get
-    the nearest centre of their class. The images are CIFAR-10's, and no score that ignores labels
-    can tell the difference.
+    at the means of ten equal groups by brightness, so that no randomness is involved. Test
+    images get the nearest centre of their class. The images are those of CIFAR-10, and a score that
+    ignores labels cannot tell the difference.
     """
     train = load_cifar10("train", root)
     images = train if split == "train" else load_cifar10(split, root)
@@ -33,7 +33,7 @@ def standin_cifar100(split: str, root: str | Path | None = None) -> Images:
 
 
 def finer(train: Images, images: Images) -> Int64[np.ndarray, " n"]:
-    """Labels of ``images`` in ten pseudo-classes per class, which ``train`` alone decides."""
+    """Labels of ``images`` in ten pseudo-classes per class, determined by ``train`` alone."""
     from sklearn.cluster import KMeans  # slow to import, and every chapter has data
 
     labels = np.empty(len(images), np.int64)

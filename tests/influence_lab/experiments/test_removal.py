@@ -181,7 +181,7 @@ def test_the_command_goes_on_after_ctrl_c_and_ends_in_the_same_record(
     path = root / "tiny" / "removal.json"
     for recorded in (2, 5):
         assert main(command) == 130
-        assert "the same command goes on from here" in capsys.readouterr().err
+        assert "repeat the command to resume" in capsys.readouterr().err
         assert len(json.loads(path.read_text())["outcomes"]) == recorded
     assert main(command) == 0
     shown = capsys.readouterr()

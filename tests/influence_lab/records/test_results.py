@@ -188,7 +188,7 @@ def test_scoring_before_training_says_what_to_run(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["pretrain", "simclr", "--device", "foo"], "is no device; use cpu or cuda"),
+        (["pretrain", "simclr", "--device", "foo"], "is not a device; use cpu or cuda"),
         (["pretrain", "simclr", "--seed", "9" * 20], "is above 1,000,000,000"),
     ],
 )
@@ -202,15 +202,15 @@ def test_arguments_that_cannot_be_are_refused_before_any_work(arguments, complai
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA card is there")
 def test_a_card_that_is_not_there_is_said(capsys):
     assert main(["score", "simclr", "--device", "cuda"]) == 1
-    assert "PyTorch finds no CUDA card here; use cpu" in capsys.readouterr().err
+    assert "PyTorch finds no CUDA card; use cpu" in capsys.readouterr().err
 
 
 def test_pictures_have_a_format_and_a_file_each(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr("influence_lab.experiments.catalogue.reproduce", None)
     assert main(["reproduce", "fig-2", "--out", str(tmp_path / "q.xyz")]) == 1
-    assert "q.xyz': no picture format; use one of" in capsys.readouterr().err
+    assert "q.xyz': not a picture format; use one of" in capsys.readouterr().err
     assert main(["reproduce", "all", "--out", str(tmp_path / "one.svg")]) == 1
-    assert "--out is the file of one picture" in capsys.readouterr().err
+    assert "--out names the file of a single picture" in capsys.readouterr().err
 
 
 def test_reproduce_makes_what_is_missing_and_draws(places, tmp_path, monkeypatch):
