@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,6 +15,7 @@ from influence_ssl.errors import InfluenceTypeError, InfluenceValueError
 # To detect a data set that returns varying items, this many are read again, each this often. A flip
 # with probability 1/2 is missed once in 65,536 times, a change with probability 1/5 once in 180.
 _READ_AGAIN, _TIMES = 8, 3
+_AT_ONCE = 1024  # images of a device that are checked at a time
 
 Indices = Sequence[int] | np.ndarray | Tensor
 
@@ -47,9 +49,18 @@ class Examples:
         if self.index.shape != (self.n,) or (self.index < 0).any():
             raise InfluenceValueError(f"index must hold {self.n} numbers ≥ 0, one per image.")
         self._shape: torch.Size | None = None
-        self.values = self.batch(range(1))[0].numel()  # per image
+        one = self.batch(range(1))
+        self.shape = one[0].shape[1:]  # per image
+        self.values = one[0].numel()  # per image
+        self.bytes = sum(part.numel() * part.element_size() for part in one)  # per item
+        self.whole = isinstance(images, Tensor)  # whose rows need no reading
+        # Whether several threads may read at once.
+        self.threads = self.whole or getattr(images, "read_by_threads", False)
         if not isinstance(images, Tensor):
             self._refuse_random()
+        elif images.device.type != "cpu":  # checked here, as each check waits for the device
+            for start in range(0, self.n, _AT_ONCE):
+                self._check(images[start : start + _AT_ONCE], range(start, self.n))
 
     def first(self) -> tuple[tuple[Tensor, ...], Tensor]:
         """The examples that are checked: the first two, or the only one, with their indices."""
@@ -69,12 +80,24 @@ class Examples:
     def batch(self, rows: range) -> tuple[Tensor, ...]:
         """The items of these rows, stacked, with the images first."""
         if isinstance(self.images, Tensor):
-            self._check(self.images[rows.start : rows.stop], rows)
-            return (self.images[rows.start : rows.stop],)
+            found = self.images[rows.start : rows.stop]
+            if found.device.type == "cpu":
+                self._check(found, rows)
+            return (found,)
+        return stacked(self.items(rows))
+
+    def items(self, rows: range) -> list[tuple[Tensor, ...]]:
+        """The items of these rows of a data set, one by one."""
         read = getattr(self.images, "__getitems__", None)  # a data set that reads several at once
-        found = read(list(rows)) if read else (self.images[i] for i in rows)
-        items = [self._item(i, item) for i, item in zip(rows, found, strict=True)]
-        return tuple(torch.stack(list(column)) for column in zip(*items, strict=True))
+        if read is None:
+            return [self._item(i, self._read(i)) for i in rows]
+        with _reading(f"items {rows.start} to {rows.stop - 1}"):
+            found = read(list(rows))
+        return [self._item(i, item) for i, item in zip(rows, found, strict=True)]
+
+    def _read(self, i: int) -> Any:
+        with _reading(f"item {i}"):
+            return self.images[i]
 
     def _item(self, i: int, item: Any) -> tuple[Tensor, ...]:
         item = tuple(item) if isinstance(item, tuple | list) else (item,)
@@ -106,3 +129,18 @@ class Examples:
         if bad.any():
             i = rows[int(bad.nonzero()[0])]
             raise InfluenceValueError(f"image {i} has NaN or infinite values; repair or drop it.")
+
+
+def stacked(items: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """Items as columns, one row per item."""
+    return tuple(torch.stack(list(column)) for column in zip(*items, strict=True))
+
+
+@contextmanager
+def _reading(what: str) -> Iterator[None]:
+    """Adds to an error of the data set which of its items it belongs to."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"while reading {what} of images")
+        raise

@@ -11,7 +11,6 @@ import dataclasses
 import hashlib
 import json
 import zlib
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,22 +130,25 @@ class Store:
                 f"{', '.join(changed)}; give another folder, or remove this one."
             )
 
-    def kept(
-        self, draw: int, start: int, batch: Batch, index: Index, make: Callable[[], Columns],
-        needed: set[str],
-    ) -> Columns:  # fmt: skip
-        """One batch's columns: those in its file where it has all ``needed``, else ``make()``."""
+    @staticmethod
+    def name(draw: int, start: int, batch: Batch, index: Index) -> str:
+        """The name of a batch's file, which its content decides."""
         content = b"".join(x.cpu().double().numpy().tobytes() for x in (*batch, index))
-        name = f"{draw}-{start}-{hashlib.sha256(content).hexdigest()[:32]}.safetensors"
+        return f"{draw}-{start}-{hashlib.sha256(content).hexdigest()[:32]}.safetensors"
+
+    def find(self, name: str, needed: set[str]) -> Columns | None:
+        """One batch's columns, if its file is there, undamaged, and has all ``needed``."""
         path = self.folder / name
         if path.exists():
             with suppress(*_DAMAGED):  # a damaged file is made again
                 found, _ = _tensors(path)
                 if needed <= found.keys():
                     return found
-        found = make()
-        _write(path, found)
-        return found
+        return None
+
+    def keep(self, name: str, columns: Columns) -> None:
+        """Write one batch's columns."""
+        _write(self.folder / name, columns)
 
     def _begin(self, path: Path, parts: dict[str, str], probe: Probe) -> None:
         tensors = {f"batch {number}": part for number, part in enumerate(probe.batch)}

@@ -8,8 +8,10 @@ called several times.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -58,6 +60,17 @@ class Invariance:
                 f"{tuple(x_hat.shape)}; it must keep the shape."
             )
         return _distances(encode, x, x_hat, self.distance, index, ("clean", "perturbed"))
+
+    def ahead(
+        self, shape: Sequence[int], index: Index, draw: int, seed: int, pinned: bool = False
+    ) -> Self:
+        """The same objective with the perturbation's random numbers drawn, if it can do that."""
+        if not hasattr(self.perturbation, "ahead"):
+            return self
+        found = copy.copy(self)
+        drawn = self.perturbation.ahead(shape, index, draw, seed, pinned)
+        object.__setattr__(found, "perturbation", drawn)
+        return found
 
 
 @dataclass(frozen=True)

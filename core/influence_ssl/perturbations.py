@@ -4,12 +4,19 @@ A perturbation is any callable ``p(x, index, draw, seed) -> x̂`` with x (B, ...
 CPU tensor (B,). x̂ has the shape of x. The randomness of example i must depend only on (seed, i,
 draw), so that no score depends on batch size, order or sharding. :func:`example_generator` provides
 such randomness.
+
+A perturbation may have a method ``ahead(shape, index, draw, seed, pinned)``. Threads call it while
+the device computes on earlier batches. It returns the same perturbation with the random numbers of
+these examples drawn.
 """
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
@@ -54,7 +61,31 @@ class GaussianNoise:
     def __call__(
         self, x: Float[Tensor, "b *shape"], index: Int64[Tensor, " b"], draw: int, seed: int
     ) -> Float[Tensor, "b *shape"]:
-        noise = torch.empty(x.shape, dtype=torch.float32, device="cpu")
-        for row, i in enumerate(index.tolist()):
+        noise = self._noise(x.shape, index, draw, seed)
+        return x + noise.to(x.device, x.dtype, non_blocking=True)
+
+    def ahead(
+        self, shape: Sequence[int], index: Tensor, draw: int, seed: int, pinned: bool = False
+    ) -> Self:
+        """The same perturbation with the noise of these examples (B, ...) drawn already.
+
+        Asked for other examples, it draws theirs. ``pinned``: in memory that a card can fetch.
+        """
+        found = copy.copy(self)
+        noise = self._noise(shape, index, draw, seed, pinned)
+        object.__setattr__(found, "_drawn", (noise, index.tolist(), draw, seed))
+        return found
+
+    def _noise(
+        self, shape: Sequence[int], index: Tensor, draw: int, seed: int, pinned: bool = False
+    ) -> Tensor:
+        numbers = index.tolist()
+        drawn = vars(self).get("_drawn")
+        if drawn is not None:
+            noise, known, *rest = drawn
+            if noise.shape == shape and known == numbers and rest == [draw, seed]:
+                return noise
+        noise = torch.empty(*shape, dtype=torch.float32, device="cpu", pin_memory=pinned)
+        for row, i in enumerate(numbers):
             noise[row].normal_(generator=example_generator(seed, i, draw))
-        return x + noise.mul_(self.std).add_(self.mean).to(x.device, x.dtype, non_blocking=True)
+        return noise.mul_(self.std).add_(self.mean)

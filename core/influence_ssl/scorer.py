@@ -60,6 +60,11 @@ class InfluenceScorer:
       modules and all modules inside them are left out instead. ``None``: all modules called.
     - store: a folder for the projected gradients, so that an interrupted run can be resumed. It
       belongs to one encoder and one set of settings and rejects all others.
+    - workers: the number of threads that read images and draw noise ahead of the device; affects
+      speed, never the values. With 0 or 1, nothing runs ahead. ``None`` means one per processor, at
+      most eight, for a tensor and for :class:`~influence_ssl.files.images.ImageFiles`. Any other
+      data set is then read in the calling thread, because not all can be read by several threads.
+      Set ``workers`` if yours can.
     """
 
     def __init__(
@@ -75,11 +80,16 @@ class InfluenceScorer:
         layers: Sequence[str] | None = None,
         progress: bool = True,
         store: str | Path | None = None,
+        workers: int | None = None,
     ) -> None:
         if not isinstance(encoder, nn.Module):
             raise InfluenceTypeError(f"encoder is a {type(encoder).__name__}; give an nn.Module.")
         at_once = 1 if batch_size is None else batch_size
-        counts = ("draws", draws, 1), ("batch_size", at_once, 1), ("seed", seed, 0)
+        threads = 0 if workers is None else workers
+        counts = (
+            ("draws", draws, 1), ("batch_size", at_once, 1), ("seed", seed, 0),
+            ("workers", threads, 0),
+        )  # fmt: skip
         for name, number, least in counts:
             if not isinstance(number, Integral) or number < least:
                 raise InfluenceValueError(f"{name}={number!r} must be an integer ≥ {least}.")
@@ -100,13 +110,14 @@ class InfluenceScorer:
         self.layers = layers
         self.progress = progress
         self.store = None if store is None else Path(store)
+        self.workers = None if workers is None else int(workers)
 
     fit_: Fit  # set by fit or load
 
     def __repr__(self) -> str:
         always = "objective", "curvature", "draws", "seed"
         settings = {name: getattr(self, name) for name in always}
-        for name in ("batch_size", "device", "dtype", "layers", "store"):
+        for name in ("batch_size", "device", "dtype", "layers", "store", "workers"):
             if (value := getattr(self, name)) is not None:
                 settings[name] = str(value) if name == "store" else value
         words = ", ".join(f"{name}={value!r}" for name, value in settings.items())
@@ -320,6 +331,7 @@ class InfluenceScorer:
         batch_size: int | None = None,
         device: str | torch.device | None = None,
         progress: bool = True,
+        workers: int | None = None,
     ) -> InfluenceScorer:
         """Return a scorer with the fit that :meth:`save` wrote, for the same encoder.
 
@@ -341,7 +353,10 @@ class InfluenceScorer:
             raise
         except Exception as error:
             raise foreign(Path(folder), error) from error
-        found = cls(encoder, **settings, batch_size=batch_size, device=device, progress=progress)
+        found = cls(
+            encoder, **settings, batch_size=batch_size, device=device, progress=progress,
+            workers=workers,
+        )  # fmt: skip
         if fingerprint(encoder) != saved_for:
             raise InfluenceValueError(
                 f"{str(folder)!r} holds the fit of an encoder with different modules or weights; "
@@ -430,7 +445,9 @@ class InfluenceScorer:
                     store = Store(self.store, parts, exact, *sample)
                 step = self.images_at_once(examples.values)
                 shown = stage if self.progress and place()[0] == 0 else None
-                yield Gradients(capture, exact, examples, self.draws, step, store, shown)
+                yield Gradients(
+                    capture, exact, examples, self.draws, step, store, shown, self.workers
+                )
 
     def _settings(self) -> dict[str, Any]:
         """The current settings that must not change between a fit and its use."""

@@ -15,8 +15,8 @@ _ROWS = 512
 class Neighbours(NamedTuple):
     """The k nearest other rows of each row, nearest first, and their cosine similarities.
 
-    Similarities have five decimals: float32 rounding decides what lies beyond, and would order exact
-    copies differently on another processor.
+    Similarities have five decimals: float32 rounding decides what lies beyond, and would order
+    exact copies differently on another processor.
     """
 
     place: Int64[np.ndarray, "n k"]

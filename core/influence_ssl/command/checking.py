@@ -7,8 +7,10 @@ import sys
 import time
 import warnings
 from collections import Counter
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from influence_ssl._ahead import in_threads
 from influence_ssl.analysis.across import across
 from influence_ssl.analysis.duplicates import Group, confirmed, duplicate_groups
 from influence_ssl.analysis.offtopic import Distances, distances
@@ -67,9 +70,10 @@ def check(options: argparse.Namespace) -> None:
 
     warnings.filterwarnings("ignore", module=r"PIL\.")
     started, progress = time.monotonic(), sys.stderr.isatty()
-    images = ImageFiles(options.data, loaded.preprocess).readable(options.strict, progress)
+    listed = ImageFiles(options.data, loaded.preprocess)
+    images = listed.readable(options.strict, progress, options.workers)
     labels = None if options.table is None else read_labels(options.table, images.names)
-    z = represent(loaded.module, images, options.batch_size, device)
+    z = represent(loaded.module, images, options.batch_size, device, options.workers)
     groups = duplicate_groups(z, images, progress)
     far = distances(z) if len(images) > 1 else None
     columns = _columns(images, groups, far)
@@ -96,14 +100,17 @@ def check(options: argparse.Namespace) -> None:
     print(f"written to {options.out}, the features to {features}")
 
 
-def represent(encoder: nn.Module, images: ImageFiles, batch: int, device: torch.device) -> Tensor:
+def represent(
+    encoder: nn.Module, images: ImageFiles, batch: int, device: torch.device,
+    workers: int | None = None,
+) -> Tensor:  # fmt: skip
     """The representations (N, D) in float32, in eval mode, on ``device``."""
     training, found = encoder.training, []
     encoder.eval().to(device)
-    with torch.inference_mode():
+    items = in_threads(images.__getitem__, range(len(images)), workers)
+    with torch.inference_mode(), closing(items):
         for start in range(0, len(images), batch):
-            rows = list(range(start, min(start + batch, len(images))))
-            x = torch.stack([item[0] for item in images.__getitems__(rows)])
+            x = torch.stack([item[0] for item in islice(items, batch)])
             try:
                 z = encoder(x.to(device))
                 found.append(z.flatten(1).float())

@@ -49,10 +49,11 @@ class Embeddings:
         batch_size: int | None,
         device: torch.device | None,
         progress: bool,
+        workers: int | None = None,
     ) -> InfluenceScorer:
         """The fitted scorer; raises :class:`InfluenceError` if the encoder is a different one."""
         return InfluenceScorer.load(
-            self.folder, encoder, objective, None, batch_size, device, progress
+            self.folder, encoder, objective, None, batch_size, device, progress, workers
         )
 
 

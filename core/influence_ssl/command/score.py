@@ -91,7 +91,14 @@ def add(commands: Any) -> None:
         type=natural,
         default=0,
     )
-    option("--batch-size", "N", "affects memory, not scores (256; fewer above 64 x 64)", type=int)
+    option(
+        "--batch-size",
+        "N",
+        "affects memory, not scores (256, or fewer); --workers N: reading threads",
+        type=int,
+    )
+    # The help of --batch-size names it.
+    option("--workers", "N", argparse.SUPPRESS, type=natural)
     option("--dtype", "TYPE", "float64, float32 or bfloat16 (the encoder's own)", choices=DTYPES)
     option("--device", "NAME", "cpu, cuda, cuda:1, ... (cuda if available)")
     option("--keep", "FOLDER", "keep the embeddings, for influence-ssl trace", type=Path)

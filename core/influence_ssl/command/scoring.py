@@ -41,6 +41,10 @@ if TYPE_CHECKING:
     from influence_ssl.files.images import ImageFiles
 
 ZOOS = ("timm:", "torchvision:", "builtin:")
+# On gradients; the device has a place of its own in the key.
+_WITHOUT_EFFECT = (
+    "run", "command", "traceback", "strict", "out", "device", "keep", "workers",
+)  # fmt: skip
 _NOT_THE_ENCODER = (OSError, MemoryError, torch.OutOfMemoryError)
 
 
@@ -77,7 +81,8 @@ def score(options: argparse.Namespace) -> None:
     # Pillow warns of odd metadata; what makes an image unreadable is an error and gets listed.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     started, progress = time.monotonic(), sys.stderr.isatty()
-    images = ImageFiles(options.data, loaded.preprocess).readable(options.strict, progress)
+    listed = ImageFiles(options.data, loaded.preprocess)
+    images = listed.readable(options.strict, progress, options.workers)
     _refuse_too_few(images)
     store = partial_folder(options.out) / _key(options, loaded.module, images, device)
     scorer = InfluenceScorer(
@@ -92,6 +97,7 @@ def score(options: argparse.Namespace) -> None:
         layers=None if options.layers is None else options.layers.split(","),
         progress=progress,
         store=store,
+        workers=options.workers,
     )
     _make(store)
     try:
@@ -192,9 +198,7 @@ def _key(
 ) -> str:
     """A key for everything that the gradients depend on."""
     given = {
-        name: str(value)
-        for name, value in vars(options).items()
-        if name not in ("run", "command", "traceback", "strict", "out", "device", "keep")
+        name: str(value) for name, value in vars(options).items() if name not in _WITHOUT_EFFECT
     }
     content = hashlib.sha256(json.dumps([given, str(device), made_with()["versions"]]).encode())
     for name, tensor in encoder.state_dict().items():

@@ -61,7 +61,7 @@ def trace(options: argparse.Namespace) -> None:
             f"{str(options.query)!r} holds {len(listed)} images, but a page shows at most {PAGE} "
             "queries; give fewer, or write a .parquet."
         )
-    queries = listed.readable(options.strict, progress)
+    queries = listed.readable(options.strict, progress, options.workers)
     if queries.shape != kept.shape:
         sizes = (" x ".join(map(str, shape or ())) for shape in (queries.shape, kept.shape))
         raise InfluenceValueError(
@@ -69,8 +69,9 @@ def trace(options: argparse.Namespace) -> None:
             "queries, or use a preprocess that resizes them.".format(*sizes)
         )
     scorer = kept.scorer(
-        loaded.module, _objective(options, kept), options.batch_size, device, progress
-    )
+        loaded.module, _objective(options, kept), options.batch_size, device, progress,
+        options.workers,
+    )  # fmt: skip
     found = _traced(scorer, kept, queries, top, options.cosine)
     found.provenance.update(
         folder=str(options.folder),

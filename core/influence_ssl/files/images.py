@@ -14,8 +14,7 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from influence_ssl._ahead import in_threads
 from influence_ssl.errors import (
     InfluenceOSError,
     InfluenceTypeError,
@@ -37,9 +37,7 @@ from influence_ssl.files.decoding import DEPTHS, Image, TooLarge, decode, reason
 from influence_ssl.files.looks import Looks, look_of
 from influence_ssl.files.sources import EXTENSIONS, counted, open_source
 
-_CHUNK = 256
 _CHECKED = 16
-_THREADS = min(8, os.cpu_count() or 1)
 THUMBNAIL = 32
 
 # One lock per process, because a forked worker's copy might never be released.
@@ -105,12 +103,14 @@ class ImageFiles(Dataset[tuple[Tensor]]):
     ``skipped``, ``sha256[k]`` (of the file), ``pixels[k]`` (:func:`pixel_digest`),
     ``thumbnails[k]`` (grey, 32 x 32, uint8), ``looks[k]``
     (:class:`~influence_ssl.files.looks.Looks`: size, bytes, brightness and so on), ``shape`` and
-    ``converted`` (the number of images other than plain 8-bit RGB, by kind). Data loader workers
-    may share the data set.
+    ``converted`` (the number of images other than plain 8-bit RGB, by kind). Threads and
+    data loader workers may share the data set.
 
     Raises :class:`InfluenceError` if the source is missing, unsafe or without images. Items that
     cannot be read raise :class:`InfluenceOSError`.
     """
+
+    read_by_threads = True
 
     def __init__(self, source: str | Path, preprocess: Preprocess | None = None) -> None:
         self.source = Path(source)
@@ -142,11 +142,6 @@ class ImageFiles(Dataset[tuple[Tensor]]):
     def __getitem__(self, k: int) -> tuple[Tensor]:
         return (self._tensor(k, self.image(k)),)
 
-    def __getitems__(self, rows: list[int]) -> list[tuple[Tensor]]:
-        """Several items, decoded in parallel."""
-        with ThreadPoolExecutor(_THREADS) as pool:
-            return list(pool.map(self.__getitem__, rows))
-
     def image(self, k: int) -> Image.Image:
         """Image k as PIL image in mode RGB, before preprocessing."""
         return self._load(k)[1]
@@ -156,7 +151,9 @@ class ImageFiles(Dataset[tuple[Tensor]]):
         """The bits in use of 16-bit images that do not declare them; None before one was read."""
         return self._bits[0] if self._bits else None
 
-    def readable(self, strict: bool = False, progress: bool = False) -> ImageFiles:
+    def readable(
+        self, strict: bool = False, progress: bool = False, workers: int | None = None
+    ) -> ImageFiles:
         """The data set without its unreadable images, after each image has been tried once.
 
         Every image is decoded and preprocessed, so that no problem appears hours into a run.
@@ -164,7 +161,8 @@ class ImageFiles(Dataset[tuple[Tensor]]):
         it to ``skipped``. An image with more than ``PIL.Image.MAX_IMAGE_PIXELS`` pixels is never
         decoded and counts as unreadable. Mixed sizes are always an error, as is a preprocessing
         that fails, is random, depends on earlier images, or returns anything other than a finite
-        floating-point tensor.
+        floating-point tensor. ``workers`` is the number of threads that read; ``None`` means one
+        per processor, at most eight.
         """
         kept: list[int] = []
         inspected: list[_Inspected] = []
@@ -172,31 +170,29 @@ class ImageFiles(Dataset[tuple[Tensor]]):
         checked = set(np.linspace(0, len(self) - 1, _CHECKED).astype(int).tolist())
         first: tuple[str, tuple[int, ...]] | None = None
         bar = tqdm(total=len(self), desc="reading", unit="image", disable=not progress)
-        with ThreadPoolExecutor(_THREADS) as pool, bar:
-            for start in range(0, len(self), _CHUNK):
-                chunk = range(start, min(start + _CHUNK, len(self)))
-                look = partial(self._inspect, checked)
-                for k, found in zip(chunk, pool.map(look, chunk), strict=True):
-                    bar.update()
-                    if isinstance(found, Skipped):
-                        if strict:
-                            raise _Unreadable(found, self.source)
-                        skipped.append(found)
-                        continue
-                    if first is None:
-                        first = (self.names[k], found.shape)
-                        self._refuse_random(k)
-                    elif found.shape != first[1]:
-                        raise InfluenceValueError(self._mixed(first, (self.names[k], found.shape)))
-                    kept.append(k)
-                    inspected.append(found)
+        look = partial(self._inspect, checked)
+        with closing(in_threads(look, range(len(self)), workers)) as seen, bar:
+            for k, found in enumerate(seen):
+                bar.update()
+                if isinstance(found, Skipped):
+                    if strict:
+                        raise _Unreadable(found, self.source)
+                    skipped.append(found)
+                    continue
+                if first is None:
+                    first = (self.names[k], found.shape)
+                    self._refuse_random(k)
+                elif found.shape != first[1]:
+                    raise InfluenceValueError(self._mixed(first, (self.names[k], found.shape)))
+                kept.append(k)
+                inspected.append(found)
         if first is None:
             raise InfluenceOSError(
                 f"none of the {len(self)} images in {str(self.source)!r} can be read; the first is "
                 f"{skipped[0].name!r}: {skipped[0].reason}."
             )
-        seen = zip(kept, inspected, strict=True)
-        self._refuse_memory({k: found.content for k, found in seen if found.content})
+        pairs = zip(kept, inspected, strict=True)
+        self._refuse_memory({k: found.content for k, found in pairs if found.content})
         subset = copy.copy(self)
         subset._rows = [self._rows[k] for k in kept]
         subset.names = tuple(self.names[k] for k in kept)
@@ -233,8 +229,7 @@ class ImageFiles(Dataset[tuple[Tensor]]):
         """The bits in use of 16-bit images that do not declare them, found by reading all."""
         with _turn():
             if not self._bits:
-                with ThreadPoolExecutor(_THREADS) as pool:
-                    needed = pool.map(self._needed_bits, range(len(self)))
+                with closing(in_threads(self._needed_bits, range(len(self)))) as needed:
                     self._bits.append(max(min(DEPTHS), *needed))
         return self._bits[0]
 

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from torchvision import models, transforms
 from torchvision.transforms import functional as TF
 
+from influence_ssl._ahead import in_threads
 from influence_ssl.errors import (
     InfluenceError,
     InfluenceOSError,
@@ -177,7 +178,7 @@ def test_a_preprocess_with_a_buffer_gives_what_it_gives_alone(tmp_path: Path, co
         [Buffered(True)(Image.open(path)) for path in sorted(tmp_path.iterdir())]
     )
     images = ImageFiles(tmp_path, Buffered(copied)).readable()
-    batch = images.__getitems__(list(range(40)))
+    batch = in_threads(images.__getitem__, range(40), 4)
     assert torch.equal(torch.stack([item for (item,) in batch]), expected)
     assert torch.equal(torch.stack([images[k][0] for k in range(40)]), expected)
 
