@@ -77,7 +77,8 @@ class Capture:
 
     def losses(self, batch: Batch, index: Index, draw: int, encode: Encode) -> Float[Tensor, " b"]:
         """The objective's losses (B,), checked."""
-        batch = tuple(part.to(self.device, non_blocking=True) for part in batch)
+        if not getattr(self.objective, "on_host", False):
+            batch = tuple(map(self._moved, batch))
         losses = self.objective(encode, batch, index, draw, self.seed)
         if losses.shape != index.shape:
             raise InfluenceValueError(
@@ -86,9 +87,15 @@ class Capture:
             )
         return losses
 
+    def _moved(self, x: Tensor) -> Tensor:
+        """``x`` on the encoder's device, without waiting for what that is doing."""
+        if self.device.type == "cuda" and x.device.type == "cpu" and not x.is_pinned():
+            x = x.pin_memory()  # from other memory the copy would wait
+        return x.to(self.device, non_blocking=True)
+
     def encode(self, x: Tensor, examples: int) -> Float[Tensor, "rows d"]:
         """f(x) for v views of ``examples`` examples, checked, in at least float32."""
-        z = self.encoder(x.to(self.dtype))
+        z = self.encoder(self._moved(x).to(self.dtype))
         if not isinstance(z, Tensor):
             raise InfluenceTypeError(
                 f"the encoder returned a {type(z).__name__}; wrap it so that it returns one "
@@ -106,7 +113,7 @@ class Capture:
         The leaf makes autograd reach each layer's output while no weight asks for a gradient; the
         clone keeps an encoder that works in place away from the caller's images.
         """
-        x = x.detach().to(self.dtype)
+        x = self._moved(x.detach()).to(self.dtype)
         if x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)
         leaves.append(x.requires_grad_())

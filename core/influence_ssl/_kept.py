@@ -69,6 +69,7 @@ class Room:
         self.images, self.all_images, self.draws = images, all_images, draws
         self.dtype, self.folder = dtype, folder
         self._found: list[Tensor] = []
+        self._held: list[Tensor] = []  # whether a rounded part is still φ
         self._path: Path | None = None
         self._like: Tensor | None = None
         if folder is not None:
@@ -104,6 +105,12 @@ class Room:
     ) -> Embedded:
         """φ of all processes' images; a file is mapped into memory and removed with the result."""
         assert self._like is not None
+        # Asked once, at the end, because each answer waits for the device.
+        if self._held and not torch.stack(self._held).all():
+            raise InfluenceValueError(
+                f"keep={self.dtype}: φ of some images exceeds its range; use keep=torch.bfloat16 "
+                "or keep=True."
+            )
         shape = self.draws, self.images, self._like.shape[1]
         if self._path is None:
             mine = torch.cat(self._found).view(shape)
@@ -116,15 +123,10 @@ class Room:
         weakref.finalize(found, self._path.unlink, missing_ok=True)
         return found
 
-    @staticmethod
-    def _rounded(phi: Tensor, dtype: torch.dtype) -> Tensor:
+    def _rounded(self, phi: Tensor, dtype: torch.dtype) -> Tensor:
         kept = phi.to(dtype)
         error = (kept.to(phi.dtype) - phi).norm(dim=1)
-        if not (error <= _ROUNDING * phi.norm(dim=1)).all():
-            raise InfluenceValueError(
-                f"keep={dtype}: φ of some images exceeds its range; use keep=torch.bfloat16 or "
-                "keep=True."
-            )
+        self._held.append((error <= _ROUNDING * phi.norm(dim=1)).all())
         return kept
 
     def _refuse_too_large(self, like: Tensor) -> None:

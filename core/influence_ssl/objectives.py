@@ -3,7 +3,8 @@
 An objective is a callable ``objective(encode, batch, index, draw, seed) -> losses (B,)``. ``batch``
 is a tuple that begins with the images (B, ...). ``encode`` runs the encoder on B rows, or on v·B
 rows that stack v views of the batch as ``torch.cat`` does. It returns at least float32 and may be
-called several times.
+called several times. The batch is on the encoder's device. An objective with ``on_host = True``
+gets it where it was read instead, and ``encode`` moves what it is given.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -89,6 +90,8 @@ class Alignment:
     augment: Callable[[Tensor], Tensor]
     distance: str | Callable[[Tensor, Tensor], Tensor] = "cosine"
 
+    on_host: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         if not callable(self.augment):
             raise InfluenceTypeError(
@@ -102,7 +105,7 @@ class Alignment:
     ) -> Float[Tensor, " b"]:
         # On the CPU, so that the numbers do not depend on the device; the caller's generator is
         # left unchanged.
-        images, device = batch[0].cpu(), batch[0].device
+        images = batch[0].cpu()
         with torch.random.fork_rng(devices=[]):
             views = [
                 self._view(x, example_seed(seed, i, draw, view))
@@ -114,7 +117,7 @@ class Alignment:
                 f"Alignment: augment returns views of the shapes {sorted(shapes)[:3]}; it must "
                 "return views of one shape."
             )
-        first, second = torch.stack(views).to(device).chunk(2)
+        first, second = torch.stack(views).chunk(2)
         words = "first augmented", "second augmented"
         return _distances(encode, first, second, self.distance, index, words)
 
