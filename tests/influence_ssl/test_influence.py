@@ -433,7 +433,7 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
     net, x = build(Sequence), images(6)
     usage = type("Usage", (), {"free": 10})()
     monkeypatch.setattr("influence_ssl._kept.shutil.disk_usage", lambda folder: usage)
-    with pytest.raises(InfluenceError, match=r"GB are free in store .*; give another folder"):
+    with pytest.raises(InfluenceError, match=r"GB are free in store .*; use another folder"):
         scorer_of(net, store=tmp_path).fit(x, keep=True)
     assert not list(tmp_path.glob("phi-*"))
 

@@ -227,7 +227,7 @@ def test_layers_are_left_out_by_name(layers, kept):
 @pytest.mark.parametrize(
     ("layers", "message"),
     [
-        (["-hed"], "'-hed' leaves out nothing, .* these are: stem, down"),
+        (["-hed"], "'-hed' leaves out nothing, .* encoder has: stem, down"),
         (["-norm"], "'-norm' leaves out nothing"),
         (["-head", "stem"], "mixes names to keep and names to leave out"),
         (["-stem", "-down", "-twice", "-depthwise", "-head"], "leaves out every"),

@@ -92,10 +92,10 @@ def test_a_store_serves_one_set_of_settings(tmp_path, change):
 def test_a_store_serves_one_encoder(tmp_path):
     net, x = build(Residual), images(12)
     scorer_of(net, tmp_path).score(x)
-    with pytest.raises(InfluenceValueError, match="the encoder or its weights differed"):
+    with pytest.raises(InfluenceValueError, match="differed in the encoder or its weights"):
         scorer_of(other_weights(net), tmp_path).score(x)
     net.register_buffer("scale", torch.ones(1), persistent=False)
-    with pytest.raises(InfluenceValueError, match="the encoder or its weights differed"):
+    with pytest.raises(InfluenceValueError, match="differed in the encoder or its weights"):
         scorer_of(net, tmp_path).score(x)
 
 

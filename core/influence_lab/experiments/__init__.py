@@ -1,6 +1,6 @@
-"""One module per experiment: it measures, writes a recorded result, and draws.
+"""One module per experiment, which measures, records a result and draws.
 
 Each has ``reproduce(task)``, which writes its record under ``task.root`` (see
-:mod:`influence_lab.records.results`), draws a figure to ``task.out`` where it has one, and returns
-one line for the terminal. One that tests claims of the paper has ``claims(root)`` as well.
+:mod:`influence_lab.records.results`), draws a figure to ``task.out`` if it has one, and returns one
+line for the terminal. Experiments that test claims of the paper also have ``claims(root)``.
 """

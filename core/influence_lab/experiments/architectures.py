@@ -1,10 +1,10 @@
-"""Does the scorer get every architecture right? Each against brute force, one image at a time.
+"""Tests the scorer on many architectures against brute force, one image at a time.
 
 The smallest model of each module of timm and the named ones of torchvision, with random weights in
-double precision and at the smallest image size that they accept. The reference shares the
-projections with the scorer and nothing else: autograd's weight gradients of one image at a time,
-projected, and the quadratic forms of their second moment. Models are recorded one by one; those
-that are recorded are not made again.
+double precision and at the smallest image size that they accept. The reference shares only the
+projections with the scorer. It projects autograd's weight gradients of one image at a time and
+computes the quadratic forms of their second moment. Models are recorded one by one, and recorded
+ones are skipped.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ SIZES = (32, 48, 64, 96, 128, 160, 192, 224, 256, 299, 336, 384, 448, 512)
 IMAGES = 3
 DAMPING = 0.1
 CURVATURE = LoGra(rank=4, joint=True, damping=Relative(DAMPING))
-# What counts as right: in double precision, and of models that go down to single inside.
+# The largest error that counts as right, in double precision and with single inside.
 DOUBLE, SINGLE = 1e-8, 1e-4
 
 
 def smallest(module: str) -> tuple[str, int]:
-    """timm's model with the fewest parameters of one of its modules, and their number."""
+    """The model with the fewest parameters in one of timm's modules, and their number."""
     import timm
 
     found = []
@@ -75,7 +75,7 @@ def timm_models(name: str) -> Iterator[tuple[int, nn.Module]]:
 
 
 def torchvision_models(name: str) -> Iterator[tuple[int, nn.Module]]:
-    """The same of torchvision."""
+    """The same for torchvision."""
     from influence_ssl.encoders.zoo import from_zoo
 
     named = from_zoo(f"torchvision:{name}", False, 0)
@@ -84,13 +84,13 @@ def torchvision_models(name: str) -> Iterator[tuple[int, nn.Module]]:
 
 
 def accepted(models: Iterator[tuple[int, nn.Module]]) -> tuple[int, nn.Module] | None:
-    """The first that maps images to finite vectors, in double precision and in eval mode."""
+    """The first candidate that maps images to finite vectors, in double precision and eval mode."""
     for size, model in models:
         model.double().eval()
         try:
             with torch.no_grad():
                 z = model(torch.rand(2, 3, size, size, dtype=torch.float64))
-        except Exception:  # whatever a model says to images that are too small
+        except Exception:  # models may raise anything for images that are too small
             continue
         if isinstance(z, Tensor) and z.ndim == 2 and bool(z.isfinite().all()) and z.shape[1] > 1:
             return size, model
@@ -102,8 +102,8 @@ def brute_force(
 ) -> list[tuple[Tensor | None, ...]]:
     """Autograd's gradients of 1 − cos for the named modules' weights, image by image.
 
-    An image and its copy are one batch, as a single row of LeViT has other gradients in PyTorch
-    than finite differences.
+    An image and its copy form one batch, because for a single row of LeViT, PyTorch's gradients
+    differ from finite differences.
     """
     modules: dict[str, Any] = dict(model.named_modules())
     weights = [modules[name].weight for name in names]
@@ -125,7 +125,7 @@ def quadratic_forms(g: Float64[np.ndarray, "n k"], c: float) -> Float64[np.ndarr
 
 
 class _Kept:
-    """The curvature, which also keeps the layers and the gradients that it is fitted on."""
+    """A curvature that also keeps the layers and gradients on which it is fitted."""
 
     def project(self, layers: list[Layer]) -> None:
         CURVATURE.project(layers)
@@ -148,7 +148,7 @@ def compared(model: nn.Module, size: int) -> dict[str, Any]:
         seconds = time.perf_counter() - begin
     except InfluenceError as error:
         return {"message": str(error)}
-    except Exception as error:  # what must not happen is recorded too
+    except Exception as error:  # unexpected errors are recorded, too
         return {"crash": f"{type(error).__name__}: {str(error).splitlines()[0]:.200}"}
     found, layers = torch.cat(curvature.rows).numpy(), curvature.layers
     rows = brute_force(model, x, noise(x, torch.arange(IMAGES), 0, 0), [x.name for x in layers])
@@ -183,7 +183,7 @@ def checked(source: str, name: str) -> dict[str, Any]:
 
 
 def right(row: dict[str, Any]) -> bool:
-    """Whether a model's scores are those of brute force, or one line says why there are none."""
+    """Whether a model's scores agree with brute force, or a message says why there are none."""
     return row.get("error", 1.0) <= SINGLE or "message" in row
 
 
@@ -193,7 +193,7 @@ def path_of(profile: str, root: Path | None = None) -> Path:
 
 
 def keys(profile: str) -> list[str]:
-    """What is recorded: modules of timm, models of torchvision; one of each for profile tiny."""
+    """The recorded models: modules of timm, models of torchvision; one of each for profile tiny."""
     import timm
 
     if profile == "tiny":
@@ -228,7 +228,7 @@ def reproduce(task: Task) -> str:
 
 
 def summary(rows: dict[str, dict[str, Any]]) -> str:
-    """How many models are right, refused and wrong, in one line."""
+    """The numbers of right, refused and wrong models, in one line."""
     found = list(rows.values())
     double = [row["error"] for row in found if row.get("error", 1.0) <= DOUBLE]
     single = [row["error"] for row in found if DOUBLE < row.get("error", 1.0) <= SINGLE]
@@ -241,7 +241,7 @@ def summary(rows: dict[str, dict[str, Any]]) -> str:
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
-    """One line for each model: image size, layers, largest relative error, seconds, or why not."""
+    """One line per model: image size, layers, largest relative error, seconds, or the message."""
     width = max(len(row["name"]) for row in rows.values())
     lines = [f"{'model':{width}}  size  layers    error  seconds"]
     for row in rows.values():

@@ -1,4 +1,4 @@
-"""What an encoder is compared with: raw pixels, and untrained weights."""
+"""Baselines for an encoder: raw pixels, and untrained weights."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The same questions asked of both pre-trainings, and comparisons that no other record makes.
+"""The same measurements on both pre-trainings, and comparisons that no other record contains.
 
-The second encoder's weights are not recorded, its scores of all training images are. Whatever is
-asked of a ranking can therefore be asked of both; neighbourhoods are those of the first encoder.
-Two measurements need scores that no figure asks for: noise added before normalisation, and
+The second encoder's weights are not recorded, but its scores of all training images are. Every
+measurement on a ranking can therefore be made on both; neighbourhoods are those of the first
+encoder. Two measurements need scores that no figure uses: noise added before normalisation, and
 influence with labels.
 """
 
@@ -108,7 +108,7 @@ def looks(score: Column, found: dict[str, Column]) -> dict[str, Any]:
 
 
 def average_of(values: Column) -> Estimate:
-    """The mean with the 95 % interval of its standard error: sets are too large for a bootstrap."""
+    """The mean with the 95 % interval of its standard error; sets are too large for a bootstrap."""
     return around(float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values))))
 
 
@@ -118,7 +118,7 @@ def bridges(
     labels: Int64[np.ndarray, " n"],
     uniform: Bool[np.ndarray, " n"],
 ) -> dict[str, Any]:
-    """Whom images have among their 10 nearest: uniform borders, and images of another class.
+    """The 10 nearest neighbours of images: how many have uniform borders or another class.
 
     ``plain``: images with a uniform border whose score is in the middle third.
     """
@@ -159,7 +159,7 @@ def across(scores: dict[str, list[Column]], seed: int) -> dict[str, Estimate]:
 def before_normalisation(
     one: Scored, uniform: Bool[np.ndarray, " n"], k: int = PIXEL_TOP
 ) -> dict[str, Any]:
-    """What changes if the noise is added to pixels in [0, 1] and not to what the encoder takes."""
+    """The effect of adding the noise to pixels in [0, 1] instead of to the encoder's input."""
     kinds = {"after": one.score(NOISE, 0), "before": one.score(PIXELS, 0)}
     k = min(k, len(uniform) // 8)
     return {
@@ -178,9 +178,9 @@ def before_normalisation(
 def with_labels(
     one: Scored, near: Neighbours, labels: Int64[np.ndarray, " n"], k: int = PIXEL_TOP
 ) -> Estimate | None:
-    """How many more neighbours of another class the highest with labels have than random images.
+    """The surplus of neighbours of another class among the highest with labels over random images.
 
-    The neighbours are those of an encoder that has seen no label.
+    The neighbours are those of an encoder trained without labels.
     """
     score = one.with_labels()
     if score is None:
@@ -202,7 +202,7 @@ def _rounded(found: Any) -> Any:
 
 
 def reproduce(task: Task) -> str:
-    """Ask everything of both seeds, and record."""
+    """Make all measurements on both seeds, and record them."""
     begin = time.perf_counter()
     images = data_for(task.profile, "train")
     scores = scores_of(task, images)
@@ -211,7 +211,7 @@ def reproduce(task: Task) -> str:
     pixels = borders.measures(images.images)
     uniform = borders.uniform(pixels)
     rows = fixed_set(len(images))
-    # Scores come first: they are kept, so that a stopped run goes on from there.
+    # Scores come first and are kept, so that an interrupted run can resume.
     noise = {
         m: before_normalisation(encoders[m], uniform[rows]) for m in NOISE_METHODS if m in encoders
     }

@@ -1,4 +1,4 @@
-"""All experiments by what they make: run one, collect what they say of the paper's claims."""
+"""All experiments by result: run one, or collect the readings of the paper's claims."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ RESULTS = {
     "trace-cost": "trace_cost",
     "planted": "planted",
 }
-"""What ``influence-lab reproduce NAME`` makes, and the module that makes it."""
+"""The results of ``influence-lab reproduce NAME``, and the modules that produce them."""
 
 
 def reproduce(task: Task) -> str:
-    """Make ``task.result``, one of :data:`RESULTS`; the line to print about it."""
+    """Produce ``task.result``, one of :data:`RESULTS`; returns the line to print."""
     return _module(RESULTS[task.result]).reproduce(task)
 
 
 def collect(root: Path | None = None) -> list[claims.Reading]:
-    """The readings of every experiment that has some, in the order of its results."""
+    """The readings of all experiments, in the order of their results."""
     found: list[claims.Reading] = []
     for name in dict.fromkeys(RESULTS.values()):
         module = _module(name)
@@ -65,10 +65,10 @@ def collect(root: Path | None = None) -> list[claims.Reading]:
 
 
 def rows(root: Path | None = None, path: Path | None = None) -> list[claims.Row]:
-    """One row for each sentence, with its readings; each reading has to belong to one at least."""
+    """One row per sentence, with its readings; each reading must belong to at least one."""
     return claims.match(claims.sentences(path), collect(root))
 
 
 def _module(name: str) -> Any:
-    # By name, as most of them are slow to import and a command needs one.
+    # By name, because most are slow to import and a command needs only one.
     return import_module(f"{__package__}.{name}")

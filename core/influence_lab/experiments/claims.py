@@ -1,4 +1,4 @@
-"""The paper's empirical claims: what each sentence says, what ours came to, and the verdict.
+"""The paper's empirical claims: each sentence, our measurements and the verdict.
 
 A :class:`Claim` is one sentence of the paper; ``book/inventory.yml`` lists them all. A
 :class:`Reading` is one measured comparison. Some readings *test* the sentence as its authors would
@@ -40,9 +40,9 @@ POWER = 0.8
 class Region(NamedTuple):
     """The values that a claim allows.
 
-    An interval has to lie strictly between ``low`` and ``high``. A ``printed`` number is different:
-    an interval has to meet the values that round to it, and to be no wider than ``telling`` on
-    either side. A ``counted`` number has to be found exactly.
+    An interval must lie strictly between ``low`` and ``high``. For a ``printed`` number, the
+    interval must meet the values that round to it and be no wider than ``telling`` on either side.
+    A ``counted`` number must be found exactly.
     """
 
     low: float
@@ -70,8 +70,8 @@ def within(bound: float) -> Region:
 def agrees(printed: str, telling: float) -> Region:
     """The value rounds to ``printed``.
 
-    ``telling``: the widest half-width of an interval that still tells this number from those that
-    the paper sets it against.
+    ``telling``: the largest half-width of an interval that still distinguishes this number from
+    those with which the paper compares it.
     """
     half = 0.5 * 10.0 ** -len(printed.partition(".")[2])
     return Region(float(printed) - half, float(printed) + half, printed=True, telling=telling)
@@ -83,7 +83,7 @@ def counts(hits: int, n: int) -> Region:
 
 
 def hull(found: Sequence[Estimate]) -> tuple[float, float]:
-    """The interval over seeds and images: from the lowest end to the highest; NaN with one NaN."""
+    """The interval over seeds and images, from the lowest end to the highest; NaN if any is NaN."""
     ends = np.array([[one.low, one.high] for one in found])
     return float(ends[:, 0].min()), float(ends[:, 1].max())
 
@@ -97,15 +97,15 @@ def verdict(
     stand_in: bool = False,
     cannot: str = "",
 ) -> str:
-    """What the interval over all seeds says of a claim, one of :data:`VERDICTS`.
+    """The verdict on a claim from the interval over all seeds, one of :data:`VERDICTS`.
 
     Args:
-        found: an estimate per seed of the encoder; none where nothing is recorded.
+        found: an estimate per seed of the encoder, or none if nothing is recorded.
         claimed: the values that the claim allows.
-        encoders: how many trainings ``found`` rests on; its length, where not given.
-        smaller: the encoder is smaller than the paper's: *contradicted* takes two trainings.
-        stand_in: data, or the ranking, stand in for the paper's: *not tested here* in any case.
-        cannot: why this design could not tell, whatever it found: *inconclusive* at most.
+        encoders: the number of trainings behind ``found``; by default its length.
+        smaller: the encoder is smaller than the paper's, so *contradicted* takes two trainings.
+        stand_in: the data or the ranking replace the paper's, so the verdict is *not tested here*.
+        cannot: why this design could not decide; the verdict is then *inconclusive* at most.
     """
     if stand_in or not found:
         return NOT_TESTED
@@ -125,18 +125,18 @@ def verdict(
 
 
 def together(verdicts: Iterable[str]) -> str:
-    """The verdict on a sentence from those on its tests, all of which it asserts.
+    """The verdict on a sentence, which asserts all its tests, from the verdicts on these.
 
-    *Contradicted* with one of them; *reproduced* with all of them; *not tested here* without any.
+    *Contradicted* if one of them is, *reproduced* if all are, *not tested here* if there are none.
     """
     known = set(verdicts) or {NOT_TESTED}
     return next(v for v in (CONTRADICTED, INCONCLUSIVE, NOT_TESTED, REPRODUCED) if v in known)
 
 
 def detectable(found: Sequence[Estimate]) -> float:
-    """The smallest distance from a bound that such an interval clears with a chance of 80 %.
+    """The smallest distance from a bound that such an interval clears with a probability of 80 %.
 
-    Of normal errors: the half-width times :math:`1 + z_{0.8}/z_{0.975}`, about 1.43.
+    For normal errors, it is the half-width times :math:`1 + z_{0.8}/z_{0.975}`, about 1.43.
     """
     low, high = hull(found)
     ends = norm.ppf([POWER, (1 + CONFIDENCE) / 2])
@@ -149,14 +149,14 @@ class Reading:
 
     Attributes:
         id: short and unique, ``fig-2-simclr-noise``.
-        words: what is compared.
+        words: the comparison in words.
         paper: the paper's number, as text.
-        found: ours, an estimate per seed of the encoder; empty where there is none.
-        claimed: what the paper says it is.
+        found: our estimates, one per seed of the encoder; possibly empty.
+        claimed: the values that the paper claims.
         link: chapter and anchor, ``experiments/stability.html#paper-fig-2``.
-        data, model, profile: what ours was measured on.
+        data, model, profile: the basis of our measurement.
         encoders, stand_in, cannot: as in :func:`verdict`.
-        seen: the smallest effect that the design would see; :func:`detectable` where not given.
+        seen: the smallest detectable effect; by default :func:`detectable`.
     """
 
     id: str
@@ -180,7 +180,7 @@ class Reading:
 
     @property
     def verdict(self) -> str:
-        """What the rule says."""
+        """The verdict by the rule."""
         return verdict(
             self.found, self.claimed, encoders=self.encoders, smaller=self.smaller,
             stand_in=self.stand_in, cannot=self.cannot,
@@ -188,7 +188,7 @@ class Reading:
 
     @property
     def ours(self) -> str:
-        """A number per seed."""
+        """One number per seed, as text."""
         return " and ".join(_number(one.value, one.value) for one in self.found)
 
     @property
@@ -200,7 +200,7 @@ class Reading:
 
     @property
     def why(self) -> str:
-        """What a reader has to know beside the verdict: its scope, or why there is no other."""
+        """A note to the verdict: its scope, or why it is not a different one."""
         if not self.found:
             return "nothing recorded"
         if self.stand_in:
@@ -248,14 +248,14 @@ def reading(
 
 
 def weakest(estimates: Sequence[Estimate]) -> Estimate:
-    """The one whose interval begins lowest: what holds for it holds for all of them."""
+    """The estimate with the lowest lower end; what holds for it holds for all."""
     return min(estimates, key=lambda found: found.low)
 
 
 def both(
     found: Estimate | None, profile: str, method: str, *place: str, root: Path | None = None
 ) -> list[Estimate] | None:
-    """``found``, and the same of the other pre-training where ``both-seeds`` has it."""
+    """``found``, and the estimate of the other pre-training if ``both-seeds`` has it."""
     if found is None:
         return None
     record = results.load_record(profile, "both-seeds", root) or {"methods": {}}
@@ -271,12 +271,12 @@ class Claim:
 
     Attributes:
         id: ``claim-41-initialisations``.
-        section: where it stands, ``4.1`` or ``Figure 3, caption``.
-        display: the figure or table that it speaks of, ``paper-fig-2``.
+        section: its place, ``4.1`` or ``Figure 3, caption``.
+        display: the figure or table that it refers to, ``paper-fig-2``.
         says: the sentence, quoted or shortened.
-        tests: ids of the readings that it asserts; a trailing ``*`` stands for any end.
+        tests: ids of the readings that it asserts; a trailing ``*`` matches any ending.
         ours: ids of stricter or alternative readings and of controls.
-        needs: what a test would take, where there is none here.
+        needs: what a test would require, if there is none here.
     """
 
     id: str
@@ -298,17 +298,17 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """What the rule says of the tests together."""
+        """The verdict on all tests together."""
         return together(test.verdict for test in self.tests)
 
     @property
     def deciding(self) -> tuple[Reading, ...]:
-        """The tests that the verdict comes from."""
+        """The tests that determine the verdict."""
         return tuple(test for test in self.tests if test.verdict == self.verdict)
 
     @property
     def why(self) -> str:
-        """The verdict's scope, or why there is no other."""
+        """The verdict's scope, or why it is not a different one."""
         if self.verdict == NOT_TESTED and self.claim.needs:
             return f"needs {self.claim.needs}"
         return next((test.why for test in self.deciding if test.why), "")
@@ -330,7 +330,7 @@ def sentences(path: Path | None = None) -> list[Claim]:
 
 
 def match(listed: Sequence[Claim], readings: Sequence[Reading]) -> list[Row]:
-    """Give each sentence the readings that it names."""
+    """Assign to each sentence the readings that it names."""
     used: set[str] = set()
 
     def named(claim: Claim, patterns: tuple[str, ...]) -> tuple[Reading, ...]:
@@ -355,9 +355,9 @@ def match(listed: Sequence[Claim], readings: Sequence[Reading]) -> list[Row]:
 
 
 def status(display: str, found: Sequence[Row]) -> str:
-    """Whether a figure or table stands on real data or a stand-in, and what is missing.
+    """Whether a figure or table rests on real data or a stand-in, and what is missing.
 
-    A display of which the paper claims nothing measured (its settings) needs no data.
+    A display about which the paper makes no empirical claim (its settings) needs no data.
     """
     about = [row for row in found if row.claim.display == display]
     if not about:
@@ -375,7 +375,7 @@ def status(display: str, found: Sequence[Row]) -> str:
 
 
 def report(readings: Sequence[Reading]) -> str:
-    """Two lines a reading: what it is, and numbers and verdict."""
+    """Two lines per reading: the comparison, then numbers and verdict."""
     lines = []
     for one in readings:
         interval = f" [{one.interval}]" if one.interval else ""
@@ -386,6 +386,6 @@ def report(readings: Sequence[Reading]) -> str:
 
 
 def tally(found: Iterable[Row | Reading]) -> str:
-    """How many have each verdict."""
+    """The number of readings with each verdict."""
     count = Counter(one.verdict for one in found)
     return ", ".join(f"{count[name]} {name}" for name in VERDICTS)

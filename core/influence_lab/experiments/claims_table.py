@@ -1,7 +1,7 @@
-"""The claims ledger as HTML: a row per sentence of the paper, its readings folded below it.
+"""The claims ledger as HTML: one row per sentence of the paper, with its readings folded below.
 
-Rows are grouped by figure with a subtotal each. Buttons show one verdict alone; they work by the
-style sheet, without a script. Colours repeat what the words say.
+Rows are grouped by figure with a subtotal each. Buttons filter by verdict; they work through
+the style sheet, without a script. Colours repeat the words.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ HEAD = ("The paper says", "Verdict", "Ours")
 
 
 def named(display: str) -> str:
-    """``paper-fig-2`` as the paper writes it."""
+    """``paper-fig-2`` in the paper's wording."""
     kind, _, number = display.removeprefix("paper-").partition("-")
     return f"{'Figure' if kind == 'fig' else 'Table'} {number}"
 
 
 def counted(found: Sequence[Row]) -> str:
-    """The verdicts among rows, those that there are."""
+    """The number of rows with each verdict that occurs."""
     count = Counter(row.verdict for row in found)
     return ", ".join(f"{count[name]} {name}" for name in VERDICTS if count[name])
 
@@ -92,7 +92,7 @@ def _row(row: Row, base: str) -> str:
 
 
 def _short(row: Row) -> str:
-    """The number that decides, of the first of the deciding tests."""
+    """The deciding number, from the first deciding test."""
     if not row.deciding or not row.deciding[0].found:
         return ""
     one = row.deciding[0]

@@ -1,9 +1,9 @@
-"""Figure 1, tested: does the score find hard negatives, atypical images and near duplicates?
+"""A test of Figure 1: does the score find hard negatives, atypical images and near duplicates?
 
-Two kinds of truth. On scenes it is planted: outliers, duplicates, and *lookalikes*, scenes drawn
-twice with another shape. On real images it is found without the score: an image whose nearest
-neighbour is of another class, images far from all others, pixel twins. An AUROC above one half
-means that the images stand where the paper's figure puts them: hard negatives and atypical images
+Two kinds of ground truth are used. On scenes it is planted: outliers, duplicates, and *lookalikes*,
+scenes drawn twice with another shape. On real images it is derived without the score: images whose
+nearest neighbour is of another class, images far from all others, and pixel twins. An AUROC above
+one half means that the images rank as in the paper's figure: hard negatives and atypical images
 high, duplicates low.
 """
 
@@ -76,9 +76,9 @@ Groups = Int64[np.ndarray, " n"]
 
 @dataclass(frozen=True)
 class Planted:
-    """Scenes and lookalikes; ``truth``: of each planted kind its images, and the plain ones.
+    """Scenes and lookalikes; ``truth`` lists the images of each planted kind, and the plain ones.
 
-    ``group``: equal numbers for the two members of a pair.
+    ``group``: the two members of a pair have the same number.
     """
 
     images: Images
@@ -88,10 +88,10 @@ class Planted:
 
 
 def plant(n: int = TINY_SCENES, seed: int = 0) -> Planted:
-    """``n`` scenes, and 5 % of them drawn again with another shape at the end.
+    """``n`` scenes, followed by 5 % of them redrawn with another shape.
 
-    The members of a pair count alike: a duplicate and its original, a lookalike and its original.
-    *Plain* is an ordinary scene that is in no pair; it is what each kind is held against.
+    Both members of a pair count, a duplicate or lookalike as well as its original. *Plain* is an
+    ordinary scene that is in no pair; each kind is compared with these.
     """
     scenes = make_scenes(n, seed)
     copied = scenes.source[scenes.source >= 0]
@@ -134,7 +134,7 @@ def pixel_keys(pixels: UInt8[np.ndarray, "n h w 3"], seed: int = 0) -> Keys:
 
 
 def hard(near: Neighbours, labels: Int64[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
-    """Images that the encoder puts closest to one of another class."""
+    """Images whose nearest neighbour under the encoder is of another class."""
     return labels[near.place[:, 0]] != labels
 
 
@@ -158,7 +158,7 @@ def keys_of_scenes(encoder: Any, planted: Planted, noise: int = 0) -> tuple[Keys
 
 
 def measure(keys: Keys, truth: Truth, group: Groups) -> dict[str, dict[str, Estimate]]:
-    """AUROC of each measure for each target, above ½ where the paper's figure has it."""
+    """AUROC of each measure for each target; above ½ means agreement with the paper's figure."""
     found: dict[str, dict[str, Estimate]] = {}
     for target in (t for t in TARGETS if t in truth):
         inside, outside = truth[target]
@@ -194,7 +194,7 @@ def truth_of(
     labels: Int64[np.ndarray, " n"],
     twin: Bool[np.ndarray, " n"],
 ) -> Truth:
-    """The targets among real images, each against all other images."""
+    """The targets among real images, each compared with all other images."""
     masks = {"hard negative": hard(near, labels), "atypical": furthest(near)}
     if other is not None:
         masks["atypical elsewhere"] = furthest(other)
@@ -205,7 +205,7 @@ def truth_of(
 def of_real(
     keys: Keys, truth: Truth, group: Groups, fixed: Int64[np.ndarray, " m"], rivals: Keys
 ) -> dict[str, Any]:
-    """AUROCs over all images, and with the ``rivals`` over the fixed set that these are of."""
+    """AUROCs over all images, and with the ``rivals`` over their fixed set."""
     everything = measure(keys, truth, group)
     part = {name: values[fixed] for name, values in keys.items()} | rivals
     some = measure(part, {t: (a[fixed], b[fixed]) for t, (a, b) in truth.items()}, group[fixed])
@@ -254,7 +254,7 @@ def reproduce(task: Task) -> str:
 
 
 def _scenes(task: Task) -> dict[str, Any]:
-    """The tiny encoders of two seeds, and one that has seen real images."""
+    """The tiny encoders of two seeds, and one trained on real images."""
     runs = [("tiny", "simclr", task.seed), ("tiny", "simclr", task.seed + 1), ("cpu", "simclr", 0)]
     found = {}
     for run in runs:
@@ -265,7 +265,7 @@ def _scenes(task: Task) -> dict[str, Any]:
 
 
 def case_name(profile: str, method: str, seed: int) -> str:
-    """What the record calls an encoder."""
+    """The name of an encoder in the record."""
     return f"{LABELS[method]}, profile {profile}, seed {seed}"
 
 
@@ -299,7 +299,7 @@ def _neighbours(task: Task, images: Images, method: str) -> Neighbours | None:
 
 
 def chart(case: dict[str, Any]) -> Any:
-    """AUROC of every measure, a panel for each target; the dotted line is chance."""
+    """AUROC of every measure, one panel per target; the dotted line is chance."""
     import matplotlib.pyplot as plt
 
     from influence_lab.figures import COLORS, WIDTH
@@ -332,9 +332,9 @@ def chart(case: dict[str, Any]) -> Any:
 
 
 def picture(planted: Planted, key: Float[np.ndarray, " n"], each: int = 5) -> Any:
-    """The paper's concept figure with real scenes: a row of each kind, the percentile above each.
+    """The paper's concept figure with real scenes: one row per kind, with percentiles.
 
-    A row shows members at even steps of its own ranking, from its lowest to its highest.
+    Each row shows members at even steps of its own ranking, from lowest to highest.
     """
     import matplotlib.pyplot as plt
 

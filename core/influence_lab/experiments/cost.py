@@ -1,10 +1,9 @@
-"""What scoring costs: a whole call over the best plain pass on the same pairs, all counted.
+"""The total cost of scoring: a whole call over the best plain pass on the same pairs.
 
-A call's time is taken to be affine in the number of images: what it costs once, and what each pair
-costs. Both follow from whole calls of ``InfluenceScorer.score`` on :data:`FEW` images and on a
-batch, which are timed beside the plain pass. To this comes the curvature, whose way depends on the
-number of images: covariances, solve and forms are timed on gradients made of random numbers. One
-direct call on many images says whether the sum is right.
+A call's time is modelled as affine in the number of images, with a fixed cost and a cost per pair.
+Both follow from whole calls of ``InfluenceScorer.score`` on :data:`FEW` images and on a batch,
+timed next to the plain pass. The curvature is added: its covariances, solve and forms depend on the
+number of images and are timed on random gradients. One direct call on many images checks the sum.
 """
 
 from __future__ import annotations
@@ -39,11 +38,11 @@ from influence_ssl.curvature import CHUNK, Gradients, Layer
 FEW = 2
 MAIN = "rank 16"
 TOTALS = (1_024, 50_000)
-"""Numbers of images that a whole call is stated for; the aims are for the first of them."""
+"""Numbers of images for which a whole call is stated; the targets apply to the first."""
 
 
 class Setting(NamedTuple):
-    """A scorer's setting, and the cost of a whole call that it was to stay below."""
+    """A scorer's setting, and the target for the cost of a whole call."""
 
     rank: int
     joint: bool
@@ -62,7 +61,7 @@ SETTINGS = {
     "rank 64, bfloat16": Setting(64, False, True),
 }
 EMULATED = "rank 16, bfloat16"
-"""The one setting in bfloat16 that is timed where the processor does not compute in it."""
+"""The only bfloat16 setting that is timed on processors that merely emulate it."""
 
 
 class Sizes(NamedTuple):
@@ -90,8 +89,8 @@ def total(record: dict[str, Any], name: str, images: int = TOTALS[-1]) -> float:
 def measure(encoder: nn.Module, images: Tensor, sizes: Sizes) -> dict[str, Any]:
     """Each setting's cost over the best plain pass, by the wall clock and in processor time.
 
-    The plain pass is in float32, for settings in bfloat16 too. Where the processor has no bfloat16,
-    only :data:`EMULATED` is timed, on fewer pairs and in fewer rounds.
+    The plain pass is in float32, also for bfloat16 settings. If the processor lacks bfloat16, only
+    :data:`EMULATED` is timed, on fewer pairs and in fewer rounds.
     """
     fast = fast_in_bf16(torch.device("cpu"))
     settled = {name: one for name, one in SETTINGS.items() if fast or not one.bf16}
@@ -123,10 +122,10 @@ def measure(encoder: nn.Module, images: Tensor, sizes: Sizes) -> dict[str, Any]:
 def _calls(
     encoder: nn.Module, images: Tensor, settings: dict[str, Setting], rounds: int
 ) -> tuple[dict[str, Any], dict[str, str], Times]:
-    """Of each setting the costs, whose totals are to be filled in; the unit's layout and its time
-    for a pair.
+    """The costs of each setting, without totals; the layout of the unit and its time per pair.
 
-    What a call costs once, in seconds, and each pair over the plain pass are medians of the rounds.
+    A call's fixed cost, in seconds, and its cost per pair over the plain pass are medians of the
+    rounds.
     """
     n = len(images)
     calls = [
@@ -156,7 +155,7 @@ def _calls(
 
 
 def _score(encoder: nn.Module, images: Tensor, setting: Setting, batch: int) -> None:
-    """A whole call, as a user makes it: contiguous images, noise, checks, curvature, scores."""
+    """A whole call as in practice: contiguous images, noise, checks, curvature, scores."""
     InfluenceScorer(
         encoder, curvature=LoGra(setting.rank, setting.joint), batch_size=batch, progress=False,
         dtype=torch.bfloat16 if setting.bf16 else None,
@@ -164,7 +163,7 @@ def _score(encoder: nn.Module, images: Tensor, setting: Setting, batch: int) -> 
 
 
 def _direct(encoder: nn.Module, images: Tensor, batch: int, layout: str) -> dict[str, Any]:
-    """One whole call at :data:`MAIN`, between plain passes over the one and the other half."""
+    """One whole call at :data:`MAIN`, between plain passes over the two halves."""
     before, after = (plain_passes(encoder, pairs_of(x, batch))[layout] for x in images.chunk(2))
     call = partial(_score, encoder, images, SETTINGS[MAIN], batch)
     one, all_of_it, other = [seconds_of(job) for job in (before, call, after)]
@@ -174,10 +173,10 @@ def _direct(encoder: nn.Module, images: Tensor, batch: int, layout: str) -> dict
 
 @dataclass
 class _Repeated:
-    """A chunk of gradients that comes ``times`` over, as a curvature sees ``n`` of them.
+    """A chunk of gradients repeated ``times`` times, so that a curvature receives ``n`` of them.
 
-    ``accumulating`` adds up, by each clock, what the curvature does with a chunk before it asks for
-    the next one.
+    ``accumulating`` adds up, by each clock, the time that the curvature spends on a chunk before it
+    requests the next one.
     """
 
     chunk: Tensor
@@ -196,8 +195,8 @@ class _Repeated:
 def _algebra(encoder: nn.Module, rank: int, joint: bool, images: int) -> Times:
     """Seconds of covariances, solve and forms for so many images, by each clock.
 
-    Timed on at most :data:`CHUNK` gradients, which is how many a curvature sees together. What is
-    done chunk by chunk is then multiplied, the solve is not.
+    They are timed on at most :data:`CHUNK` gradients, the number that a curvature receives at once.
+    Work done per chunk is then multiplied; the solve is not.
     """
     curvature = LoGra(rank, joint)
     layers = [
@@ -211,7 +210,7 @@ def _algebra(encoder: nn.Module, rank: int, joint: bool, images: int) -> Times:
     chunk = torch.randn(size, generator=generator)
     gradients = _Repeated(chunk, images, layers, chunk.device)
     fit: list[Any] = []
-    # What a projected curvature asks of a data set: no Hessian.
+    # A projected curvature needs no Hessian of a data set.
     whole = seconds_of(lambda: fit.append(curvature.fit(cast(Gradients, gradients))))
     forms = seconds_of(lambda: fit[0](chunk))
     chunks = images / len(chunk)
@@ -222,7 +221,7 @@ def _algebra(encoder: nn.Module, rank: int, joint: bool, images: int) -> Times:
 
 
 def reproduce(task: Task) -> str:
-    """Measure with an untrained ResNet-18, whose values do not matter, and record it."""
+    """Measure and record the cost with an untrained ResNet-18, because values do not matter."""
     sizes = SIZES.get(task.profile, LARGE)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -1,21 +1,21 @@
-r"""Which number predicts what leaving images out does to the loss of another image, the query?
+r"""Which number predicts how leaving images out changes the loss of another image, the query?
 
 The trainings on random halves of :mod:`.memorisation` hold the losses of every image of the pool
-and of queries outside it. A number :math:`\tau_{qi}` for each query q and image i predicts the loss
-after a training on the set S up to a constant,
+and of queries outside it. A number :math:`\tau_{qi}` for each query q and image i predicts, up to a
+constant, the loss after training on the set S,
 
 .. math:: L_q(S) \approx c_q + \sum_{i\in S}\tau_{qi},
 
-and the linear datamodeling score is the rank correlation of both sides over trainings, on average
+and the linear datamodeling score is the rank correlation of both sides over trainings, averaged
 over queries (Park et al. 2023, TRAK, arXiv:2303.14186). The influence is such a number, and so are
 the product of gradients without curvature and the negative cosine of representations. A ridge
 regression of the losses on the halves, fitted to other trainings, is the ceiling of every number
 of this form (Ilyas et al. 2022, Datamodels, arXiv:2202.00622).
 
 All numbers come from encoders trained on the whole pool, with noise and views that no measurement
-used. The training images' gradients are those of the alignment of views, which training makes
-small, and the queries' those of the loss that is asked about. Beside them stand the training
-images' gradients of SimCLR's own loss, against fixed negatives.
+used. The gradients of training images are those of the alignment of views, which training
+minimises, and the gradients of queries are those of the loss in question. For comparison, gradients
+of SimCLR's own loss against fixed negatives are used for the training images.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def linear_datamodeling_score(
 ) -> Sampled:
     """Mean rank correlation over trainings of each query's predicted and measured losses.
 
-    On average over the g predictions. Resamples draw trainings and queries with replacement; the
+    It is averaged over the g predictions. Resamples draw trainings and queries with replacement;
     ranks are those among all trainings.
     """
     q, t = losses.shape
@@ -100,9 +100,9 @@ def _correlations(
 def ridge(
     inside: Bool[np.ndarray, "t p"], losses: Float[np.ndarray, "q t"]
 ) -> Float64[np.ndarray, "q p"]:
-    """A datamodel: what each image's presence adds to each query's loss, by ridge regression.
+    """A datamodel: each image's contribution to each query's loss, by ridge regression.
 
-    The penalty of each query is the one of least leave-one-out error among :data:`ALPHAS`.
+    The penalty of each query minimises the leave-one-out error over :data:`ALPHAS`.
     """
     model = RidgeCV(alphas=ALPHAS, alpha_per_target=True)
     return np.atleast_2d(model.fit(inside.astype(np.float64), losses.T).coef_)
@@ -116,7 +116,7 @@ def of_encoder(
     asked: dict[str, Objective] = dict(zip(QUANTITIES, (Invariance(), alignment), strict=True))
     with torch.no_grad():
         z = torch.nn.functional.normalize(encoder(images), dim=1).double()
-        # Negatives are views too, of a draw that no gradient uses.
+        # Negatives are views, too, from a draw that no gradient uses.
         view = View(recipe)(images[:pool], torch.arange(pool), 2 * DRAWS, seed)
         bank = torch.nn.functional.normalize(encoder(view), dim=1)
     forms: dict[str, tuple[Curvature, Objective]] = {
@@ -146,13 +146,13 @@ def all_pairs(
     queries: Float[Tensor, "q dm"], kept: Float[Tensor, "n dm"]
 ) -> Float64[np.ndarray, "q n"]:
     """The influence as the mean over all pairs of draws, from embeddings with paired ones."""
-    # Each draw is divided by √draws: their sum is √draws times their mean.
+    # Each draw is divided by √draws, so their sum is √draws times their mean.
     one, other = (phi.double().unflatten(1, (DRAWS, -1)).sum(1) for phi in (queries, kept))
     return (-one @ other.T / DRAWS).numpy()
 
 
 def numbers(study: Study, regime: str) -> dict[str, dict[str, Float64[np.ndarray, "e m p"]]]:
-    """τ of the reference encoders, made once, a few encoders at a time, and kept with the run."""
+    """τ of the reference encoders, computed once, in small groups, and kept with the run."""
     count = study.plan.references
     parts = [
         _some(study, regime, range(first, min(first + GROUP, count)))
@@ -297,7 +297,7 @@ def line(record: dict[str, Any]) -> str:
 
 
 def draw(record: dict[str, Any], queries: str = "outside the pool") -> Any:
-    """Scores of datamodels against the trainings they took; lines for what takes no training."""
+    """Scores of datamodels against their number of trainings; lines for the other numbers."""
     import matplotlib.pyplot as plt
 
     from influence_lab.figures import COLORS, WIDTH
