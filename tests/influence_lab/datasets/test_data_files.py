@@ -156,7 +156,7 @@ def test_a_download_is_torchvisions(tmp_path, monkeypatch, capsys, server):
     assert main(["download", "cifar100"]) == 0
     assert len(load("cifar100", "train")) == 30
     assert main(["download", "cifar100"]) == 0
-    assert "is in" in capsys.readouterr().out.splitlines()[-1]
+    assert "is already in" in capsys.readouterr().out.splitlines()[-1]
     # An unpacking that was interrupted is no data set, and is finished.
     (tmp_path / "data" / "cifar-100-python" / "test").unlink()
     assert main(["download", "cifar100"]) == 0
