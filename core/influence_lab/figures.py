@@ -1,7 +1,7 @@
 """One style for every figure of the book.
 
-A figure is 5.2 inches wide with 12-point text: on a phone of 390 pixels, where it is scaled to
-about 350, the smallest text still stands 10 pixels high. Text, lines and axes are vectors; draw
+A figure is 5.2 inches wide with 12-point text. On a phone of 390 pixels, where it is scaled to
+about 350, the smallest text is still 10 pixels high. Text, lines and axes are vectors; draw
 large clouds of points with ``rasterized=True`` so that the file stays small. The background is
 opaque white, because a chart whose ink must work on black and on white has no dark ink left; the
 site frames it in the dark theme.
@@ -35,7 +35,7 @@ COLORS: dict[str, str] = {
     "grey": "#5F6B7A",
     "sky": "#3A9BD9",
     "black": "#1A1A1A",
-    # By meaning, so that a role has the same colour in every chapter.
+    # By role, so that each role has the same colour in every chapter.
     "highest": "#D55E00",
     "lowest": "#0072B2",
     "all": "#5F6B7A",
@@ -107,7 +107,7 @@ def gallery(
     columns: int = 6,
     title: str | None = None,
 ) -> tuple[Figure, np.ndarray]:
-    """Show images on a grid, row by row, each under its label.
+    """Show images in a grid, row by row, each below its label.
 
     Args:
         images: (N, 3, H, W) or (N, 1, H, W) in [0, 1], tensor or array; values outside are

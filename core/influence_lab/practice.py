@@ -1,4 +1,4 @@
-"""What the how-to chapters share: a folder of pictures with known truth, and a line of shell."""
+"""Shared by the how-to chapters: a folder of pictures with known truth, and a shell."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from influence_ssl.files.writing import replacing
 
 
 def write_scenes(scenes: Scenes, folder: Path) -> Path:
-    """Write each scene to ``folder/NAME.png``, and what is known of it to the CSV beside it.
+    """Write each scene to ``folder/NAME.png``, and its attributes to a CSV beside the folder.
 
     The CSV is ``folder`` with the suffix ``.csv``; its columns are path, class, light (one of
     :data:`GROUPS`) and kind (one of :data:`KINDS`). Returns its path.
@@ -36,10 +36,10 @@ def write_scenes(scenes: Scenes, folder: Path) -> Path:
 
 
 def shell(line: str) -> None:
-    """Run a line that begins with ``influence-ssl`` in this process, which spares its start.
+    """Run a line that begins with ``influence-ssl`` in this process, which saves its start-up.
 
-    What the command prints is printed. Raises :class:`InfluenceError` where it fails, or where the
-    line begins with anything else.
+    The command's output is printed. Raises :class:`InfluenceError` if it fails or if the line
+    begins with anything else.
     """
     program, *arguments = shlex.split(line.replace("\\\n", " "))
     if program != "influence-ssl":

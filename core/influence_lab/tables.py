@@ -1,4 +1,4 @@
-"""Tables as chapters show them: HTML on a page, aligned text in a terminal."""
+"""Tables for chapters: HTML on a page, aligned text in a terminal."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def table(rows: Iterable[Mapping[str, Any]], heads: int = 1) -> DataFrame:
     """One line per mapping, with its keys as the columns, in the order in which they first appear.
 
     Args:
-        rows: values are shown as ``str`` gives them; a key that a row lacks stays empty.
-        heads: how many of the first columns name the line; a name that repeats is shown once.
+        rows: values are shown through ``str``; missing keys give empty cells.
+        heads: how many of the first columns name the line; repeated names are shown once.
     """
     import pandas as pd
 

@@ -1,4 +1,4 @@
-"""Planted duplicates among real images: what the command's groups find, and what rivals find.
+"""Planted duplicates among real images: the command's groups against other methods.
 
 ``python -m influence_lab.experiments.duplicates`` plants copies, re-encodings and crops of CIFAR-10
 test images of one class, runs ``influence-ssl score`` on the folder, and records precision and
@@ -68,8 +68,8 @@ def plant(
 def measure(table: Table, planted: list[tuple[str, str, str]], folder: Path) -> dict[str, Any]:
     """Precision and recall of the groups and of each rival, by images, and of the groups by pairs.
 
-    An image counts as found where a method flags it; the ones to find are the planted duplicates
-    and their originals, m images. Groups flag their members and the hash those with another at
+    An image counts as found where a method flags it; the targets are the planted duplicates and
+    their originals, m images. Groups flag their members and the hash those with another at
     most 10 bits away; score and kNN, which have no threshold of their own, the first m of their
     ranking, which favours them: nobody knows m.
     """

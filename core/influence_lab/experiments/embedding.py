@@ -1,6 +1,6 @@
-"""Figure 3: t-SNE of the representations, and what its text claims of them, in numbers.
+"""Figure 3: t-SNE of the representations, and the claims of its text in numbers.
 
-The claims are measured where the representations are, not in the picture: class purity of the
+The claims are measured on the representations and not in the picture: class purity of the
 nearest neighbours, silhouettes, and distances, for the lowest, the highest and random images, and
 for random images of the same classes.
 """

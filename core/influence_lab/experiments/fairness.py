@@ -1,9 +1,9 @@
-"""Figures 7 and 8: which faces have extreme scores, and which groups they belong to.
+"""Figures 7 and 8: faces with extreme scores, and their groups.
 
 FairFace under a BYOL encoder trained on it; in profile ``tiny`` the stand-in of
 :func:`..datasets.standin_fairface`. Beside the score stand its rivals (loss, gradient norm) and one
-control: the same network before training. What the paper lacks and a histogram cannot be read
-without: base rates, intervals, and tests for sampling without replacement.
+control: the same network before training. Base rates, intervals and tests for sampling without
+replacement are added; the paper lacks them, and a histogram cannot be read without them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-r"""What leaving an image out does, from trainings on random halves, and how well a number tells it.
+r"""The effect of leaving an image out, from trainings on random halves, and its prediction.
 
 Feldman and Zhang (2020), What neural networks memorize and why, Equation 1, for a loss:
 

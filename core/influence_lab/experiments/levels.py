@@ -1,4 +1,4 @@
-"""What rank and damping do to the distribution of scores: LogIX's settings, and others.
+"""The effect of rank and damping on the distribution of scores: LogIX's settings and others.
 
 The level of Figure 9 follows from the effective dimension, and that from choices the paper does not
 state. LogIX, which it names, projects to rank 64 and damps by 0.1 × the mean eigenvalue of each

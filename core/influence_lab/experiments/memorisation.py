@@ -1,4 +1,4 @@
-"""What does leaving an image out really do, and which number predicts it?
+"""What does leaving an image out change, and which number predicts the change?
 
 Many small SimCLR encoders are trained on random halves of a pool of digits. An image's memorisation
 is its mean loss over the encoders trained without it, minus that over the encoders trained with it
@@ -6,8 +6,8 @@ is its mean loss over the encoders trained without it, minus that over the encod
 the training's own views, and the share of nearest neighbours with another label. In one regime the
 views are random crops; in the other Equation 6's noise is added to each crop.
 
-Trainings are recorded batch by batch, both regimes in turn, so the experiment goes on wherever it
-was stopped. Training t has the same half and initialisation in both regimes. :mod:`.predictors` has
+Trainings are recorded batch by batch, both regimes in turn, so an interrupted experiment can
+resume. Training t has the same half and initialisation in both regimes. :mod:`.predictors` has
 the numbers that are compared with the truth.
 """
 

@@ -1,7 +1,7 @@
 """Figures 4 and 12: are the automobiles of lowest influence near duplicates?
 
 The near duplicates of the class are found without any encoder: by the correlation of the pixels and
-by a perceptual hash. Every ranking is then asked how many of them it has at its end: the score as
+by a perceptual hash. We then count how many of them each ranking has at its end: the score as
 recorded for all training images, the score with the curvature of the class alone, the same with one
 noise for all images (equal images then have equal gradients), and the rivals.
 :mod:`.duplicates` has planted ones in their place.

@@ -1,4 +1,4 @@
-"""Figures 10 and 11: the strength of the Gaussian noise, and what it does to the scores.
+"""Figures 10 and 11: the strength of the Gaussian noise and its effect on the scores.
 
 Appendix B.3 of the paper varies mean and standard deviation of the noise. Its text names N(0.01,
 0.2) and the deviations 0.2 and 0.3; the rest of its grid stands in the figures alone, so the grid

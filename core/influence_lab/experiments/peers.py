@@ -1,8 +1,9 @@
 """Other libraries at the same task: label-free self-influence with a loss of pairs.
 
 A peer is a script that defines ``PACKAGE``, ``METHOD`` and
-``score(encoder, clean, noisy, damping) -> magnitudes (n,)``, and nothing that a user of that
-library would not write; one that takes ``rank`` can be measured at another. It runs in an
+``score(encoder, clean, noisy, damping) -> magnitudes (n,)``, and
+nothing that a user of that library would not write. If ``score`` takes ``rank``, other ranks can be
+measured. It runs in an
 environment of its own:
 
     python -m influence_lab.experiments.peers benchmarks/peers/logix_ai.py OUT.json --rank 64

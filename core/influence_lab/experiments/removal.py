@@ -1,9 +1,9 @@
-"""Figure 6: remove training images by influence, train again from scratch, measure the encoder.
+"""Figure 6: remove training images by influence, retrain from scratch, measure the encoder.
 
 Each method is trained on what is left after the images of highest influence, of lowest influence,
-or random ones were removed. Every training is one small step whose outcome is recorded at once, so
-the experiment goes on wherever it was stopped, and several processes may work on it together: a
-lock file keeps two from doing the same. :mod:`.removal_effects` turns the outcomes into intervals,
+or random ones were removed. The outcome of every training is recorded at once, so an
+interrupted experiment can resume, and several processes can work on it together; lock files prevent
+duplicate work. :mod:`.removal_effects` turns the outcomes into intervals,
 verdicts and the figure.
 
 The paper's Figure 6 has two orders. Random removal is added, because a data set that shrinks costs

@@ -1,4 +1,4 @@
-"""What removal did: paired differences, their intervals, verdicts on the paper's words, Figure 6.
+"""The effects of removal: paired differences, intervals, verdicts on the paper's claims, Figure 6.
 
 Every difference is taken within a seed, between two encoders that began with the same weights, and
 its interval is Student's, over seeds. All are measured on the same test images, so the interval

@@ -1,4 +1,4 @@
-"""Figure 2: the scores of two independent runs against each other, and what averaging does.
+"""Figure 2: the scores of two independent runs against each other, and the effect of averaging.
 
 The paper names "different initializations", another pre-training, but has one checkpoint a method.
 Three readings are measured: another draw of the noise on the same encoder, another pre-training

@@ -1,4 +1,4 @@
-"""A stream of images that no disk holds: processor time and memory against their number."""
+"""A stream of images that is never stored: processor time and memory against its length."""
 
 from __future__ import annotations
 

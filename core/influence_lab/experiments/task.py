@@ -1,4 +1,4 @@
-"""What an experiment is asked to make."""
+"""The request to an experiment."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Task:
-    """What to make, at which size, and where."""
+    """The result to produce, its size and its place."""
 
     result: str
     profile: str
@@ -20,7 +20,7 @@ class Task:
 
     @property
     def command(self) -> str:
-        """The call that makes it again, for the provenance."""
+        """The command that reproduces it, for the provenance."""
         return f"influence-lab reproduce {self.result} --profile {self.profile} --seed {self.seed}"
 
     @property

@@ -1,4 +1,4 @@
-"""What tracing queries costs beside scoring, and what a search in fewer dimensions finds.
+"""The cost of tracing relative to scoring, and the recall of a search in fewer dimensions.
 
 All training images of the profile's data are scored once, and once the curvature is fitted with φ
 kept and queries are traced. Two more measurements decide whether an approximate index is worth

@@ -1,4 +1,4 @@
-"""Which training images help and hurt the representation of a query, and what finds its copies.
+"""Training images that help and hurt the representation of a query, and detection of its copies.
 
 The training set is a fixed part of a profile's images with planted copies: exact ones, and crops
 enlarged to the full size. Every image of the set and some test images are queries. The influence on

@@ -1,4 +1,4 @@
-r"""Differentiate through a training: what a number of the form :math:`\sum_i\tau_{qi}` can reach.
+r"""Differentiation through a training: the limit of numbers of the form :math:`\sum_i\tau_{qi}`.
 
 With a weight w per image the training is a function of w, from which the retrained loss follows for
 any w. Its derivative at w = 1,

@@ -1,1 +1,1 @@
-"""What is measured of images, of scores and of rankings, each with its interval."""
+"""Measures of images, scores and rankings, each with an interval."""

@@ -1,4 +1,4 @@
-"""How far two vectors of scores agree: correlations with bootstrap intervals; gaps of estimates."""
+"""Agreement of two score vectors: correlations with bootstrap intervals, and gaps of estimates."""
 
 from __future__ import annotations
 
@@ -30,15 +30,14 @@ class Estimate(NamedTuple):
 def spearman(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], seed: int = 0) -> Estimate:
     """Spearman's rank correlation, mid-ranks for ties.
 
-    Percentile bootstrap: images are drawn with replacement :data:`RESAMPLES` times and ranked anew,
-    so the interval covers the choice of images and no other randomness. NaN where one side is
-    constant.
+    Percentile bootstrap: images are drawn with replacement :data:`RESAMPLES` times and reranked, so
+    the interval covers only the choice of images. NaN if one side is constant.
     """
     return bootstrap(_rank_correlation, Ranked(x), Ranked(y), n=len(x), seed=seed)
 
 
 def rank_correlation(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> Estimate:
-    r"""Spearman's correlation with an interval by formula, for vectors too long for the bootstrap.
+    r"""Spearman's correlation with an analytic interval, for vectors too long for the bootstrap.
 
     :math:`\tanh(\operatorname{artanh} r\pm z_{0.975}\sqrt{(1+r^2/2)/(n-3)})` (Bonett and Wright
     2000, Sample size requirements for estimating Pearson, Kendall and Spearman correlations).
@@ -77,8 +76,8 @@ def difference(
 def overlap(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], seed: int = 0) -> Estimate:
     r"""Shared area of two distributions, :math:`\sum_k \min(p_k, q_k)`, paired like the others.
 
-    Ten bins of equal share in both together: more would count the noise of small bins as a
-    difference.
+    The ten bins have equal shares of the pooled values; with more bins, their noise would count as
+    a difference.
     """
     edges = np.quantile(np.concatenate([x, y]), np.linspace(0, 1, 11)[1:-1])
     places = [np.eye(10)[np.searchsorted(edges, v)] for v in (x, y)]
@@ -95,7 +94,7 @@ def partial_spearman(
     *given: Float[np.ndarray, " n"],
     seed: int = 0,
 ) -> Estimate:
-    r"""Spearman's correlation of x and y given other vectors: what their ranks do not explain.
+    r"""Spearman's partial correlation of x and y given other vectors.
 
     :math:`-P_{xy}/\sqrt{P_{xx}P_{yy}}` with P the inverse of the matrix of rank correlations.
     """
@@ -117,7 +116,7 @@ def bootstrap(
 ) -> Estimate:
     """``statistic(weights, *columns)`` of n images, with its percentile interval.
 
-    ``weights`` (B, n) says how often each image was drawn, and the statistic returns (B,).
+    ``weights`` (B, n) counts how often each image was drawn; the statistic returns (B,).
     """
     rng = np.random.default_rng(seed)
     value = float(statistic(np.ones((1, n)), *columns)[0])
@@ -142,7 +141,7 @@ def gap(a: Estimate, b: Estimate) -> Estimate:
 
 
 def average(estimates: Sequence[Estimate]) -> Estimate:
-    """The mean of independent estimates of like quantities."""
+    """The mean of independent estimates of similar quantities."""
     errors = np.array([_error(found) for found in estimates])
     center = float(np.mean([found.value for found in estimates]))
     return around(center, float(np.sqrt((errors**2).sum()) / len(errors)))
@@ -153,14 +152,14 @@ def _error(found: Estimate) -> float:
 
 
 def rounded(found: Any) -> Any:
-    """A tree of dictionaries and estimates as a record keeps it: lists of four-digit numbers."""
+    """A tree of dictionaries and estimates in the form of a record: lists of four-digit numbers."""
     if isinstance(found, dict):
         return {key: rounded(value) for key, value in found.items()}
     return [round(number, 4) for number in found]
 
 
 class Ranked:
-    """A vector in its own order, with its groups of equal values, ready to be ranked anew."""
+    """A sorted vector with its groups of equal values, prepared for reranking."""
 
     def __init__(self, values: Float[np.ndarray, " n"]) -> None:
         self.order: Int64[np.ndarray, " n"] = np.argsort(values, kind="stable")
@@ -171,7 +170,7 @@ class Ranked:
         self.group[self.order] = np.cumsum(first) - 1
 
     def ranks(self, weights: Float64[np.ndarray, "b n"]) -> Float64[np.ndarray, "b n"]:
-        """Mid-ranks (up to a constant) in the sample that holds image i ``weights[:, i]`` times."""
+        """Mid-ranks (up to a constant) in the sample with image i ``weights[:, i]`` times."""
         size = np.add.reduceat(weights[:, self.order], self.starts, axis=1)
         return (np.cumsum(size, axis=1) - size / 2)[:, self.group]
 

@@ -1,7 +1,7 @@
-"""How an image looks at its border: is the background uniform, is it white or black, has it colour?
+"""The border of an image: whether it is uniform, white or black, or coloured.
 
 Pixels are in [0, 1]. The border is the outer three pixels on every side: 348 of 1,024 pixels of a
-32 x 32 image, which hold the background where the object is in the middle.
+32 x 32 image, which show the background if the object is centred.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ def border(images: UInt8[np.ndarray, "n h w 3"]) -> UInt8[np.ndarray, "n p 3"]:
 
 
 def measures(images: UInt8[np.ndarray, "n h w 3"]) -> dict[str, Float64[np.ndarray, " n"]]:
-    """What the paper says of influential images, as four numbers for each image.
+    """The paper's descriptions of influential images, as four numbers per image.
 
     - ``border deviation``: the root of the variance of the border's pixels, mean over the channels;
     - ``border extremeness``: |2 b − 1| with b the mean of the border: 1 for white and for black;
     - ``border colour``, ``image colour``: the mean of a pixel's largest minus its smallest channel,
       0 for greys.
 
-    And ``border brightness``, b itself, which tells white from black.
+    In addition, ``border brightness`` is b itself, which distinguishes white from black.
     """
     parts = [_measures(images[k : k + _ROWS]) for k in range(0, len(images), _ROWS)]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def uniform(found: dict[str, Float64[np.ndarray, " n"]]) -> Bool[np.ndarray, " n"]:
-    """Which images have a uniform border: a deviation below :data:`UNIFORM`."""
+    """A mask of the images with a uniform border, that is, a deviation below :data:`UNIFORM`."""
     return found["border deviation"] < UNIFORM
 
 
 def white_or_black(found: dict[str, Float64[np.ndarray, " n"]]) -> Bool[np.ndarray, " n"]:
-    """Which images have a uniform border brighter than 0.8 or darker than 0.2."""
+    """A mask of the images with a uniform border brighter than 0.8 or darker than 0.2."""
     brightness = found["border brightness"]
     return uniform(found) & ((brightness > WHITE) | (brightness < BLACK))
 

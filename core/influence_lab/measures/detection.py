@@ -1,4 +1,4 @@
-"""How well a number finds the images that one looks for: AUROC, precision, shares, Cliff's delta.
+"""How well a number detects target images: AUROC, precision, shares, Cliff's delta.
 
 Every function returns an :class:`.agreement.Estimate` with a 95 % interval.
 """
@@ -20,17 +20,17 @@ def auroc(
     outside: Float[np.ndarray, " n"],
     group: Int64[np.ndarray, " m"] | None = None,
 ) -> Estimate:
-    r"""The chance that a value of ``inside`` exceeds one of ``outside``; ties count half.
+    r"""The probability that a value of ``inside`` exceeds one of ``outside``; ties count half.
 
     With ranks r among both samples and s among its own,
     :math:`V_i = (r_i - s_i) / n` for i inside and likewise outside, AUROC = mean V, and
     :math:`\mathrm{var} = \mathrm{var}(V^{in})/m + \mathrm{var}(V^{out})/n` (DeLong, DeLong and
-    Clarke-Pearson 1988). With ``group``, values of one group (near duplicates of one another score
-    alike) are one piece of evidence: the first variance is that of the groups' sums (Obuchowski
-    1997). 95 % interval, cut to [0, 1]. Where the samples do not overlap the variance is 0 and says
-    nothing: the bound is then Clopper and Pearson's for as many agreeing trials as the smaller
-    sample has values (groups). NaN where a sample has fewer than 2 values, and no interval where
-    ``inside`` is one group.
+    Clarke-Pearson 1988). With ``group``, values of one group (near duplicates, whose scores are
+    similar) count as one piece of evidence, and the first variance is that of the groups' sums
+    (Obuchowski 1997). The 95 % interval is clipped to [0, 1]. If the samples do not overlap, the
+    variance is 0 and uninformative; the bound is then Clopper and Pearson's for as many agreeing
+    trials as the smaller sample has values (groups). NaN if a sample has fewer than 2 values; no
+    interval if ``inside`` is a single group.
     Time: (m + n) log(m + n).
     """
     m, n = len(inside), len(outside)
@@ -55,7 +55,7 @@ def auroc(
 
 
 def cliffs_delta(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " m"]) -> Estimate:
-    """P(x > y) − P(x < y) of two samples: 0 for equal ones, ±1 where they do not overlap.
+    """P(x > y) − P(x < y) of two samples: 0 if they are equal, ±1 if they do not overlap.
 
     Twice the AUROC minus 1 (Cliff 1993, Dominance statistics).
     """

@@ -1,4 +1,4 @@
-"""Representations as sets: purity of neighbourhoods, silhouettes; features of a data set."""
+"""Properties of sets of representations: neighbourhood purity, silhouettes; and features."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from influence_ssl.analysis.neighbours import nearest, unit
 from influence_ssl.files.writing import replacing
 
 K = 10
-# Below this many images a pass of the encoder costs less than the file.
+# Below this many images, a pass of the encoder costs less than reading the file.
 _CACHED_FROM = 5000
 
 
 def structure(
     z: Float32[np.ndarray, "n d"], labels: Int64[np.ndarray, " n"], k: int = K
 ) -> dict[str, Estimate]:
-    r"""How clearly a set of representations falls into its classes, and how tight it is.
+    r"""The separation of classes in a set of representations, and its tightness.
 
     - ``purity``: mean share of an image's k nearest *of the set* that have its label;
     - ``silhouette``: mean of (b − a) / max(a, b), a the mean cosine distance to its own class and b
       to the nearest other class (Rousseeuw 1987);
     - ``distance``: mean cosine distance to the k nearest of the set.
 
-    Bootstrap intervals over the images, with each image's neighbours kept.
+    Bootstrap intervals are over the images, with each image's neighbours fixed.
     """
     near = nearest(z, k)
     silhouette = silhouette_samples(z.astype(np.float64), labels, metric="cosine")
@@ -42,7 +42,7 @@ def structure(
 
 
 def features(encoder: Any, images: Images, cache: Path | None = None) -> Float32[np.ndarray, "n d"]:
-    """Representations of all images as unit rows, kept in the user's cache for large sets."""
+    """Representations of all images as unit rows, cached for large sets."""
     sha = hashlib.sha256(images.digest.encode())
     for name, value in encoder.state_dict().items():
         sha.update(name.encode() + value.cpu().numpy().tobytes())
@@ -60,6 +60,6 @@ def features(encoder: Any, images: Images, cache: Path | None = None) -> Float32
 def recorded_features(
     profile: str, method: str, seed: int, images: Images, root: Path | None = None
 ) -> Float32[np.ndarray, "n d"] | None:
-    """:func:`features` of a recorded encoder; ``None`` where there is none."""
+    """:func:`features` of a recorded encoder, or ``None`` if there is none."""
     encoder = results.load_encoder(profile, method, seed, root)
     return None if encoder is None else features(encoder, images)

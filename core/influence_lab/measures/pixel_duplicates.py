@@ -1,7 +1,7 @@
-"""Near duplicates by their pixels alone: correlation, perceptual hashes, and groups of both.
+"""Near duplicates by pixels alone: correlation, perceptual hashes, and groups from both.
 
-Strict and quick, for 32 x 32 images as they are. What a practitioner runs on a folder, crops and
-the encoder included, is :mod:`influence_ssl.analysis.duplicates`.
+This is strict and fast, for unmodified 32 x 32 images. For folders of images, with crops and an
+encoder, use :mod:`influence_ssl.analysis.duplicates`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _COARSE = 8
 
 
 class Found(NamedTuple):
-    """What pixels say about n images.
+    """The pixel comparison of n images.
 
     ``correlation`` and ``bits``: the largest correlation with another image and the smallest
     distance of the hashes; ``group``: 0 … G − 1, equal for images that a chain of pairs with
@@ -43,18 +43,18 @@ class Found(NamedTuple):
         return pixels if rule == "pixels" else pixels | (self.bits <= BITS)
 
     def sizes(self) -> Int64[np.ndarray, " g"]:
-        """Images of each group, one for images that are alone."""
+        """The size of each image's group; 1 for images without a duplicate."""
         return np.bincount(self.group)
 
     def largest(self, count: int, each: int) -> Int64[np.ndarray, " k"]:
-        """``count`` images of the largest groups, at most ``each`` of one."""
+        """``count`` images from the largest groups, at most ``each`` per group."""
         order = np.argsort(self.group, kind="stable")
         place = np.arange(len(order)) - np.searchsorted(self.group[order], self.group[order])
         return order[place < each][:count]
 
 
 def find(pixels: UInt8[np.ndarray, "n h w 3"]) -> Found:
-    """Compare each image with each other, by Pearson's correlation of all pixels and by hash."""
+    """Compare all pairs of images, by Pearson's correlation of all pixels and by hash."""
     n = len(pixels)
     rows = pixels.reshape(n, -1).astype(np.float32)
     rows -= rows.mean(1, keepdims=True)
@@ -79,12 +79,11 @@ def find(pixels: UInt8[np.ndarray, "n h w 3"]) -> Found:
 def pixel_twins(
     pixels: UInt8[np.ndarray, "n h w 3"],
 ) -> tuple[Bool[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
-    """Who has a twin, an image whose pixels correlate with its own by 0.95 or more; groups.
+    """A mask of the images with a twin (pixel correlation of 0.95 or more), and the groups.
 
-    :func:`find` by the rule "pixels" alone, quick enough for 50,000 images. Images that a chain of
-    twins connects have the same number in the second array. Pairs are first sought among 8 x 8
-    averages, which have to correlate by 0.90: averaging takes noise away and keeps what makes two
-    images alike.
+    This is :func:`find` with the rule "pixels", fast enough for 50,000 images. Images connected by
+    a chain of twins have the same number in the second array. Candidate pairs are those whose 8 x 8
+    averages correlate by at least 0.90; averaging removes noise and preserves similarity.
     """
     rows = torch.from_numpy(pixels.astype(np.float32)).permute(0, 3, 1, 2)
     n, coarse = len(rows), _standardised(torch.nn.functional.adaptive_avg_pool2d(rows, _COARSE))

@@ -1,4 +1,4 @@
-"""A training's state on disk: written whole or not at all, read without executing anything."""
+"""The state of a training on disk, written whole or not at all and read without running code."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from influence_ssl.files.writing import replacing
 
 @dataclass
 class Run:
-    """A training in progress or done: what is trained and one record per finished epoch."""
+    """A training in progress or finished: the method and one record per finished epoch."""
 
     folder: Path
     settings: Settings
@@ -29,18 +29,18 @@ class Run:
 
     @property
     def encoder(self) -> CifarResNet18:
-        """What the method trains and the others use."""
+        """The encoder that the method trains and other code uses."""
         return self.method.encoder
 
     @property
     def done(self) -> bool:
-        """Whether every epoch was trained."""
+        """Whether all epochs are done."""
         return len(self.epochs) == self.settings.epochs
 
 
 @dataclass
 class Place:
-    """Where within an epoch a training stands: steps done, their summed loss, seconds they took.
+    """The position within an epoch: steps done, their summed loss and their seconds.
 
     ``generator`` is the state from which the next step draws, on a ``device`` of this type;
     ``None`` at an epoch's beginning.
@@ -54,7 +54,7 @@ class Place:
 
 
 def save(run: Run, optimiser: torch.optim.Optimizer, digest: str, place: Place) -> None:
-    """Replace ``checkpoint.pt`` and ``curves.json``, unless the weights are no numbers any more."""
+    """Replace ``checkpoint.pt`` and ``curves.json``, unless the weights are no longer finite."""
     if not all(torch.isfinite(p).all() for p in run.method.parameters()):
         raise diverged(run)
     state = {
@@ -73,7 +73,7 @@ def save(run: Run, optimiser: torch.optim.Optimizer, digest: str, place: Place) 
 
 
 def diverged(run: Run) -> InfluenceValueError:
-    """The error of a training whose loss or weights are infinite or NaN."""
+    """The error for a training whose loss or weights are infinite or NaN."""
     return InfluenceValueError(
         f"{run.settings.method}, epoch {len(run.epochs) + 1}: the loss is not finite; lower the "
         f"learning rate ({run.settings.lr}); the last checkpoint is kept"
@@ -110,7 +110,7 @@ def resume(run: Run, optimiser: torch.optim.Optimizer, device: torch.device, dig
         )
     if place.generator is not None and place.device != device.type:
         raise InfluenceValueError(
-            f"{path}: was stopped within an epoch on {place.device}, whose random numbers "
+            f"{path}: was interrupted within an epoch on {place.device}, whose random numbers "
             f"{device.type} does not have; finish the epoch there, or move the folder away"
         )
     run.epochs.extend(state["epochs"])
@@ -118,7 +118,7 @@ def resume(run: Run, optimiser: torch.optim.Optimizer, device: torch.device, dig
 
 
 def _comparable(settings: dict[str, Any]) -> dict[str, Any]:
-    # A setting that did not exist yet when a checkpoint was written had what is now its default.
+    # A setting that is newer than a checkpoint has its default there.
     views = {**asdict(Augmentation()), **settings["augmentation"]}
     given = {**settings, "augmentation": views, "bf16": None}
     defaults = asdict(Settings("", "", 0, 0, 0, 0, 0, 0))
@@ -126,7 +126,7 @@ def _comparable(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """A run's checkpoint, read without executing anything in it."""
+    """A run's checkpoint, read without running any code in it."""
     try:
         state = torch.load(path, map_location=device, weights_only=True)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What a training takes: floating-point operations, seconds and bytes, predicted from its settings.
+"""Predicted cost of a training: floating-point operations, seconds and bytes.
 
 Seconds per step are a device's fixed time per step plus operations over its sustained rate; bytes
 are those of weights, optimiser, data and activations. Operations are counted by PyTorch, bytes from
@@ -26,7 +26,7 @@ PROCESS = 0.75e9  # bytes of Python with torch and its kernels, not counted on a
 
 @dataclass(frozen=True)
 class Device:
-    """A kind of device with the rates that a training reaches on it, not those of a data sheet.
+    """A kind of device with the rates that a training reaches on it, not the data sheet's.
 
     ``flops``: operations per second of one unit (a core or a card); ``overhead``: seconds of each
     step that further units do not shorten; ``bf16``: whether activations have 16 bits; ``source``:
@@ -110,7 +110,7 @@ def _stem_weights(settings: Settings) -> int:
 
 
 def _heads(settings: Settings, classes: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Sizes of what stands on the encoder, and of BYOL's predictor on that."""
+    """Sizes of the head on the encoder, and of BYOL's predictor on that."""
     features, hidden, output = 8 * settings.width, settings.hidden, settings.output
     return {
         "simclr": ((features, hidden, output), ()),
@@ -134,7 +134,7 @@ def seconds(settings: Settings, images: int, classes: int, device: Device) -> fl
 def peak_memory(
     settings: Settings, images: int, pixels: int, classes: int, device: Device
 ) -> float:
-    """Predicted bytes of one process at the end of a forward pass, when most of them are in use.
+    """Predicted bytes of one process at the end of a forward pass, when memory peaks.
 
     ``images`` of ``pixels`` pixels stand on the device as bytes, and once more as an array where
     the device is the CPU. Weights count three times: themselves, gradient and momentum (AdamW has
@@ -174,7 +174,7 @@ def _weights(settings: Settings, classes: int) -> tuple[int, int, int]:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """The most memory that was in use so far: tensors on a card, or the whole process."""
+    """The peak memory so far: tensors on a card, or the whole process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -182,7 +182,7 @@ def peak_bytes(device: torch.device) -> int:
 
 
 def announce(settings: Settings, train: Images, device: Device) -> str:
-    """One line with the predicted time and memory of the epochs of ``settings``."""
+    """A line with the predicted time and memory of the epochs of ``settings``."""
     predicted = predict(settings, train, device)
     epochs = f"{settings.epochs} epoch{'s' if settings.epochs > 1 else ''}"
     return (
@@ -202,14 +202,14 @@ def predict(settings: Settings, train: Images, device: Device) -> dict[str, floa
 
 
 def measured(epochs: list[dict[str, float]]) -> dict[str, float]:
-    """The ``seconds`` that the epochs' steps took and the most ``bytes`` in use at any time."""
+    """The ``seconds`` of the epochs' steps and the peak ``bytes`` in use."""
     peaks = [epoch["bytes"] for epoch in epochs if "bytes" in epoch]
     found = {"seconds": sum(epoch["seconds"] for epoch in epochs)}
     return found | ({"bytes": max(peaks)} if peaks else {})
 
 
 def compare(epochs: list[dict[str, float]]) -> str:
-    """One line with what the epochs took."""
+    """A line with the time and memory of the epochs."""
     found = measured(epochs)
     return f"took: {duration(found['seconds'])}, {found['bytes'] / 1e9:.1f} GB"
 

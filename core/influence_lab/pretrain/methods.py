@@ -1,4 +1,4 @@
-"""One module per method: an encoder with what the method puts on it, and its loss on two views."""
+"""One module per method: an encoder with the method's head, and its loss on two views."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def _head(sizes: tuple[int, ...]) -> nn.Sequential:
 
 
 class Method(nn.Module, ABC):
-    """What is trained. ``views`` is how many views of each image ``loss`` asks for.
+    """The trained module. ``views`` is the number of views per image that ``loss`` takes.
 
-    Where several processes share a batch, each sees its part, and the mean of their losses is the
+    If several processes share a batch, each receives its part, and the mean of their losses is the
     loss of the whole batch.
     """
 
@@ -44,7 +44,7 @@ class Method(nn.Module, ABC):
         """The loss of one batch; every view is (B, 3, H, W)."""
 
     def after_step(self, tau: float) -> None:
-        """What a method does beside the optimiser's step; ``tau`` is the target's momentum."""
+        """Work after the optimiser's step; ``tau`` is the momentum of the target network."""
 
     def _two(self, module: nn.Module, views: list[Tensor]) -> tuple[Tensor, Tensor]:
         # One pass over both views: their statistics in batch normalisation are shared.
@@ -84,7 +84,7 @@ class BarlowTwins(Method):
 
 
 class BYOL(Method):
-    """Grill et al. 2020: a predictor on one network, a slowly following target network."""
+    """Grill et al. 2020: a predictor on one network, and a target network that follows slowly."""
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
@@ -124,7 +124,7 @@ class Supervised(Method):
 
 
 def build(settings: Settings, num_classes: int, seed: int) -> Method:
-    """The method of ``settings`` with weights that depend on ``seed`` alone."""
+    """The method of ``settings`` with weights determined by ``seed``."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if settings.method == "supervised":

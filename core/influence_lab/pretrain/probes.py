@@ -1,4 +1,4 @@
-"""How good a representation is: weighted nearest neighbours and a linear classifier."""
+"""Quality of a representation: weighted nearest neighbours and a linear classifier."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def extract(
 ) -> Float[Tensor, "n d"]:
     """Representations, in eval mode, of uint8 images (N, 3, H, W); float32, on the CPU.
 
-    A :class:`CifarResNet18` with a classifier gives what stands before it.
+    For a :class:`CifarResNet18` with a classifier, these are the classifier's inputs.
     """
     device = next(encoder.parameters()).device
     forward = encoder.features if isinstance(encoder, CifarResNet18) else encoder
@@ -44,8 +44,8 @@ def knn_predict(
 ) -> Int64[Tensor, " m"]:
     r"""The class with the largest sum of :math:`\exp(\cos / T)` over the k nearest by cosine.
 
-    Weighted kNN as in Wu et al. (2018); k = 200 and T = 0.1 are solo-learn's. ``k`` is cut to the
-    size of the bank. Cost: m n d multiplications.
+    Weighted kNN as in Wu et al. (2018); k = 200 and T = 0.1 are solo-learn's. ``k`` is at most
+    the size of the bank. Cost: m n d multiplications.
     """
     if len(bank) != len(labels):
         raise InfluenceValueError(
@@ -82,10 +82,11 @@ def linear_accuracy(
     decay: float = 1e-4,
     iterations: int = 100,
 ) -> float:
-    """The share of ``queries`` that multinomial logistic regression on ``bank`` classifies rightly.
+    """The accuracy on ``queries`` of multinomial logistic regression fitted on ``bank``.
 
     Features are standardised with the bank's mean and deviation. The convex problem (mean
-    cross-entropy + ``decay``/2 |w|²) is solved with L-BFGS from zero, so no seed or rate enters.
+    cross-entropy + ``decay``/2 |w|²) is solved with L-BFGS from zero, so the result depends on no
+    seed or rate.
     """
     mean, std = bank.mean(0), bank.std(0).clamp_min(1e-12)
     bank, queries = (bank - mean) / std, (queries - mean) / std

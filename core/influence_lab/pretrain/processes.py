@@ -1,9 +1,9 @@
-"""Several processes as one: a batch split over them, with the result of one process.
+"""A batch split over several processes, with the result of a single process.
 
 ``torchrun`` starts them, on one machine or with a shared file system. Every process draws the views
 of the whole batch from the same generator and trains on its own part; batch normalisation takes its
-statistics from the whole batch, contrastive losses see all of it, and gradients are averaged. What
-is left is rounding: sums are formed in another order.
+statistics from the whole batch, contrastive losses use all of it, and gradients are averaged.
+Only rounding differs, because sums are formed in another order.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from influence_ssl.processes import place, total
 
 @contextmanager
 def processes(device: str | torch.device) -> Iterator[torch.device]:
-    """Join the other processes where ``torchrun`` started this one; the device to train on.
+    """Join the other processes if ``torchrun`` started this one; returns the training device.
 
     NCCL and one card per process on ``cuda``, else Gloo.
     """
@@ -44,12 +44,12 @@ def processes(device: str | torch.device) -> Iterator[torch.device]:
 
 
 def count() -> int:
-    """How many processes train together."""
+    """The number of processes that train together."""
     return place()[1]
 
 
 def rank() -> int:
-    """Which of them this is; 0 is the one that writes."""
+    """The rank of this process; process 0 writes."""
     return place()[0]
 
 
@@ -71,13 +71,13 @@ class _Sum(torch.autograd.Function):
 
 
 def gather(rows: Float[Tensor, "b k"]) -> Float[Tensor, "all k"]:
-    """The rows of all processes, in the batch's order, each with its way back for gradients."""
+    """The rows of all processes, in the order of the batch; gradients flow back to each."""
     before, after = rank() * len(rows), (count() - 1 - rank()) * len(rows)
     return rows if count() == 1 else _Sum.apply(F.pad(rows, (0, 0, before, after)))
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Every gradient replaced by its mean over all processes, in one message."""
+    """Replace every gradient by its mean over all processes, in one message."""
     if count() == 1:
         return
     gradients = [p.grad for p in parameters if p.grad is not None]
@@ -98,7 +98,7 @@ class WholeBatchNorm(_BatchNorm):
     momentum: float
 
     def forward(self, x: Tensor) -> Tensor:
-        """As in one process with the whole batch, up to rounding."""
+        """The same as in one process with the whole batch, up to rounding."""
         if not self.training:
             return super().forward(x)
         axes = [0, *range(2, x.ndim)]
@@ -116,11 +116,11 @@ class WholeBatchNorm(_BatchNorm):
         return (centred * scale.view(shape) + self.bias.view(shape)).to(x.dtype)
 
     def _check_input_dim(self, input: Tensor) -> None:
-        """Any number of axes will do."""
+        """Accept any number of axes."""
 
 
 def share_batch_norm(module: nn.Module, device: torch.device) -> nn.Module:
-    """``module`` with batch normalisation over all processes; the names of its weights stay."""
+    """``module`` with batch normalisation over all processes and unchanged weight names."""
     if count() == 1:
         return module
     if device.type == "cuda":

@@ -1,7 +1,7 @@
-"""Encoders: ResNet-18 of any width for small and for large images, and how these are prepared.
+"""Encoders: ResNet-18 of any width for small and large images, with preprocessing.
 
-The functions that return ``(encoder, preprocess)`` are what ``influence-ssl score --encoder
-influence_lab.pretrain.resnets:NAME`` asks for; the weights come from ``--weights`` (a
+The functions that return ``(encoder, preprocess)`` serve ``influence-ssl score --encoder
+influence_lab.pretrain.resnets:NAME``; the weights come from ``--weights`` (a
 ``state_dict``, a safetensors file or a checkpoint of solo-learn,
 :func:`influence_ssl.encoders.loading.load_encoder`) or from the tracked slim encoders
 (:mod:`influence_lab.records.results`).
@@ -35,14 +35,15 @@ class LargeResNet18(CifarResNet18):
     STEM = (7, 2, 3)
 
     def stem(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b w i j"]:
-        """What the four stages receive, at a quarter of the image's width."""
+        """The input of the four stages, at a quarter of the image's width."""
         return F.max_pool2d(super().stem(x), 3, 2, 1)
 
 
 class SoloResNet18(CifarResNet18):
-    """solo-learn's variant for CIFAR, whose stem is padded by 2: its maps are 34 pixels wide.
+    """solo-learn's variant for CIFAR, with a stem padded by 2 and maps 34 pixels wide.
 
-    A checkpoint does not tell: the weights have the same shapes, and give other representations.
+    A checkpoint does not reveal this: the weights have the same shapes but yield other
+    representations.
     """
 
     STEM = (3, 1, 2)
@@ -52,7 +53,7 @@ STEMS = {"cifar": CifarResNet18, "large": LargeResNet18}
 
 
 def representation(encoder: CifarResNet18) -> CifarResNet18:
-    """The same weights without the classifier; ``encoder`` itself where it has none."""
+    """The same weights without the classifier; ``encoder`` itself if it has none."""
     if encoder.fc is None:
         return encoder
     bare = type(encoder)(encoder.width)
@@ -71,7 +72,7 @@ def normalise(
 ) -> Tensor:
     """uint8 images (..., 3, H, W) to float32: (x / 255 − mean) / std, both CIFAR-10's.
 
-    Raises :class:`InfluenceTypeError` for any other type, whose range is not known.
+    Raises :class:`InfluenceTypeError` for any other type, whose range is unknown.
     """
     if images.dtype != torch.uint8:
         raise InfluenceTypeError(

@@ -47,7 +47,7 @@ TABLE_2: dict[str, dict[str, Any]] = {
 
 FAIRFACE_SIZES = {"tiny": 32, "cpu": 32, "gpu": 64, "paper": 224}
 
-# Of a classifier that solo-learn trains beside the encoder, on features that it does not change.
+# For a classifier that solo-learn trains on the encoder's features without changing them.
 WITHOUT_EFFECT = ("classifier_lr",)
 
 _COMMON_3 = {"epochs": 250, "batch": 512, "eta": 0.02, "warmup": 10, "momentum": 0.9}
@@ -81,7 +81,7 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that decides a pre-training, the seed apart.
+    """Everything that determines a pre-training, except the seed.
 
     ``lr`` is per 256 examples, as in solo-learn: the rate is ``lr * batch / 256``. ``tau`` is
     BYOL's momentum at the start, raised to 1 along a cosine. ``optimiser`` is ``"lars"`` (with
@@ -161,16 +161,16 @@ _CPU: dict[str, dict[str, Any]] = {
 
 
 def removal_settings(method: str) -> Settings:
-    """Table 3, the removal experiment's training; what it does not name is as in profile paper."""
+    """Table 3, the training of the removal experiment; all else is as in profile paper."""
     return replace(_PAPER[method], **TABLE_3[method])
 
 
 def fairface_settings(profile: str) -> Settings:
-    """Section 4.5: BYOL on FairFace, 200 epochs; what it does not name is as in Table 2.
+    """Section 4.5: BYOL on FairFace, 200 epochs; all else is as in Table 2.
 
-    It names neither the images' size nor the network. Profile ``paper`` takes FairFace's own 224
-    pixels and torchvision's stem, ``gpu`` 64 pixels and 30 epochs; ``cpu`` and ``tiny`` are those
-    of :func:`settings_for`. The images are as wide as :data:`FAIRFACE_SIZES` says.
+    The section states neither the image size nor the network. Profile ``paper`` takes FairFace's
+    own 224 pixels and torchvision's stem, ``gpu`` 64 pixels and 30 epochs; ``cpu`` and ``tiny`` are
+    those of :func:`settings_for`. :data:`FAIRFACE_SIZES` gives the width of the images.
     """
     settings = settings_for("byol", profile)
     size = FAIRFACE_SIZES[profile]

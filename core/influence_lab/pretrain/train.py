@@ -1,4 +1,4 @@
-"""The training loop: deterministic by seed, resumed where it stopped, on one process or several."""
+"""The training loop: deterministic by seed, resumable, on one or several processes."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from influence_lab.pretrain.resnets import standardise
 from influence_lab.pretrain.settings import Settings
 from influence_ssl.errors import InfluenceValueError
 
-# The kNN curve is drawn from a part of the data, the last point of a run is measured on all of it.
+# The kNN curve uses a part of the data; the last point of a run is measured on all of it.
 CURVE_BANK, CURVE_QUERIES = 10_000, 2_000
 
 SAVE_SECONDS = 180.0
 
 
 def run_folder(method: str, profile: str, seed: int, root: Path | None = None) -> Path:
-    """Where a run stands: ``runs/PROFILE/METHOD-SEED`` in the user's cache, or below ``root``."""
+    """The folder of a run: ``runs/PROFILE/METHOD-SEED`` in the user's cache, or below ``root``."""
     root = cache_root() / "runs" if root is None else root
     return root / profile / f"{method}-{seed}"
 
@@ -57,13 +57,13 @@ def pretrain(
 ) -> Run:
     """Train to the end of ``settings.epochs``, from ``folder``'s checkpoint if there is one.
 
-    After each epoch, and within one after each ``save_seconds``, ``checkpoint.pt`` (weights,
-    optimiser, curves, place) and ``curves.json`` are replaced. Epoch e draws its order and
-    augmentations from a generator seeded by (seed, e), whose state is kept too, so a run that was
-    stopped anywhere ends in the weights of one that was not: on the CPU with the same number of
-    threads bit for bit. Several processes (:mod:`.processes`) share each batch; the first writes.
-    Time and memory are predicted before and compared after. ``stop_after`` epochs of this call it
-    returns early. Without ``test`` no accuracy is measured on the way, which saves a pass over both
+    After each epoch, and every ``save_seconds`` within one, ``checkpoint.pt`` (weights, optimiser,
+    curves, place) and ``curves.json`` are replaced. Epoch e draws its order and augmentations from
+    a generator seeded by (seed, e), whose state is also saved. An interrupted run therefore ends
+    with the weights of an uninterrupted one, bit for bit on a CPU with the same number of threads.
+    Several processes (:mod:`.processes`) share each batch; the first writes. Time and memory are
+    predicted beforehand and compared afterwards. The call returns after ``stop_after`` epochs, if
+    given. Without ``test``, no accuracy is measured during training, which saves a pass over both
     data sets per epoch.
     """
     device = torch.device(device)
@@ -129,7 +129,7 @@ def memory_format(settings: Settings) -> torch.memory_format:
 
 
 def fast_in_bf16(device: torch.device) -> bool:
-    """Whether the device computes in bfloat16; a CPU that only emulates it is ten times slower."""
+    """Whether the device computes in bfloat16 natively; emulation on a CPU is ten times slower."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return any(known for name, known in torch.cpu.get_capabilities().items() if "bf16" in name)
@@ -216,7 +216,7 @@ def _finite(run: Run, losses: Tensor) -> float:
 
 def _curve_point(run: Run, train: Images, test: Images, bf16: bool) -> float:
     bank, queries = slice(CURVE_BANK), slice(CURVE_QUERIES)
-    # A fixed random part: a folder's images come class by class.
+    # A fixed random part, because a folder's images are sorted by class.
     order = torch.Generator().manual_seed(0)
     chosen = torch.randperm(len(train), generator=order)[bank].numpy()
     asked = torch.randperm(len(test), generator=order)[queries].numpy()

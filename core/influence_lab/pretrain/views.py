@@ -1,10 +1,10 @@
 """The perturbation families of the paper's Table 4, each seeded per example, and a shared noise.
 
-The paper names the families, "Random Flip + Grayscale + Gauss Blur" and so on, and no strengths.
-Here only what it calls random is: a flip has probability 1/2, the other steps always happen. Their
-strengths are those of Table 1, as pre-training uses them (:mod:`influence_lab.pretrain.augment`).
-``influence-ssl score --perturbation influence_lab.pretrain.views:crop`` takes a family by the name
-that it has here.
+The paper names the families, "Random Flip + Grayscale + Gauss Blur" and so on, without strengths.
+Only what it calls random is random here: a flip has probability 1/2, while the other steps always
+happen. Their strengths are those of Table 1, as in pre-training
+(:mod:`influence_lab.pretrain.augment`). ``influence-ssl score --perturbation
+influence_lab.pretrain.views:crop`` selects a family by its name in this module.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class Augmented:
     the strengths and probabilities of ``settings`` (``Augmentation()`` has all those of Table 1).
     n(u) = (u − mean) / std per channel is the normalisation of the tensor that the encoder
     receives, so that a works on pixels in [0, 1]. A crop is enlarged to the width of the image,
-    which must be square. Computed in float32 for one example at a time and then cast: neither
-    dtype nor batch changes the result. An image that no drawn step changes comes back bit for bit,
-    so that its score is exactly 0. Raises :class:`InfluenceValueError` for an unknown step.
+    which must be square. Each example is computed separately in float32 and then cast, so the
+    result depends on neither dtype nor batch. An image that no drawn step changes is returned bit
+    for bit, so its score is exactly 0. Raises :class:`InfluenceValueError` for an unknown step.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Augmented:
 class SharedNoise:
     r"""One draw of :class:`GaussianNoise` for all: :math:`\hat x_i = x_i + \mu + \sigma\eta`.
 
-    Equal images get equal views, and so equal gradients, which noise of their own denies them.
+    Equal images get equal views and therefore equal gradients, unlike with independent noise.
     """
 
     def __init__(self, mean: float = 0.05, std: float = 0.2) -> None:
@@ -107,7 +107,7 @@ class PixelNoise:
     r"""Noise on pixels in [0, 1], before normalisation: :math:`\hat x = x + (\mu + \sigma\eta)/s`.
 
     s are the deviations that the encoder's input is divided by. The standard normal numbers are
-    those of :class:`GaussianNoise`, so that the two differ in nothing but the units.
+    those of :class:`GaussianNoise`, so that the two differ only in the units.
     """
 
     def __init__(

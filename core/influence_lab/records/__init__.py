@@ -1,1 +1,1 @@
-"""What is recorded: runs, scores and vectors under ``book/results``, and what makes them."""
+"""Recorded runs, scores and vectors under ``book/results``, and the code that creates them."""

@@ -1,8 +1,8 @@
-"""Settings as plain dictionaries, by which recorded results are found again.
+"""Settings as plain dictionaries, which identify recorded results.
 
-A ``repr`` changes with every argument that a class is given, and then no recorded vector would be
-found. Here a class's settings are named one by one, so that a new argument enters a description
-only where it differs from what all records were made with.
+A ``repr`` changes whenever a class gets a new argument, and recorded vectors would no longer be
+found. Here the settings of each class are listed one by one, so that a new argument enters a
+description only if it differs from the value behind all earlier records.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ _KNOWN: dict[type, Callable[[Any], Settings]] = {
 
 
 def described(part: object) -> Settings:
-    """What a perturbation or a curvature is, as JSON values: its kind and each of its settings.
+    """A perturbation or curvature as JSON values: its kind and all its settings.
 
-    Raises :class:`InfluenceTypeError` for a class that has no description here.
+    Raises :class:`InfluenceTypeError` for a class that is not described here.
     """
     settings = _KNOWN.get(type(part))
     if settings is None:

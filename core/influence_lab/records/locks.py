@@ -1,4 +1,4 @@
-"""Lock files: what one process at a time works on."""
+"""Lock files, which let one process at a time do a piece of work."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from influence_ssl.errors import InfluenceOSError
 
 @contextmanager
 def locked(path: Path, wait: bool) -> Iterator[bool]:
-    """Hold the lock file ``path`` in this process; ``False`` where another holds it.
+    """Hold the lock file ``path`` in this process; ``False`` if another process holds it.
 
-    With ``wait`` the call returns once the other has let go. The system frees the lock of a process
-    that ends in any way, so none is ever left behind; the empty file stays.
+    With ``wait``, the call returns once the other process has released it. The system frees the
+    lock whenever a process ends, so no lock is left behind; the empty file remains.
     """
     # Only on POSIX systems, so not at the top of a module that everything else imports.
     import fcntl

@@ -1,4 +1,4 @@
-"""Train and record, score and record: what ``influence-lab`` and the experiments call."""
+"""Training and scoring with records, for ``influence-lab`` and the experiments."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ def pretrain_and_record(
     runs: Path | None = None,
     root: Path | None = None,
 ) -> dict[str, Any] | None:
-    """Train (or resume) a run, measure its encoder as it is tracked, and record both.
+    """Train (or resume) a run, measure the encoder that is tracked, and record both.
 
-    Accuracies are those of the float16 encoder that is written, so that a reader finds the same.
-    Of several processes that ``torchrun`` started, the first records and the others return None.
+    Accuracies are those of the float16 encoder that is written, so that readers can verify them.
+    Under ``torchrun``, the first process records and the others return None.
     """
     settings = settings_for(method, profile)
     train, test = data_for(profile, "train"), data_for(profile, "test")
@@ -115,7 +115,7 @@ def score_and_record(
 ) -> results.RecordedScores:
     """Score ``split`` with the recorded encoder and record it.
 
-    A supervised encoder is scored like the others: by its representation, without its classifier.
+    A supervised encoder is scored like the others, by its representation without the classifier.
     """
     images = data_for(profile, split)
     command = f"influence-lab score {method} --profile {profile} --seed {seed} --split {split}"
@@ -132,7 +132,7 @@ def score_and_record(
         command, profile, seed, f"{images.name} {split} ({len(images):,} images)", images.digest,
         results.device_name(device), time.perf_counter() - begin,
     )  # fmt: skip
-    # The scorer's seed is the noise's, the run's is the encoder's.
+    # The scorer's seed determines the noise, the run's seed the encoder.
     scores.provenance["noise seed"] = scores.provenance.pop("seed")
     extra["encoder seed"] = extra.pop("seed")
     recorded = results.compress(scores, extra)
@@ -150,7 +150,7 @@ def recorded_or_made(
     runs: Path | None = None,
     root: Path | None = None,
 ) -> results.RecordedScores:
-    """The recorded scores of a run; where there are none, its encoder is trained and scored."""
+    """The recorded scores of a run; if there are none, its encoder is trained and scored."""
     if results.load_encoder(profile, method, seed, root) is None:
         pretrain_and_record(method, profile, seed, device, runs=runs, root=root)
     scores = results.load_scores(profile, method, seed, split, root)

@@ -2,7 +2,7 @@
 
 One folder per run, ``PROFILE/METHOD-SEED``: ``run.json`` (curves, accuracies, provenance),
 ``encoder.safetensors`` (the weights in float16) and ``scores-SPLIT.npz`` (ranks, quantiles and
-provenance). A result that is not there is ``None``, which a chapter shows as such.
+provenance). A missing result is ``None``, and chapters show it as missing.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ def results_root() -> Path:
 
 
 def folder_of(profile: str, method: str, seed: int, root: Path | None = None) -> Path:
-    """Where the results of one run stand."""
+    """The folder with the results of one run."""
     return (results_root() if root is None else root) / profile / f"{method}-{seed}"
 
 
 @cache
 def code_version() -> str:
-    """The source tree's commit, ``+changes`` where ``core`` differs from it; else the release."""
+    """The commit of the source tree, with ``+changes`` if ``core`` differs; else the release."""
     here = Path(__file__).resolve().parents[2]
     try:
         commit, changes = (
@@ -77,9 +77,9 @@ def provenance(
     device: str,
     seconds: float | None,
 ) -> dict[str, Any]:
-    """What a reader needs to make a result again.
+    """What a reader needs to reproduce a result.
 
-    ``digest`` is the SHA-256 of the data; ``seconds`` is ``None`` where nobody measured.
+    ``digest`` is the SHA-256 of the data; ``seconds`` is ``None`` if not measured.
     """
     return {
         "command": command,
@@ -103,7 +103,7 @@ def save_json(path: Path, content: dict[str, Any]) -> None:
 def load_run(
     profile: str, method: str, seed: int, root: Path | None = None
 ) -> dict[str, Any] | None:
-    """A run's record, or ``None`` where there is none."""
+    """A run's record, or ``None`` if there is none."""
     return load_record(profile, f"{method}-{seed}/run", root)
 
 
@@ -114,7 +114,7 @@ def load_record(profile: str, name: str, root: Path | None = None) -> dict[str, 
 
 
 def largest_record(name: str, root: Path | None = None) -> tuple[str, dict[str, Any]] | None:
-    """The largest profile that has the record ``NAME.json``, and the record; ``None`` for none."""
+    """The largest profile with the record ``NAME.json``, and the record; ``None`` for none."""
     found = ((profile, load_record(profile, name, root)) for profile in LARGEST_FIRST)
     return next(((profile, record) for profile, record in found if record is not None), None)
 
@@ -134,7 +134,7 @@ def save_encoder(encoder: CifarResNet18, path: Path) -> None:
 def load_encoder(
     profile: str, method: str, seed: int, root: Path | None = None
 ) -> CifarResNet18 | None:
-    """The recorded encoder of a run in float32, in eval mode, or ``None`` where there is none."""
+    """The recorded encoder of a run in float32 and eval mode, or ``None`` if there is none."""
     path = folder_of(profile, method, seed, root) / "encoder.safetensors"
     if not path.is_file():
         return None
@@ -146,8 +146,8 @@ def load_encoder(
         ) from error
     stem, head = state.get("conv1.weight"), state.get("fc.weight")
     if stem is None:
-        raise InfluenceValueError(f"{path}: has no conv1.weight; it is no ResNet-18")
-    # The kernel of the stem tells the two kinds apart.
+        raise InfluenceValueError(f"{path}: has no conv1.weight, so it is not a ResNet-18")
+    # The kernel of the stem distinguishes the two kinds.
     kind = STEMS["large" if stem.shape[-1] == LargeResNet18.STEM[0] else "cifar"]
     encoder = kind(len(stem), None if head is None else len(head))
     try:
@@ -162,7 +162,7 @@ def load_encoder(
 
 @dataclass(frozen=True)
 class RecordedScores:
-    """Scores as they are tracked: the rank of each magnitude, and a table of quantiles.
+    """Scores in their tracked form: the rank of each magnitude, and a table of quantiles.
 
     ``rank`` (N,): 0 is the lowest magnitude, ties by index; ``quantiles``: magnitudes at 1,025
     equally spaced ranks (or all N, where there are fewer), from the lowest to the highest.
@@ -180,8 +180,8 @@ class RecordedScores:
     def magnitude(self) -> Float64[np.ndarray, " n"]:
         """−I of each example, between quantiles by interpolation in the logarithm of the magnitude.
 
-        The order is exact; where all magnitudes are positive a value lies between the two
-        quantiles beside it.
+        The order is exact. If all magnitudes are positive, each value lies between its two
+        neighbouring quantiles.
         """
         places = np.linspace(0, len(self.rank) - 1, len(self.quantiles))
         if (self.quantiles > 0).all():
@@ -230,7 +230,7 @@ def save_scores(recorded: RecordedScores, path: Path) -> None:
 def load_scores(
     profile: str, method: str, seed: int, split: str, root: Path | None = None
 ) -> RecordedScores | None:
-    """The recorded scores of a run on ``split`` (train or test), ``None`` where there are none."""
+    """The recorded scores of a run on ``split`` (train or test), or ``None`` if there are none."""
     path = folder_of(profile, method, seed, root) / f"scores-{split}.npz"
     if not path.is_file():
         return None

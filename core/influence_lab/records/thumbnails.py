@@ -1,4 +1,4 @@
-"""The images that a gallery shows, recorded as one small JPEG, row by row."""
+"""The images of a gallery, recorded row by row as one small JPEG."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from influence_ssl.files.writing import replacing
 
 
 def sheet(images: UInt8[np.ndarray, "n h w 3"], columns: int) -> UInt8[np.ndarray, "a b 3"]:
-    """The images side by side, ``columns`` in a row; white where the last row is not full."""
+    """The images side by side, ``columns`` per row; an incomplete last row is filled with white."""
     n, height, width, _ = images.shape
     rows = -(-n // columns)
     full = np.full((rows * columns, height, width, 3), 255, np.uint8)
@@ -26,8 +26,8 @@ def save_sheet(
 ) -> None:
     """Write :func:`sheet` as a JPEG, whole or not at all.
 
-    JPEG, without subsampled colour, works on cells of 8 x 8 pixels, so images whose sides are
-    multiples of 8 do not run into one another.
+    JPEG without subsampled colour works on cells of 8 x 8 pixels, so images whose sides are
+    multiples of 8 do not affect one another.
     """
     with replacing(path, parents=True) as temporary:
         Image.fromarray(sheet(images, columns)).save(
@@ -36,7 +36,7 @@ def save_sheet(
 
 
 def load_sheet(path: Path, columns: int) -> UInt8[np.ndarray, "n s s 3"]:
-    """The square images of a recorded sheet, in order, white ones at its end included."""
+    """The square images of a recorded sheet, in order, including white ones at its end."""
     with Image.open(path) as image:
         pixels = np.asarray(image.convert("RGB"))
     side = pixels.shape[1] // columns

@@ -1,6 +1,6 @@
 """Score vectors of one set of images, by name, in one small file that grows vector by vector.
 
-The file is both the record and what a stopped experiment goes on from. A vector takes about 7 kB
+The file is the record and lets an interrupted experiment resume. A vector takes about 7 kB
 for 5,000 images: the logarithm of each magnitude is rounded to one of :data:`LEVELS` steps between
 the vector's smallest and largest, which moves no value by more than some tenths of a percent.
 """
@@ -23,9 +23,9 @@ LEVELS = 4095
 class Vectors:
     """Named vectors (n,) of magnitudes ≥ 0, and what they have in common.
 
-    ``origin`` (data, encoder, subset: JSON values) is written with the first vector; a file whose
-    origin differs is refused with an :class:`InfluenceValueError`, because its vectors would belong
-    to something else.
+    ``origin`` (data, encoder, subset: JSON values) is written with the first vector. A file with
+    another origin raises an :class:`InfluenceValueError`, because its vectors belong to something
+    else.
     """
 
     def __init__(self, path: Path, origin: dict[str, Any] | None = None) -> None:
@@ -53,14 +53,14 @@ class Vectors:
         return name in self.notes
 
     def __getitem__(self, name: str) -> Float64[np.ndarray, " n"]:
-        """The magnitudes; exact zeros are exact."""
+        """The magnitudes; zeros are restored exactly."""
         place = list(self.notes).index(name)
         low, high = self._ends[place]
         codes = self._codes[place]
         return np.where(codes == 0, 0.0, np.exp(low + (codes - 1.0) * (high - low) / (LEVELS - 1)))
 
     def add(self, name: str, magnitude: Float[np.ndarray, " n"], **note: Any) -> None:
-        """Take up a vector, or put it in the place of its namesake, with a note; write the file."""
+        """Add or replace a vector, with a note, and write the file."""
         if not (np.isfinite(magnitude).all() and (magnitude >= 0).all()):
             raise InfluenceValueError(f"{self.path}: {name}: not all values are finite and ≥ 0")
         positive = magnitude > 0

@@ -256,7 +256,7 @@ REFUSED = {
         (), {}, "written in format 9, but this version reads 1",
     ),
     "no encoder": (
-        None, (), {"encoder": None}, "'mine.py:small', and code that .* only on request; give --enc"
+        None, (), {"encoder": None}, "'mine.py:small', and code named .* on request; give --enc"
     ),
     "another encoder": (
         None, (), {"encoder": "mine.py:Zero"}, "'kept' holds the fit of an encoder with different"
@@ -277,7 +277,7 @@ REFUSED = {
         many, (), {}, "holds 103 images, but a page shows at most 100 queries"
     ),
     "images that are gone": (
-        lambda: shutil.rmtree("images"), (), {}, "not in 'images', .* give --images PATH"
+        lambda: shutil.rmtree("images"), (), {}, "not in 'images'; give --images PATH"
     ),
     "other images": (
         None, ("--images", "queries"), {}, "'queries' holds none of the images that were scored"
