@@ -1,4 +1,4 @@
-r"""φ with :math:`\varphi(g)\cdot\varphi(h) = g^\top (H+\lambda I)^{-1} h`, from a solved curvature.
+r"""φ with :math:`\varphi(g)\cdot\varphi(h) = g^\top (H+\lambda\mathbf I)^{-1} h` of a curvature.
 
 The self-score is then :math:`-|\varphi(g_i)|^2` and the influence of one example on another is
 :math:`-\varphi(g_q)\cdot\varphi(g_i)`. If H + λI is indefinite, the product is

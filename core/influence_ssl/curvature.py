@@ -103,7 +103,8 @@ class LoGra:
 
     With :math:`\tilde g_i = \mathrm{vec}(P G_i Q^\top)` for each layer, it computes
 
-    .. math:: \tilde g_i^\top\Big(\tfrac1n\sum_j \tilde g_j \tilde g_j^\top + \lambda I\Big)^{-1}
+    .. math:: \tilde g_i^\top
+              \Big(\tfrac1n\sum_j \tilde g_j \tilde g_j^\top + \lambda\mathbf I\Big)^{-1}
               \tilde g_i .
 
     ``rank`` r: P is r × O and Q is r × I, with orthonormal rows drawn at random from ``seed`` and
@@ -164,7 +165,7 @@ class _FullSpace:
 class EmpiricalFisher(_FullSpace):
     r"""Exact empirical Fisher over all of θ, from all per-example gradients; for small models.
 
-    .. math:: g_i^\top\Big(\tfrac1n\sum_j g_j g_j^\top + \lambda I\Big)^{-1} g_i ,
+    .. math:: g_i^\top\Big(\tfrac1n\sum_j g_j g_j^\top + \lambda\mathbf I\Big)^{-1} g_i ,
 
     which is n times the ridge leverage of example i, so the magnitudes of the fitted set sum to
     n × the effective dimension tr(H(H+λI)⁻¹). H is formed in the p × p space of the weights or the

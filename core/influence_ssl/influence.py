@@ -1,4 +1,4 @@
-r"""The influence of training images on queries, :math:`-g_q^\top (H+\lambda I)^{-1} g_i`.
+r"""The influence of training images on queries, :math:`-g_q^\top (H+\lambda\mathbf I)^{-1} g_i`.
 
 It is the derivative of the query's loss with respect to the weight of training image i in the
 objective (Koh and Liang 2017, arXiv:1703.04730). A negative value *helps* the query: more weight

@@ -1,4 +1,4 @@
-r"""The method: :math:`I_i = -g_i^\top (H + \lambda I)^{-1} g_i`, Equation 6 of the paper."""
+r"""The method: :math:`I_i = -g_i^\top (H + \lambda\mathbf I)^{-1} g_i`, Equation 6 of the paper."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _BATCH, _LEAST = 256, 8  # images of 3 x 64 x 64, and at least so many of any si
 class InfluenceScorer:
     r"""The influence of each image on the encoder's own representation of that image.
 
-    .. math:: I_i = -g_i^\top (H + \lambda I)^{-1} g_i,\qquad g_i = \nabla_\theta L_i
+    .. math:: I_i = -g_i^\top (H + \lambda\mathbf I)^{-1} g_i,\qquad g_i = \nabla_\theta L_i
 
     where L_i is the loss that ``objective`` assigns to example i, θ the weights of all ``Conv2d``
     and ``Linear`` modules that the forward pass calls (or of those that ``layers`` selects), and
@@ -263,7 +263,7 @@ class InfluenceScorer:
         objective: Objective | None = None,
         normalise: str | None = None,
     ) -> Influence:
-        r"""Influence :math:`-g_q^\top(H+\lambda I)^{-1}g_i` of the fitted images on ``queries``.
+        r"""The influence :math:`-g_q^\top(H+\lambda\mathbf I)^{-1}g_i` of fitted images on queries.
 
         It is the derivative of the query's loss with respect to the weight of training image i, so
         a negative value means that the image helps the query. Call ``fit(images, keep=True)``

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    r"""Influence scores :math:`I_i = -g_i^\top(H+\lambda I)^{-1}g_i` of N examples.
+    r"""Influence scores :math:`I_i = -g_i^\top(H+\lambda\mathbf I)^{-1}g_i` of N examples.
 
     ``values`` (N,) float64 holds the signed scores of the paper's Equation 6, averaged over draws;
     they are ≤ 0 if H + λI is positive definite. ``standard_error`` (N,) is taken over draws and is

@@ -1,11 +1,11 @@
 r"""Alternatives for one score from several draws: other draws, and other averages.
 
 The library draws independently and averages scores, which estimates
-:math:`E[g^\top(H+\lambda I)^{-1}g]`, the influence of a random draw's loss. This module adds noise
-in opposite pairs, for the same quantity, and the loss averaged over draws. The gradient of the
-latter is the mean gradient :math:`\bar g`. Its score
-:math:`\bar g^\top(\bar H+\lambda I)^{-1}\bar g`, the influence of the expected loss, is a different
-quantity, without the variation between the gradients of the draws.
+:math:`E[g^\top(H+\lambda\mathbf I)^{-1}g]`, the influence of a random draw's loss. This module adds
+noise in opposite pairs, for the same quantity, and the loss averaged over draws. The gradient of
+the latter is the mean gradient :math:`\bar g`. Its score
+:math:`\bar g^\top(\bar H+\lambda\mathbf I)^{-1}\bar g`, the influence of the expected loss, is a
+different quantity, without the variation between the gradients of the draws.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@ r"""The exact empirical-Fisher score of a fitted set from its n × n Gram matrix
 
 With G (n, p) the gradients, :math:`H=G^\top G/n` and :math:`K=GG^\top`,
 
-.. math:: g_i^\top (H+\lambda I)^{-1} g_i = n\,\big[K(K+n\lambda I)^{-1}\big]_{ii} .
+.. math:: g_i^\top (H+\lambda\mathbf I)^{-1} g_i = n\,\big[K(K+n\lambda\mathbf I)^{-1}\big]_{ii} .
 
 The core's ``EmpiricalFisher`` computes the same at one damping. Here K serves all dampings.
 """

@@ -141,7 +141,7 @@ class Training:
 def influences(
     training: Training, θ: Float[Tensor, " p"], λ: Float[Tensor, "q p"]
 ) -> dict[float, Float64[np.ndarray, "q n"]]:
-    r"""By damping, :math:`-\lambda_q^\top(H+\lambda I)^{-1}\,\partial_{w_i}\nabla_\theta\ell`.
+    r"""By λ, :math:`-\lambda_q^\top(H+\lambda\mathbf I)^{-1}\,\partial_{w_i}\nabla_\theta\ell`.
 
     ℓ is the training's loss on average over the views of 5 steps, evenly spread.
     """
