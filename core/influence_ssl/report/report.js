@@ -136,6 +136,22 @@
     draw();
   }
 
+  // Esc closes a modal dialog and gives the focus back to the button, both by the browser itself.
+  const large = $("large");
+  document.querySelectorAll("button.enlarge").forEach((button) => button.addEventListener("click", () => {
+    const [picture, card] = [button.querySelector("img"), button.parentElement];
+    const name = card.querySelector(":scope > .name, :scope > .neighbour").textContent;
+    $("large-picture").src = picture.src;
+    $("large-picture").alt = name;
+    $("large-picture").classList.toggle("coarse", picture.naturalWidth <= 48);
+    $("large-name").textContent = name;
+    $("large-facts").textContent = [...(card.querySelector(":scope > .facts")?.childNodes ?? [])]
+      .map((node) => node.textContent.trim()).filter(Boolean).join(", ");
+    large.showModal();
+  }));
+  // A click beside the picture is one on the dialog itself.
+  large.addEventListener("click", (event) => { if (event.target === large) large.close(); });
+
   let waiting = 0;
   function later() {
     clearTimeout(waiting);

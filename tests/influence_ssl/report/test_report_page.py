@@ -85,7 +85,8 @@ def test_page_asks_for_nothing(made: Path) -> None:
     page = (made / "report.html").read_text()
     assert re.findall(r"(?:src|href)=\"(?!data:|#)[^\"]*", page) == []
     assert "http" not in page.replace("http-equiv", "")
-    assert page.count("<img") == page.count('loading="lazy"') > 48
+    # All but the one that the dialog fills.
+    assert page.count("<img") - 1 == page.count('loading="lazy"') > 48
 
 
 def test_json_is_what_the_page_shows(chromium: Any, made: Path, content: dict[str, Any]) -> None:
@@ -198,7 +199,7 @@ def test_names_cannot_break_the_page(chromium: Any, tmp_path: Path) -> None:
     write(save(scored(20, names), tmp_path / "s.parquet"), tmp_path / "r.html")
     page = opened(chromium, tmp_path / "r.html")
     assert {*names[:3]} <= {*column(page, "Image")}
-    assert page.locator("img").count() == 0
+    assert page.locator("main img").count() == 0
     assert page.complaints == []
     page.context.close()
 
@@ -226,4 +227,39 @@ def test_fifty_thousand_rows_open_at_once(chromium: Any, tmp_path: Path) -> None
     page.evaluate("document.getElementById('viewport').scrollTop = 1e9")
     page.get_by_role("cell", name="b/49999.png").first.wait_for()
     assert page.complaints == []
+    page.context.close()
+
+
+def test_a_picture_enlarges_and_the_keyboard_closes_it(chromium: Any, made: Path) -> None:
+    page = opened(chromium, made / "report.html")
+    card = page.locator("#highest .card").filter(has=page.locator("button.enlarge")).first
+    name, button = card.locator(".name").inner_text(), card.locator("button.enlarge")
+    small = button.locator("img").bounding_box()["height"]
+    button.focus()
+    page.keyboard.press("Enter")
+    dialog = page.get_by_role("dialog", name=name)
+    dialog.wait_for()
+    picture = dialog.get_by_role("img", name=name)
+    assert picture.get_attribute("src") == button.locator("img").get_attribute("src")
+    assert picture.bounding_box()["height"] > 2 * small
+    assert "rank" in page.inner_text("#large-facts")
+    page.keyboard.press("Escape")
+    dialog.wait_for(state="hidden")
+    assert page.evaluate("document.activeElement.getAttribute('aria-label')") == f"Enlarge {name}"
+    button.click()
+    dialog.get_by_role("button", name="Close").click()
+    dialog.wait_for(state="hidden")
+    assert page.complaints == []
+    page.context.close()
+
+
+def test_outliers_stand_beside_their_nearest_image(
+    chromium: Any, made: Path, content: dict[str, Any]
+) -> None:
+    page = opened(chromium, made / "report.html")
+    entry = content["outliers"]["shown"][0]
+    beside = page.locator("#outliers .card").first.locator(".beside")
+    assert beside.locator(".neighbour").inner_text() == entry["nearest"] == "a/00008.png"
+    beside.get_by_role("button").click()
+    page.get_by_role("dialog", name=entry["nearest"]).wait_for()
     page.context.close()
