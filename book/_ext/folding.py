@@ -84,12 +84,14 @@ def folded(cell: nodes.container) -> tuple[str, str] | None:
 
 
 def verdict(text: str) -> str:
-    """The line for a verdict as ``ledger.verdict`` prints it, which has a line for each check."""
-    first, *checks = text.rstrip().split("\n")
-    found = _RECORD.fullmatch(first)
-    if found is None or not checks or not all(line.startswith("  ") for line in checks):
+    """The line for verdicts as ``ledger.verdict`` prints them, each with a line for each check."""
+    lines = text.rstrip().split("\n")
+    found = [_RECORD.fullmatch(line) for line in lines if not line.startswith("  ")]
+    checks = len(lines) - len(found)
+    if lines[0].startswith("  ") or not all(found) or not checks:
         return ""
-    return f"Verdict: {found[1]}. Checked: {len(checks)} of {len(checks)}"
+    opening = f"Verdict: {found[0][1]}" if len(found) == 1 else f"{len(found)} verdicts"
+    return f"{opening}. Checked: {checks} of {checks}"
 
 
 def _fold(app: Sphinx, doctree: nodes.document) -> None:

@@ -115,6 +115,12 @@ def test_what_folds() -> None:
         "all",
         "Verdict: holds. Checked: 2 of 2",
     )
+    second = "beyond-scaling: definition\n  SymPy: yes\n"
+    assert folding.folded(cell("print()", record + second)) == (
+        "all",
+        "2 verdicts. Checked: 3 of 3",
+    )
+    assert folding.folded(cell("print()", record + "and more\n")) is None
     assert folding.folded(cell("f()", "{(1, 1): True} 104 False")) == ("all", "Checked by computer")
     assert folding.folded(cell("print(1)", "1")) is None
     assert folding.folded(cell("x = 1\n" * 16, "1")) == ("input", "Code, 16 lines")

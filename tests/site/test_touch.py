@@ -69,7 +69,7 @@ def shown(view: Any, name: str) -> dict[str, float]:
 def test_the_points_start_where_the_chapter_prints_them(drag: Any) -> None:
     printed = (ROOT / "tests/notebooks/foundations/one-example.txt").read_text("utf-8")
     rows = re.findall(
-        r"([ABC]): \w+ +h = (\S+)  r = (\S+)  -I = (\S+)  Cook = (\S+)", printed, re.M
+        r"^ *([ABC]): \w+ +([\d.]+) +([-+][\d.]+) +([\d.]+) +([\d.]+)$", printed, re.M
     )
     assert len(rows) == 3
     for name, *numbers in rows:

@@ -73,23 +73,23 @@ IN_CLOSED_FORMS = (
 """(what is wrong, function, its right text, its wrong text)"""
 
 IN_CHAPTERS = (
-    ("theorem-1", "influence_own", "-4 * eps**4 * size *", "-2 * eps**4 * size *"),
-    ("theorem-1", "influence_data_set", "-4 * eps**4 * _square(deltas @ W.T) * reach", "-4 * eps**4 * reach"),
-    ("lemmas", "supervised_hessian", "np.outer(v, v), np.outer(x, x)", "np.outer(x, x), np.outer(v, v)"),
-    ("lemmas", "supervised_hessian", "W @ x) - r * np.kron", "W @ x) + r * np.kron"),
-    ("properties", "influence_change", "- 2 * eps**2 * _square(delta @ E.T)", "- eps**2 * _square(delta @ E.T)"),
-    ("properties", "scaling_exponent", "4 * (lam + eps**2) /", "4 * (lam + 2 * eps**2) /"),
-    ("composition", "group_influence", "(u @ u.T * h).sum()", "(u @ u.T).sum()"),
-    ("composition", "group_remainder", "return -4 * eps**2 * sum(", "return -2 * eps**2 * sum("),
-    ("augmentations", "expected_influence_tangent", "(len(x) - 1)", "len(x)"),
-    ("augmentations", None, "draw**2", "draw"),
-    ("noise", "noise_variance", "4 * sigma**2 * mu**2", "2 * sigma**2 * mu**2"),
-    ("cosine", None, "(q - 1) * g", "q * g"),
-    ("cosine", "cosine_gradient_leading", "np.outer(p, q) - (p @ p)", "np.outer(p, q) + (p @ p)"),
-    ("leverage", "duplicate_leverage", "(1 + (copies - 1) * first)", "(1 + copies * first)"),
-    ("leverage", "leverage_matrix", "return factor @ factor.T", "return abs(factor) @ abs(factor).T"),
-    ("collapse", "anchored_refit_loss", "loss_at_optimum / (1 - leverage) ** 2", "loss_at_optimum / (1 - leverage)"),
-    ("equations", None, "+ sign * gradient", "- sign * gradient"),
+    ("theory/theorem-1", "influence_own", "-4 * eps**4 * size *", "-2 * eps**4 * size *"),
+    ("theory/theorem-1", "influence_data_set", "-4 * eps**4 * _square(deltas @ W.T) * reach", "-4 * eps**4 * reach"),
+    ("theory/lemmas", "supervised_hessian", "np.outer(v, v), np.outer(x, x)", "np.outer(x, x), np.outer(v, v)"),
+    ("theory/lemmas", "supervised_hessian", "W @ x) - r * np.kron", "W @ x) + r * np.kron"),
+    ("theory/properties", "influence_change", "- 2 * eps**2 * _square(delta @ E.T)", "- eps**2 * _square(delta @ E.T)"),
+    ("theory/properties", "scaling_exponent", "4 * (lam + eps**2) /", "4 * (lam + 2 * eps**2) /"),
+    ("theory/composition", "group_influence", "(u @ u.T * h).sum()", "(u @ u.T).sum()"),
+    ("theory/composition", "group_remainder", "return -4 * eps**2 * sum(", "return -2 * eps**2 * sum("),
+    ("theory/augmentations", "expected_influence_tangent", "(len(x) - 1)", "len(x)"),
+    ("theory/augmentations", None, "draw**2", "draw"),
+    ("theory/noise", "noise_variance", "4 * sigma**2 * mu**2", "2 * sigma**2 * mu**2"),
+    ("theory/cosine", None, "(q - 1) * g", "q * g"),
+    ("theory/cosine", "cosine_gradient_leading", "np.outer(p, q) - (p @ p)", "np.outer(p, q) + (p @ p)"),
+    ("theory/leverage", "duplicate_leverage", "(1 + (copies - 1) * first)", "(1 + copies * first)"),
+    ("theory/leverage", "leverage_matrix", "return factor @ factor.T", "return abs(factor) @ abs(factor).T"),
+    ("theory/collapse", "anchored_refit_loss", "loss_at_optimum / (1 - leverage) ** 2", "loss_at_optimum / (1 - leverage)"),
+    ("foundations/one-example", None, "+ sign * gradient", "- sign * gradient"),
 )  # fmt: skip
 """(chapter, changed function or None for the chapter itself, right text, wrong text)"""
 
@@ -112,7 +112,7 @@ def run_chapter(name: str, changed: str | None, right: str, wrong: str) -> str:
     import matplotlib
 
     matplotlib.use("agg")
-    chapter = ROOT / "book" / "theory" / f"{name}.md"
+    chapter = ROOT / "book" / f"{name}.md"
     cells = [c.source for c in jupytext.read(chapter).cells if c.cell_type == "code"]
     module = linear_network
     if changed is None:
