@@ -14,12 +14,12 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "CONTRIBUTING.md"
 
 # From the bottom to the top: a package imports from itself and from those before it. The method are
-# the modules of influence_ssl itself but the errors.
+# the modules of influence_ssl itself but the errors and the threads.
 ORDER = (
-    "influence_ssl.errors", "influence_ssl.files", "influence_ssl.method", "influence_ssl.encoders",
-    "influence_ssl.analysis", "influence_ssl.report", "influence_ssl.command",
-    "influence_ssl.__main__", "influence_lab.tables", "influence_lab.figures",
-    "influence_lab.theory",
+    "influence_ssl.errors", "influence_ssl.ahead", "influence_ssl.files", "influence_ssl.method",
+    "influence_ssl.encoders", "influence_ssl.analysis", "influence_ssl.report",
+    "influence_ssl.command", "influence_ssl.__main__", "influence_lab.tables",
+    "influence_lab.figures", "influence_lab.theory",
     "influence_lab.datasets", "influence_lab.pretrain", "influence_lab.records",
     "influence_lab.measures", "influence_lab.benchmark", "influence_lab.practice",
     "influence_lab.experiments", "influence_lab.cli",

@@ -86,9 +86,10 @@ def folded(cell: nodes.container) -> tuple[str, str] | None:
 def verdict(text: str) -> str:
     """The line for verdicts as ``ledger.verdict`` prints them, each with a line for each check."""
     lines = text.rstrip().split("\n")
-    found = [_RECORD.fullmatch(line) for line in lines if not line.startswith("  ")]
-    checks = len(lines) - len(found)
-    if lines[0].startswith("  ") or not all(found) or not checks:
+    heads = [line for line in lines if not line.startswith("  ")]
+    found = [match for line in heads if (match := _RECORD.fullmatch(line))]
+    checks = len(lines) - len(heads)
+    if lines[0].startswith("  ") or len(found) < len(heads) or not checks:
         return ""
     opening = f"Verdict: {found[0][1]}" if len(found) == 1 else f"{len(found)} verdicts"
     return f"{opening}. Checked: {checks} of {checks}"

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import torch
 
-from influence_ssl._ahead import Pool, ahead, processors
 from influence_ssl._examples import Examples, stacked
 from influence_ssl._gradients import Capture
 from influence_ssl._memory import free_memory
 from influence_ssl._store import Columns, Store
+from influence_ssl.ahead import Pool, ahead, processors
 from influence_ssl.objectives import Batch, Index, Objective
 
 _CPU = torch.device("cpu")

@@ -23,10 +23,10 @@ from influence_ssl import (
     Invariance,
     LoGra,
     Supervised,
-    _ahead,
     _batches,
 )
-from influence_ssl._ahead import ahead, in_threads
+from influence_ssl import ahead as reading
+from influence_ssl.ahead import ahead, in_threads
 
 PATIENCE = 60.0  # seconds until a test gives up on what has to happen
 
@@ -268,7 +268,7 @@ def test_after_a_stop_nothing_more_is_begun(monkeypatch):
             stopped.set()
             super().shutdown(wait=wait)
 
-    monkeypatch.setattr(_ahead, "ThreadPoolExecutor", Pool)
+    monkeypatch.setattr(reading, "ThreadPoolExecutor", Pool)
     data = Slow(numbered(400))
     with pytest.raises(KeyboardInterrupt):
         score(Interrupted(data, 4), data, curvature=LoGra(2), batch_size=4, workers=3)

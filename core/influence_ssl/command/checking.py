@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from influence_ssl._ahead import in_threads
+from influence_ssl.ahead import in_threads
 from influence_ssl.analysis.across import across
 from influence_ssl.analysis.duplicates import Group, confirmed, duplicate_groups
 from influence_ssl.analysis.offtopic import Distances, distances

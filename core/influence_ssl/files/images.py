@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from influence_ssl._ahead import in_threads
+from influence_ssl.ahead import in_threads
 from influence_ssl.errors import (
     InfluenceOSError,
     InfluenceTypeError,

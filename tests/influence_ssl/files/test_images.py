@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from torchvision import models, transforms
 from torchvision.transforms import functional as TF
 
-from influence_ssl._ahead import in_threads
+from influence_ssl.ahead import in_threads
 from influence_ssl.errors import (
     InfluenceError,
     InfluenceOSError,
