@@ -32,7 +32,9 @@ def run(options: argparse.Namespace) -> None:
     """Write the page."""
     from influence_ssl.report.html import write
 
-    write(options.scores, options.out, options.images, options.table, options.json)
+    every = write(options.scores, options.out, options.images, options.table, options.json)
     print(f"written to {options.out}" + (f" and {options.json}" if options.json else ""))
+    if every is not None:
+        print(f"the page holds some of the rows; all of them are in {every}")
     if options.images is not None:
         print("the page contains thumbnails of the images; leave out --images to share it")

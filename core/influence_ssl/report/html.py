@@ -19,6 +19,7 @@ from influence_ssl.report.content import FIRST, content, number
 from influence_ssl.report.facts import FACTS
 from influence_ssl.report.pages import code, render
 from influence_ssl.report.pictures import Pictures
+from influence_ssl.report.rows import beside, chosen, taken, write_all
 
 
 def write(
@@ -27,12 +28,13 @@ def write(
     images: Path | None = None,
     table: Path | None = None,
     json: Path | None = None,
-) -> None:
+) -> Path | None:
     """Write the report of the file ``scores`` to ``out``, and its content to ``json``.
 
     ``images`` is the folder, zip or CSV of paths that was scored; without it the report has no
     pictures. ``table`` is a CSV with the images' paths and any columns to break the scores down by.
-    Files appear whole or not at all. Raises :class:`InfluenceError`.
+    The page of a large set holds some of its rows; all of them then go to a CSV beside it, whose
+    path is returned. Files appear whole or not at all. Raises :class:`InfluenceError`.
     """
     refuse_overwriting("--out", out, [scores, table, images])
     if json is not None:
@@ -57,12 +59,23 @@ def write(
         "failed": [] if pictures is None else pictures.failed,
     }
     found = _finite(found)
-    page = _render(found, {} if pictures is None else pictures.uris)
+    some = chosen(found["rows"], found["outliers"]["rows"] if found["outliers"] else [])
+    every = None if some is None else beside(out)
+    if every is not None:
+        refuse_overwriting("the rows beside --out", every, [scores, table, images, json])
+    page = _render(found, {} if pictures is None else pictures.uris, some, every)
     text = jsonlib.dumps(found, ensure_ascii=False, allow_nan=False, default=str)
     for path, written in ((out, page), (json, text)):
         if path is not None:
             with replacing(path) as temporary:
                 temporary.write_text(written, encoding="utf-8", errors="backslashreplace")
+    if every is not None:
+        with (
+            replacing(every) as temporary,
+            temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+        ):
+            write_all(found["rows"], file)
+    return every
 
 
 def _finite(value: Any) -> Any:
@@ -107,8 +120,16 @@ def _reason(group: dict[str, Any]) -> str:
     return "; ".join(found) or "grouped by the score file, which does not say how alike they are"
 
 
-def _render(found: dict[str, Any], uris: dict[str, tuple[str, int, int]]) -> str:
+def _render(
+    found: dict[str, Any],
+    uris: dict[str, tuple[str, int, int]],
+    some: list[int] | None,
+    every: Path | None,
+) -> str:
     outliers = found["outliers"]["rows"] if found["outliers"] else []
+    if some is not None:
+        place = {row: k for k, row in enumerate(some)}
+        outliers = [place[row] for row in outliers if row in place]
     return render(
         "template.html.j2",
         report=found | {"first": FIRST},
@@ -116,8 +137,10 @@ def _render(found: dict[str, Any], uris: dict[str, tuple[str, int, int]]) -> str
         uris=uris,
         chart=chart(found["distribution"]),
         flat=list(_flat(found["settings"])),
-        rows=_in_script(found["rows"]),
-        subsets=_in_script({"outliers": outliers, "top": found["top"]}),
+        rows=_in_script(taken(found["rows"], some)),
+        held=None if some is None else len(some),
+        every=None if every is None else every.name,
+        subsets=_in_script({"outliers": outliers, "top": found["top"], "total": found["images"]}),
         script=code("report.js"),
     )
 

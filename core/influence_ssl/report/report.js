@@ -128,7 +128,7 @@
       else cell.removeAttribute("aria-sort");
     });
     $("table").setAttribute("aria-rowcount", String(shown.length + 1));
-    const which = `${shown.length.toLocaleString("en")} of ${count.toLocaleString("en")} images`;
+    const which = `${shown.length.toLocaleString("en")} of ${count.toLocaleString("en")} images${subsets.total > count ? " on this page" : ""}`;
     const direction = sorted.sign > 0 ? "ascending" : "descending";
     $("status").textContent = `${which}, sorted by ${title(columns[sorted.column].key)}, ${direction}`;
     viewport.scrollTop = 0;

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 import scipy.stats
 from PIL import Image
@@ -252,3 +253,43 @@ def test_the_first_screen_has_numbers_pictures_and_the_next_command(made: Path) 
     ]  # fmt: skip
     assert all(1 <= gallery.count('class="card"') <= 6 for _, gallery in titles)
     assert "nearest at 0.100" in titles[1][1]
+
+
+def test_the_page_of_a_large_set_holds_what_fits_and_the_rest_stands_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n, places = 3000, 400
+    table = scored(n)
+    table.loc[1500:1502, "duplicate_group"] = 9
+    source = save(table, tmp_path / "s.parquet")
+    assert write(source, tmp_path / "whole.html") is None
+    monkeypatch.setattr("influence_ssl.report.rows.ROWS", places)
+    every = write(source, tmp_path / "r.html", json=tmp_path / "r.json")
+    assert every == tmp_path / "r.rows.csv"
+    ranks = table.set_index("name")["rank"]
+    written = pandas.read_csv(every)
+    assert dict(zip(written["name"], written["rank"], strict=True)) == ranks.to_dict()
+    page = (tmp_path / "r.html").read_text()
+    assert re.search(rf"holds (399|400) of {n:,} rows", page)
+    assert "r.rows.csv" in page
+
+    def held(page: str) -> dict[str, list[Any]]:
+        rows = json.loads(re.search(r'id="rows">(.*?)</script>', page).group(1))
+        return {c["key"]: values for c, values in zip(rows["columns"], rows["values"], strict=True)}
+
+    rows = held(page)
+    assert places - 1 <= len(rows["rank"]) <= places
+    assert rows["rank"] == sorted(rows["rank"])
+    assert {*range(1, 101), *range(n - 99, n + 1)} <= {*rows["rank"]}
+    assert {*table["name"][1500:1503]} <= {*rows["name"]}
+    subsets = json.loads(re.search(r'id="subsets">(.*?)</script>', page).group(1))
+    outliers = json.loads((tmp_path / "r.json").read_text())["outliers"]["shown"]
+    assert [rows["name"][row] for row in subsets["outliers"]][: len(outliers)] == [
+        entry["name"] for entry in outliers
+    ]
+    # Long names take their bytes from the number of rows.
+    monkeypatch.setattr("influence_ssl.report.rows.BYTES", 20_000)
+    write(source, tmp_path / "r.html")
+    rows = (tmp_path / "r.html").read_text()
+    assert 20 < len(held(rows)["rank"]) < places
+    assert len(re.search(r'id="rows">(.*?)</script>', rows).group(1)) < 21_000
