@@ -145,5 +145,12 @@ def read(folder: Path) -> Embeddings:
         raise InfluenceValueError(f"{again} ({described(error)}).") from error
 
 
+def representations(folder: Path) -> tuple[list[str], Float[np.ndarray, "n d"]]:
+    """The names of the kept images, and f(x) (N, d)."""
+    kept = read(folder)
+    fit = json.loads((folder / _FIT).read_text(encoding="utf-8"))
+    return fit["kept"]["names"], kept.seen.representations
+
+
 def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()

@@ -25,6 +25,9 @@ def add(commands: Any) -> None:
     command.add(
         "--table", "FILE", "CSV of paths and columns by which to break scores down", type=Path
     )
+    command.add(
+        "--kept", "FOLDER", "what influence-ssl score --keep wrote, to draw a map", type=Path
+    )
     command.add("--json", "FILE", "also write the content as JSON", type=Path)
 
 
@@ -32,7 +35,12 @@ def run(options: argparse.Namespace) -> None:
     """Write the page."""
     from influence_ssl.report.html import write
 
-    every = write(options.scores, options.out, options.images, options.table, options.json)
+    drawn = None
+    if options.kept is not None:
+        from influence_ssl.command import embeddings
+
+        drawn = embeddings.representations(options.kept)
+    every = write(options.scores, options.out, options.images, options.table, options.json, drawn)
     print(f"written to {options.out}" + (f" and {options.json}" if options.json else ""))
     if every is not None:
         print(f"the page holds some of the rows; all of them are in {every}")

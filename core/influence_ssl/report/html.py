@@ -5,9 +5,12 @@ from __future__ import annotations
 import datetime
 import json as jsonlib
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float
 from markupsafe import Markup
 
 from influence_ssl.analysis.ranking import read_labels, read_scores
@@ -19,6 +22,7 @@ from influence_ssl.report.content import FIRST, content, number
 from influence_ssl.report.facts import FACTS
 from influence_ssl.report.pages import code, render
 from influence_ssl.report.pictures import Pictures
+from influence_ssl.report.plane import plane
 from influence_ssl.report.rows import beside, chosen, taken, write_all
 
 
@@ -28,11 +32,13 @@ def write(
     images: Path | None = None,
     table: Path | None = None,
     json: Path | None = None,
+    representations: tuple[Sequence[str], Float[np.ndarray, "n d"]] | None = None,
 ) -> Path | None:
     """Write the report of the file ``scores`` to ``out``, and its content to ``json``.
 
     ``images`` is the folder, zip or CSV of paths that was scored; without it the report has no
     pictures. ``table`` is a CSV with the images' paths and any columns to break the scores down by.
+    ``representations`` are names and f(x), of which the page draws a map.
     The page of a large set holds some of its rows; all of them then go to a CSV beside it, whose
     path is returned. Files appear whole or not at all. Raises :class:`InfluenceError`.
     """
@@ -47,6 +53,10 @@ def write(
         )
     labels = None if table is None else read_labels(table, rows.name)
     found = content(rows, scores.name, labels)
+    if representations is not None:
+        found["map"] = _add_map(found["rows"], rows.name, *representations)
+    else:
+        found["map"] = None
     found["date"] = datetime.date.today().isoformat()
     pictures = None if images is None else Pictures(images, _shown(found))
     for group in found["groups"]["shown"] if found["groups"] else []:
@@ -76,6 +86,24 @@ def write(
         ):
             write_all(found["rows"], file)
     return every
+
+
+def _add_map(
+    rows: dict[str, Any], wanted: list[str], names: Sequence[str], z: Float[np.ndarray, "n d"]
+) -> list[float]:
+    """Two columns with the coordinates of each row; the shares of the variance."""
+    position = {name: k for k, name in enumerate(names)}
+    lost = next((name for name in wanted if name not in position), None)
+    if lost is not None:
+        raise InfluenceValueError(
+            f"--kept holds no representation of {lost!r}; give the folder that the same run of "
+            "influence-ssl score kept."
+        )
+    found = plane(z[[position[name] for name in wanted]])
+    for axis, key in enumerate(("map_x", "map_y")):
+        rows["columns"].append({"key": key, "kind": "number"})
+        rows["values"].append(np.round(found.points[:, axis], 4).tolist())
+    return list(found.shares)
 
 
 def _finite(value: Any) -> Any:

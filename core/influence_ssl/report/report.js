@@ -10,7 +10,7 @@
   const TITLES = {
     rank: "Rank", name: "Image", score: "Score", standard_error: "Standard error",
     percentile: "Percentile", loss: "Loss", gradient_norm: "Gradient norm", nearest: "Nearest image",
-    similarity: "Similarity", duplicate_group: "Group",
+    similarity: "Similarity", duplicate_group: "Group", map_x: "Map x", map_y: "Map y",
   };
   const title = (key) => TITLES[key] || key.replace(/^table: /, "");
   const at = Object.fromEntries(columns.map((column, c) => [column.key, c]));
@@ -151,6 +151,101 @@
   }));
   // A click beside the picture is one on the dialog itself.
   large.addEventListener("click", (event) => { if (event.target === large) large.close(); });
+
+  if (at.map_x !== undefined) map();
+
+  function map() {
+    const canvas = $("plane");
+    const LISTED = 500;
+    const [xs, ys] = [values[at.map_x], values[at.map_y]];
+    const bounds = (cells) => cells.reduce(([low, high], cell) => [Math.min(low, cell), Math.max(high, cell)], [Infinity, -Infinity]);
+    const [[left, right], [low, high]] = [bounds(xs), bounds(ys)];
+    const outliers = new Set(subsets.outliers);
+    let selected = new Set();
+    let path = null;
+    const place = (row) => [
+      12 + (canvas.clientWidth - 24) * (xs[row] - left) / (right - left || 1),
+      canvas.clientHeight - 12 - (canvas.clientHeight - 24) * (ys[row] - low) / (high - low || 1),
+    ];
+
+    function paint() {
+      const scale = devicePixelRatio;
+      canvas.width = canvas.clientWidth * scale;
+      canvas.height = canvas.clientHeight * scale;
+      const pen = canvas.getContext("2d");
+      const style = getComputedStyle(document.documentElement);
+      const color = (name) => style.getPropertyValue(name);
+      pen.scale(scale, scale);
+      for (const chosen of [false, true]) {
+        pen.fillStyle = color(chosen ? "--accent" : "--bar");
+        for (let row = 0; row < count; row++) {
+          if (selected.has(row) !== chosen) continue;
+          const size = outliers.has(row) ? 8 : 4;
+          const [x, y] = place(row);
+          pen.fillRect(x - size / 2, y - size / 2, size, size);
+        }
+      }
+      if (path) {
+        pen.strokeStyle = color("--ink");
+        pen.beginPath();
+        path.forEach(([x, y]) => pen.lineTo(x, y));
+        pen.stroke();
+      }
+    }
+
+    function tell() {
+      paint();
+      $("export").disabled = !selected.size;
+      const rows = [...selected].sort((a, b) => a - b);
+      $("selected").textContent = rows.length
+        ? `${rows.length.toLocaleString("en")} images are selected${rows.length > LISTED ? `; the first ${LISTED} are listed` : ""}.`
+        : "No image is selected.";
+      $("names").replaceChildren(...rows.slice(0, LISTED).map((row) => {
+        const item = document.createElement("li");
+        item.textContent = values[at.name][row];
+        return item;
+      }));
+    }
+
+    // Inside, if a ray to the right crosses the outline an odd number of times.
+    const inside = (outline, [x, y]) => outline.reduce((odd, [ax, ay], k) => {
+      const [bx, by] = outline[(k + 1) % outline.length];
+      return (ay > y) !== (by > y) && x < ax + (bx - ax) * (y - ay) / (by - ay) ? !odd : odd;
+    }, false);
+
+    const point = (event) => [event.offsetX, event.offsetY];
+    canvas.addEventListener("pointerdown", (event) => {
+      canvas.setPointerCapture(event.pointerId);
+      path = [point(event)];
+    });
+    canvas.addEventListener("pointermove", (event) => {
+      if (!path) return;
+      path.push(point(event));
+      requestAnimationFrame(paint);
+    });
+    canvas.addEventListener("pointerup", (event) => {
+      if (!path) return;
+      const outline = path;
+      path = null;
+      if (!event.shiftKey) selected = new Set();
+      for (let row = 0; row < count; row++) if (inside(outline, place(row))) selected.add(row);
+      tell();
+    });
+    canvas.addEventListener("pointercancel", () => { path = null; paint(); });
+    $("take").addEventListener("click", () => { selected = new Set(shown); tell(); });
+    $("drop").addEventListener("click", () => { selected = new Set(); tell(); });
+    $("export").addEventListener("click", () => {
+      const link = document.createElement("a");
+      const rows = [...selected].sort((a, b) => a - b);
+      link.href = URL.createObjectURL(new Blob([rows.map((row) => `${values[at.name][row]}\n`).join("")], { type: "text/plain" }));
+      link.download = "selected.txt";
+      link.click();
+      setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+    });
+    addEventListener("resize", paint);
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", paint);
+    paint();
+  }
 
   let waiting = 0;
   function later() {

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
 import pytest
 from reports import make, save, scored
 
+from influence_ssl.errors import InfluenceError
 from influence_ssl.report.html import write
 
 MANY = 50_000
@@ -263,3 +265,54 @@ def test_outliers_stand_beside_their_nearest_image(
     beside.get_by_role("button").click()
     page.get_by_role("dialog", name=entry["nearest"]).wait_for()
     page.context.close()
+
+
+@pytest.fixture(scope="module")
+def mapped(made: Path) -> Path:
+    """A report with a map: 60 images in two clusters, 20 of them far to the left."""
+    table = scored(60)
+    z = np.random.default_rng(0).normal(size=(60, 4)) * 0.02 + [1, 0, 0, 0]
+    z[:20] += [-2, 0, 0, 0]
+    # The largest entry of an axis is positive: the 40 lie to the right.
+    source = save(table, made / "mapped.parquet")
+    write(source, made / "mapped.html", representations=(table["name"].tolist()[::-1], z[::-1]))
+    return made / "mapped.html"
+
+
+def test_a_lasso_on_the_map_selects_and_the_names_are_saved(chromium: Any, mapped: Path) -> None:
+    from axe_playwright_python.sync_playwright import Axe
+
+    page = opened(chromium, mapped)
+    left = {f"{'ab'[i % 2]}/{i:05}.png" for i in range(20)}
+    assert page.get_by_role("button", name="Save the names").is_disabled()
+    page.locator("#plane").scroll_into_view_if_needed()
+    box = page.locator("#plane").bounding_box()
+    x, y, width, height = (box[key] for key in ("x", "y", "width", "height"))
+    page.mouse.move(x + 1, y + 1)
+    page.mouse.down()
+    for across, down in ((0.5, 0), (0.5, 1), (0, 1)):
+        page.mouse.move(x + 1 + across * (width - 2), y + 1 + down * (height - 2), steps=4)
+    page.mouse.up()
+    assert page.inner_text("#selected") == "20 images are selected."
+    assert {*page.locator("#names li").all_inner_texts()} == left
+    with page.expect_download() as caught:
+        page.get_by_role("button", name="Save the names").click()
+    assert {*caught.value.path().read_text().splitlines()} == left
+    assert Axe().run(page).response["violations"] == []
+    page.get_by_role("button", name="Clear the selection").click()
+    assert page.inner_text("#selected") == "No image is selected."
+    # By keyboard: the same 20 by the range of a column.
+    page.select_option("#column", label="Map x")
+    page.fill("#to", "0")
+    page.wait_for_function("document.getElementById('status').textContent.startsWith('20 of')")
+    page.focus("#take")
+    page.keyboard.press("Enter")
+    assert {*page.locator("#names li").all_inner_texts()} == left
+    assert page.complaints == []
+    page.context.close()
+
+
+def test_representations_of_another_run_are_refused(made: Path) -> None:
+    source = save(scored(60), made / "other.parquet")
+    with pytest.raises(InfluenceError, match=r"no representation of 'b/00007\.png'"):
+        write(source, made / "o.html", representations=(["x"], np.ones((1, 4))))
