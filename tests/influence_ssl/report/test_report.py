@@ -12,10 +12,12 @@ import pytest
 import scipy.stats
 from PIL import Image
 from reports import N, make, save, scored
+from sklearn.decomposition import PCA
 
 from influence_ssl import InfluenceError, Scores
 from influence_ssl.analysis.duplicates import ALONE
 from influence_ssl.report.html import write
+from influence_ssl.report.plane import plane
 
 
 @pytest.fixture(scope="module")
@@ -293,3 +295,14 @@ def test_the_page_of_a_large_set_holds_what_fits_and_the_rest_stands_beside_it(
     rows = (tmp_path / "r.html").read_text()
     assert 20 < len(held(rows)["rank"]) < places
     assert len(re.search(r'id="rows">(.*?)</script>', rows).group(1)) < 21_000
+
+
+def test_the_map_is_the_principal_components_of_unit_representations() -> None:
+    z = np.random.default_rng(0).normal(size=(80, 6)) * np.arange(1, 7)
+    expected = PCA(2, svd_solver="full")
+    coordinates = expected.fit_transform(z / np.linalg.norm(z, axis=1, keepdims=True))
+    found = plane(z.astype(np.float32))
+    signs = np.sign((found.points * coordinates).sum(0))
+    np.testing.assert_allclose(found.points * signs, coordinates, atol=1e-6)
+    np.testing.assert_allclose(found.shares, expected.explained_variance_ratio_, rtol=1e-5)
+    np.testing.assert_allclose(plane(-z).points, -found.points, atol=1e-6)
