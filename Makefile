@@ -17,7 +17,7 @@ KERNEL := _build/ipython/profile_default/ipython_kernel_config.json
 # One thread each, as for the chapters: numbers do not depend on the cores.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n logical --dist loadfile --durations 15
 
-.PHONY: help install book chapter lint unit test check notebooks lab lock bench clean
+.PHONY: help install book chapter lint unit test check notebooks lab lock bench gpu gpu-wheels clean
 
 help:
 	@echo "make book       install, run every chapter, build the site into _build/html"
@@ -28,6 +28,7 @@ help:
 	@echo "make notebooks  refresh the outputs that the chapters are tested against"
 	@echo "make lab        open the chapters in JupyterLab"
 	@echo "make bench      measure fidelity and speed beside other libraries; hours, resumable"
+	@echo "make gpu        test, measure and train on a machine with a card: make gpu PART=a; or DRY=1"
 	@echo "make lock       resolve the dependencies again (needs uv)"
 	@echo "make clean      remove everything that was built; .venv stays"
 
@@ -140,6 +141,18 @@ _build/bench/%.json: benchmarks/peers/%.py _build/peers/installed $(if $(SPEED),
 # In the order of what the book rests on, for a machine that is quiet for a while only.
 bench: _build/bench/cost $(call measured,$(FIRST)) _build/bench/fidelity $(call measured,$(LATER))
 	@echo "The benchmark's records are in book/results/cpu; make book shows them"
+
+# A machine with a card needs nothing of ours but this tree: its own Python has PyTorch, and `make
+# gpu-wheels`, run elsewhere, leaves what else is missing in _build/wheels, to be brought along.
+# OUT is the folder of what is brought back, BUDGET are the seconds of a call.
+CARD = PYTHONPATH=core $(if $(wildcard $(PY)),$(PY),python3) -m influence_lab.gpu
+
+gpu:
+	@test -n "$(PART)$(DRY)" || { echo "Name the parts: make gpu PART='a b'; or DRY=1" >&2; exit 2; }
+	$(CARD) run $(or $(PART),a b c d e) $(if $(DRY),--dry) $(if $(OUT),--out "$(OUT)") $(if $(BUDGET),--budget $(BUDGET))
+
+gpu-wheels:
+	$(CARD) wheels
 
 clean:
 	rm -rf _build

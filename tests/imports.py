@@ -22,7 +22,7 @@ ORDER = (
     "influence_lab.figures", "influence_lab.theory",
     "influence_lab.datasets", "influence_lab.pretrain", "influence_lab.records",
     "influence_lab.measures", "influence_lab.benchmark", "influence_lab.practice",
-    "influence_lab.experiments", "influence_lab.cli",
+    "influence_lab.experiments", "influence_lab.gpu", "influence_lab.cli",
 )  # fmt: skip
 DRAWING = re.compile(r"```mermaid\n.*?```\n", re.DOTALL)
 

@@ -28,11 +28,14 @@ def _head(sizes: tuple[int, ...]) -> nn.Sequential:
 class Method(nn.Module, ABC):
     """The trained module. ``views`` is the number of views per image that ``loss`` takes.
 
+    ``called``: the networks that ``loss`` calls as they are.
+
     If several processes share a batch, each receives its part, and the mean of their losses is the
     loss of the whole batch.
     """
 
     views = 2
+    called: tuple[str, ...] = ("online",)
 
     def __init__(self, settings: Settings, num_classes: int | None = None) -> None:
         super().__init__()
@@ -45,6 +48,13 @@ class Method(nn.Module, ABC):
 
     def after_step(self, tau: float) -> None:
         """Work after the optimiser's step; ``tau`` is the momentum of the target network."""
+
+    def compile_networks(self, backend: str) -> None:
+        """Have ``torch.compile`` take each network that a step calls; names of weights stay."""
+        called = [self._modules[name] for name in self.called]
+        for network in called:
+            assert network is not None
+            network.compile(backend=backend)
 
     def _two(self, module: nn.Module, views: list[Tensor]) -> tuple[Tensor, Tensor]:
         # One pass over both views: their statistics in batch normalisation are shared.
@@ -86,6 +96,8 @@ class BarlowTwins(Method):
 class BYOL(Method):
     """Grill et al. 2020: a predictor on one network, and a target network that follows slowly."""
 
+    called = ("online", "predictor", "target")
+
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
         sizes = (self.encoder.num_features, settings.hidden, settings.output)
@@ -113,6 +125,7 @@ class Supervised(Method):
     """Cross-entropy of a linear layer on the representation, one view per image."""
 
     views = 1
+    called = ("encoder",)
 
     def __init__(self, settings: Settings, num_classes: int) -> None:
         super().__init__(settings, num_classes)

@@ -54,6 +54,8 @@ def pretrain(
     stop_after: int | None = None,
     progress: bool = True,
     save_seconds: float = SAVE_SECONDS,
+    after_epoch: Callable[[Run], bool] | None = None,
+    compiled: str | None = None,
 ) -> Run:
     """Train to the end of ``settings.epochs``, from ``folder``'s checkpoint if there is one.
 
@@ -63,17 +65,22 @@ def pretrain(
     with the weights of an uninterrupted one, bit for bit on a CPU with the same number of threads.
     Several processes (:mod:`.processes`) share each batch; the first writes. Time and memory are
     predicted beforehand and compared afterwards. The call returns after ``stop_after`` epochs, if
-    given. Without ``test``, no accuracy is measured during training, which saves a pass over both
-    data sets per epoch.
+    given, and once ``after_epoch``, called with the run when an epoch is saved, returns ``True``.
+    ``compiled``: a backend of ``torch.compile`` for the trained networks, which changes their
+    numbers by rounding. Without ``test``, no accuracy is measured during training, which saves a
+    pass over both data sets per epoch.
     """
     device = torch.device(device)
     _check_sizes(settings, train)
     method = build(settings, len(train.classes), seed).to(device)
     method = method.to(memory_format=memory_format(settings))
     share_batch_norm(method, device)
+    if compiled is not None:
+        method.compile_networks(compiled)
     optimiser = _optimiser(method, settings)
     run = Run(folder, settings, seed, method, [])
-    place = checkpoint.resume(run, optimiser, device, train.digest)
+    digest = train.digest  # of all pixels: asked once
+    place = checkpoint.resume(run, optimiser, device, digest)
     images, labels = train.tensor().to(device), torch.from_numpy(train.labels.copy()).to(device)
     first, writes = len(run.epochs), rank() == 0
     speaks = progress and writes
@@ -91,7 +98,7 @@ def pretrain(
 
     def save(place: Place) -> None:
         if writes:
-            checkpoint.save(run, optimiser, train.digest, place)
+            checkpoint.save(run, optimiser, digest, place)
 
     for epoch in range(first, last):
         record = _epoch(run, optimiser, epoch, images, labels, bf16, place, bar, save, save_seconds)
@@ -103,8 +110,10 @@ def pretrain(
         save(place)
         bar.set_postfix(epoch=epoch + 1, loss=f"{record['loss']:.4f}", knn=record.get("knn"))
         bar.refresh()
+        if after_epoch is not None and after_epoch(run):
+            break
     bar.close()
-    if speaks and first < last:
+    if speaks and first < len(run.epochs):
         print(cost.compare(run.epochs[first:]), file=sys.stderr)
     return run
 

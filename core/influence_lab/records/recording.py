@@ -61,12 +61,16 @@ def pretrain_and_record(
         run = pretrain(settings, seed, train, test, folder, place, progress=progress)
         kind = cost.here(place, settings.bf16 and fast_in_bf16(place))
         first = rank() == 0
-    return _record(run, train, test, kind, device, root) if first else None
+    return record(run, train, test, kind, device, root) if first else None
 
 
-def _record(
-    run: Run, train: Images, test: Images, kind: cost.Device, device: str, root: Path | None
+def record(
+    run: Run, train: Images, test: Images, kind: cost.Device, device: str, root: Path | None = None
 ) -> dict[str, Any]:
+    """Record a run whose checkpoint is written: its encoder, in float16, and what that one reaches.
+
+    ``device`` is where the encoder is measured.
+    """
     settings = run.settings
     place = results.folder_of(settings.profile, settings.method, run.seed, root)
     results.save_encoder(run.encoder, place / "encoder.safetensors")
@@ -76,7 +80,7 @@ def _record(
     command = (
         f"influence-lab pretrain {settings.method} --profile {settings.profile} --seed {run.seed}"
     )
-    record = {
+    found = {
         "provenance": results.provenance(
             command, settings.profile, run.seed, f"{train.name} train ({len(train):,} images)",
             train.digest, results.device_name(device), sum(e["seconds"] for e in run.epochs),
@@ -92,8 +96,8 @@ def _record(
         "accuracy": accuracies(encoder.to(device), train, test),
         "test images": len(test),
     }  # fmt: skip
-    results.save_json(place / "run.json", record)
-    return record
+    results.save_json(place / "run.json", found)
+    return found
 
 
 def score_images(

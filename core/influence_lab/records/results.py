@@ -13,7 +13,6 @@ import platform
 import subprocess
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from influence_ssl import Scores
 from influence_ssl.errors import InfluenceOSError, InfluenceValueError
 from influence_ssl.files.writing import replacing
 from influence_ssl.provenance import made_with
+from influence_ssl.version import __version__
 
 QUANTILES = 1025
 LARGEST = 2**16
@@ -54,7 +54,10 @@ def folder_of(profile: str, method: str, seed: int, root: Path | None = None) ->
 
 @cache
 def code_version() -> str:
-    """The commit of the source tree, with ``+changes`` if ``core`` differs; else the release."""
+    """The commit of the source tree, with ``+changes`` if ``core`` differs.
+
+    Where git does not know it: ``INFLUENCE_SSL_COMMIT``, or else the release.
+    """
     here = Path(__file__).resolve().parents[2]
     try:
         commit, changes = (
@@ -64,7 +67,7 @@ def code_version() -> str:
             for arguments in (["rev-parse", "HEAD"], ["status", "--porcelain", "--", "."])
         )
     except (OSError, subprocess.CalledProcessError):
-        return version("influence-ssl")
+        return os.environ.get("INFLUENCE_SSL_COMMIT") or __version__
     return commit[:12] + ("+changes" if changes else "")
 
 

@@ -1,0 +1,281 @@
+"""All parts in miniature: what they find, what they import, that they go on; and how they stop."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from influence_lab.datasets import load, make_scenes
+from influence_lab.gpu import __main__ as command
+from influence_lab.gpu import large, packages, packing, training
+from influence_lab.gpu.archive import unpacked
+from influence_lab.gpu.budget import Budget
+from influence_lab.gpu.packages import NEEDED, ROOT, THERE, Missing, provide
+from influence_lab.gpu.sizes import DRY, FULL
+from influence_lab.gpu.steps import Journal, Partly
+from influence_lab.gpu.workplace import Workplace
+from influence_lab.pretrain.methods import build
+from influence_lab.pretrain.resnets import cifar_resnet18
+from influence_lab.records import results
+from influence_ssl import InfluenceError
+
+# Two calls with nothing to import but Python, PyTorch with what it needs, and NEEDED.
+TWICE = """
+import sys
+from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
+
+ALLOWED = set(sys.argv.pop(1).split())
+
+class Few:
+    find_distributions = PathFinder.find_distributions
+
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        root = name.partition(".")[0]
+        known = root in ALLOWED or root.startswith("_sysconfigdata")
+        return PathFinder.find_spec(name, path, target) if known else None
+
+ALLOWED |= set(sys.stdlib_module_names) | {"influence_ssl", "influence_lab"}
+sys.meta_path = [BuiltinImporter, FrozenImporter, Few]
+
+from influence_lab.gpu.__main__ import main
+
+for _ in range(2):
+    assert main(sys.argv[1:]) == 0
+    print("END OF CALL")
+"""
+# What PyTorch itself asks for.
+TORCH = (
+    "filelock", "fsspec", "jinja2", "markupsafe", "mpmath", "networkx", "sympy", "torchgen",
+    "typing_extensions", "functorch", "triton",
+)  # fmt: skip
+# What the packages of NEEDED ask for.
+THEIRS = ("wadler_lindig", "_pytest", "iniconfig", "packaging", "pluggy", "pygments")
+
+
+@pytest.fixture(scope="module")
+def dry(tmp_path_factory):
+    """The output of two calls in a process that can import little, and the folders they wrote."""
+    folder = tmp_path_factory.mktemp("dry")
+    allowed = " ".join([*THERE, *NEEDED, *TORCH, *THEIRS])
+    done = subprocess.run(
+        [
+            sys.executable, "-c", TWICE, allowed, "run", "a", "b", "c", "d", "--dry",
+            "--state", str(folder / "state"), "--out", str(folder / "out"), "--budget", "600",
+        ],
+        env=os.environ | {"PYTHONPATH": str(ROOT / "core"), "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return folder, done.stdout
+
+
+@pytest.fixture(scope="module")
+def found(dry):
+    """The result of every step."""
+    rows = json.loads((dry[0] / "state" / "steps.json").read_text())["steps"]
+    assert {row["state"] for row in rows.values()} == {"done"}
+    return {name: row["value"] for name, row in rows.items()}
+
+
+def test_a_second_call_has_nothing_left_to_do(dry, found):
+    first, second, _ = dry[1].split("END OF CALL\n")
+    assert len(re.findall(r": done in [\d.]+ s", first)) == len(found)
+    assert second.count(": done before") == len(found)
+    assert ": done in" not in second
+    assert first.endswith("left to do: nothing\n")
+
+
+def test_every_test_for_a_card_is_found_and_skipped_on_a_cpu(found):
+    tests = found["tests"]
+    assert tests["tests"] == tests["skipped"] == len(tests["seconds"]) > 10
+    assert not tests["failures"]
+
+
+def test_costs_and_agreement(found):
+    for rank in DRY.ranks:
+        for name in ("bfloat16", "TF32", "float32"):
+            row = found[f"rank {rank}, {name}"]
+            assert row["images"] == DRY.images
+            unit = found[f"batch sizes, {name}"]["unit"]
+            assert row["ratio"] == pytest.approx(row["wall"] / DRY.images / unit, rel=1e-2)
+            rate = found["rates"]["products"][name]
+            assert row["share"] == pytest.approx(row["operations"] / row["wall"] / rate, rel=1e-2)
+    agreement = found["agreement with the CPU"]
+    assert agreement["float32"]["largest relative difference"] < 1e-3
+    assert agreement["bfloat16"]["rank correlation"] > 0.9
+    assert found["ViT-S"] == {"left out": "timm is not installed here"}
+
+
+def test_a_trained_encoder_and_its_scores_come_back(dry, found, tmp_path):
+    assert found["byol, pace"]["alike"]
+    assert found["byol, training"]["epochs"] == len(found["byol, training"]["knn"]) == 2
+    names = packing.unpack(dry[0] / "out", tmp_path)
+    assert {"steps.json", "log.txt", "results/kernels-bfloat16.txt"} <= set(names)
+    encoder = results.load_encoder("tiny", "byol", 0, tmp_path / "results")
+    scores = results.load_scores("tiny", "byol", 0, "train", tmp_path / "results")
+    assert encoder.width == 4
+    assert len(scores) == found["byol, scores of train"]["images"]
+    assert scores.provenance["device"].startswith("CPU")
+
+
+def test_operations_are_those_of_a_call_counted_by_hand(found):
+    """Two views, forward and back to the inputs, of each layer; the stem has none to go back to."""
+    sizes = {}
+    encoder = cifar_resnet18(DRY.width).eval()
+    for module in encoder.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_hook(
+                lambda m, _, out: sizes.update({m: 2 * out[0].numel() * m.weight[0].numel()})
+            )
+    encoder(torch.zeros(1, 3, 32, 32))
+    by_hand = 2 * 2 * sum(sizes.values())
+    counted = found[f"rank {DRY.ranks[0]}, float32"]["operations"] / DRY.images
+    # Projections come on top, and for this narrow network they weigh a lot.
+    assert by_hand < counted < 2 * by_hand
+
+
+@pytest.fixture
+def work(tmp_path):
+    journal = Journal(tmp_path / "steps.json", {}, "1a2b")
+    return Workplace(DRY, torch.device("cpu"), tmp_path, journal)
+
+
+def test_a_training_stops_with_the_time_and_the_next_call_goes_on(work, monkeypatch):
+    now, said = [0.0], []
+    pace = {"eager": {"seconds a step": 1e-6}, "faster": "eager"}
+    work.journal.note("byol, pace", "done", 0, value=pace)
+    monkeypatch.setattr(work, "say", lambda text: (said.append(text), now.__setitem__(0, 99.9)))
+    work.__dict__ |= {"train": make_scenes(64, 0).images, "test": make_scenes(32, 1).images}
+    budget = Budget(100, lambda: now[0])
+    before = training.train(work, "byol", budget, 1.0)
+    assert isinstance(before, Partly)
+    assert before.value["epochs"] == 1
+    assert not results.load_run("tiny", "byol", 0, work.results)
+    # A later call keeps the plan, whatever time it has.
+    work.journal.note("byol, training", "partly", 0, value=before.value)
+    after = training.train(work, "byol", Budget(1, lambda: 0.0), 1.0)
+    assert after["epochs"] == 2
+    assert after["plan"] == before.value["plan"]
+    assert after["knn"][0] == before.value["knn"][0]
+    assert [text.split(",")[0] for text in said] == ["byol: epoch 1 of 2", "byol: epoch 2 of 2"]
+
+
+def test_the_plan_fills_the_time_that_is_left(work):
+    sizes = replace(DRY, least=1.0, table="paper", profile="tiny")
+    work.sizes = sizes
+    pace = {"eager": {"seconds a step": 2.0}, "compiled": {"seconds a step": 1.0}}
+    work.journal.note("byol, pace", "done", 0, value=pace | {"faster": "compiled"})
+    steps = len(work.train) // sizes.settings("byol").batch
+    budget = Budget(training.RECORDING + 10 * training.BETWEEN * steps + 0.1, lambda: 0.0)
+    assert training._plan(work, "byol", budget, 1.0) == {"epochs": 10, "compiled": True}
+    assert training._plan(work, "byol", budget, 0.5)["epochs"] < 5
+    assert sizes.settings("byol", 10).epochs == 10
+    assert replace(FULL.settings("byol", 10), profile="paper", epochs=1000) == replace(
+        sizes.settings("byol"), profile="paper"
+    )
+
+
+@pytest.mark.parametrize("method", ["simclr", "byol", "barlow", "supervised"])
+def test_what_is_compiled_is_what_a_step_calls(method):
+    settings = DRY.settings(method)
+    found, called = build(settings, 10, 0), set()
+    for name, module in found.named_children():
+        module.register_forward_pre_hook(lambda *_, name=name: called.add(name))
+    views = [torch.rand(4, 3, 16, 16) for _ in range(found.views)]
+    found.loss(views, torch.zeros(4, dtype=torch.long))
+    inside = {"encoder", "projector"} if found.views == 2 else set()
+    assert set(found.called) == called - inside
+
+
+def test_the_larger_encoders_are_those_of_the_literature():
+    """He et al. 2016 without 2.05 million weights of a classifier; Touvron et al. 2021 likewise."""
+    for name, millions in (("ResNet-50", 25.56 - 2.05), ("ViT-S", 22.05 - 0.385)):
+        with torch.device("meta"):
+            encoder = large.ENCODERS[name][1](FULL.side)
+        assert sum(p.numel() for p in encoder.parameters()) / 1e6 == pytest.approx(millions, 1e-3)
+
+
+def test_a_larger_encoder_is_timed(work, monkeypatch):
+    def small(side):
+        return torch.nn.Sequential(torch.nn.Conv2d(3, 4, 16, 16), torch.nn.Flatten())
+
+    monkeypatch.setattr(large, "ENCODERS", {"small": ("torch", small)})
+    found = large.run(work, "small")
+    assert found["images"] == DRY.large
+    assert found["bfloat16"][str(DRY.large)]["ratio"] > 0
+
+
+def test_an_archive_of_images_is_unpacked_once(tmp_path, monkeypatch):
+    for split in ("train", "test"):
+        folder = tmp_path / "cifar10" / split / "cat"
+        folder.mkdir(parents=True)
+        pixels = np.full((32, 32, 3), 7, np.uint8)
+        Image.fromarray(pixels).save(folder / "0.png")
+    archive, state = tmp_path / "cifar.tar.xz", tmp_path / "state"
+    with tarfile.open(archive, "w:xz") as file:
+        for split in ("train", "test"):
+            file.add(tmp_path / "cifar10" / split, split)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for _ in range(2):
+        monkeypatch.setenv("INFLUENCE_SSL_DATA", str(archive))
+        unpacked(state)
+        assert os.environ["INFLUENCE_SSL_DATA"] == str(state.resolve())
+        assert load("cifar10", "test").images.shape == (1, 32, 32, 3)
+        archive.write_bytes(b"no archive any more")
+    monkeypatch.setenv("INFLUENCE_SSL_DATA", str(archive))
+    with pytest.raises(InfluenceError, match="cannot be unpacked"):
+        unpacked(tmp_path / "other")
+    monkeypatch.setenv("INFLUENCE_SSL_DATA", str(tmp_path / "nowhere"))
+    with pytest.raises(InfluenceError, match="no such folder or archive"):
+        unpacked(tmp_path / "other")
+
+
+def wheel(folder: Path) -> None:
+    """The smallest wheel."""
+    info = "brought_along-1.0.dist-info"
+    with zipfile.ZipFile(folder / "brought_along-1.0-py3-none-any.whl", "w") as file:
+        file.writestr("brought_along.py", "VALUE = 7\n")
+        file.writestr(
+            f"{info}/METADATA", "Metadata-Version: 2.1\nName: brought-along\nVersion: 1.0\n"
+        )
+        file.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        file.writestr(f"{info}/RECORD", "")
+
+
+def test_what_is_missing_comes_from_the_wheels(tmp_path, monkeypatch):
+    monkeypatch.setattr(packages, "NEEDED", {"brought_along": ("brought-along",)})
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv("PYTHONPATH", "before")
+    with pytest.raises(Missing, match=r"brought_along: not installed here.*make gpu-wheels"):
+        provide(tmp_path, tmp_path / "site")
+    wheel(tmp_path)
+    assert provide(tmp_path, tmp_path / "site") == ["brought_along"]
+    assert __import__("brought_along").VALUE == 7
+    assert os.environ["PYTHONPATH"].split(os.pathsep) == ["before", str(tmp_path / "site")]
+    assert provide(tmp_path, tmp_path / "site") == []
+
+
+def test_every_package_is_locked():
+    lock = (ROOT / "requirements.lock").read_text()
+    for parts in NEEDED.values():
+        for one in parts:
+            assert re.search(rf"^{one}==", lock, re.MULTILINE), one
+
+
+def test_without_a_card_the_command_says_so(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert command.main(["run", "a", "--state", str(tmp_path)]) == 1
+    assert "PyTorch finds no CUDA card here; --dry (DRY=1)" in capsys.readouterr().err
