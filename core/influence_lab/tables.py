@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from pandas import DataFrame
+from pandas import DataFrame
 
 
-def table(rows: Iterable[Mapping[str, Any]], heads: int = 1) -> DataFrame:
+class Table(DataFrame):
+    """A table that is shown whole: no long text is cut, no row left out, no column wrapped."""
+
+    def _repr_html_(self) -> str:
+        return self.to_html(border=0)
+
+    def __repr__(self) -> str:
+        return self.to_string()
+
+
+def table(rows: Iterable[Mapping[str, Any]], heads: int = 1) -> Table:
     """One line per mapping, with its keys as the columns, in the order in which they first appear.
 
     Args:
         rows: values are shown through ``str``; missing keys give empty cells.
         heads: how many of the first columns name the line; repeated names are shown once.
     """
-    import pandas as pd
-
     found = [{name: str(value) for name, value in row.items()} for row in rows]
-    frame = pd.DataFrame(found).fillna("")
-    return frame.set_index(list(frame.columns[:heads]))
+    frame = DataFrame(found).fillna("")
+    return Table(frame.set_index(list(frame.columns[:heads])))

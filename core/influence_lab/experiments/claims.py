@@ -12,7 +12,7 @@ Verdicts are computed from intervals by :func:`verdict` and :func:`together` and
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from math import inf, isfinite
@@ -204,7 +204,7 @@ class Reading:
         if not self.found:
             return "nothing recorded"
         if self.stand_in:
-            return "a stand-in for the paper's"
+            return "measured on a stand-in"
         if self.verdict == CONTRADICTED and self.smaller:
             return "for these encoders"
         if self.verdict != INCONCLUSIVE:
@@ -215,15 +215,17 @@ class Reading:
         if not self.interval:
             return "too few values for an interval"
         if high < self.claimed.low or low > self.claimed.high:
-            return "outside, but with one training of a smaller encoder"
+            return "outside, but only one training of a smaller encoder"
         if self.claimed.printed:
-            return "the interval contains the paper's number, and is too wide to tell"
+            return "the interval contains the paper's number and is too wide to decide"
         seen = detectable(self.found) if self.seen is None else self.seen
         return f"an effect of {_number(seen, self.found[0].value)} would be seen 4 times in 5"
 
 
 def _number(value: float, scale: float) -> str:
-    return f"{value:.{3 if abs(scale) < 10 else 1}f}"
+    """Three decimals; four of a number below 0.01, one of a number from 10 on."""
+    digits = 1 if abs(scale) >= 10 else 4 if 0 < abs(scale) < 0.01 else 3
+    return f"{value:.{digits}f}"
 
 
 def reading(
@@ -374,15 +376,17 @@ def status(display: str, found: Sequence[Row]) -> str:
     return f"{'stand-in' if stand_in else 'not recorded yet'}{missing}"
 
 
-def report(readings: Sequence[Reading]) -> str:
-    """Two lines per reading: the comparison, then numbers and verdict."""
-    lines = []
+def lines(readings: Iterable[Reading]) -> Iterator[dict[str, str]]:
+    """What is compared, both numbers and the verdict of each, as rows of a table."""
     for one in readings:
         interval = f" [{one.interval}]" if one.interval else ""
-        ours = f"ours {one.ours}{interval}" if one.ours else "no number of ours"
-        why = f" ({one.why})" if one.why and one.found else ""
-        lines += [f"{one.id}: {one.words}", f"  paper {one.paper}; {ours}: {one.verdict}{why}"]
-    return "\n".join(lines)
+        why = f" ({one.why})" if one.why else ""
+        yield {
+            "claim": one.words,
+            "paper": one.paper,
+            "ours": f"{one.ours}{interval}" or "–",
+            "verdict": f"{one.verdict}{why}",
+        }
 
 
 def tally(found: Iterable[Row | Reading]) -> str:

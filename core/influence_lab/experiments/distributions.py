@@ -177,7 +177,7 @@ def ceiling(profile: str, root: Path | None = None) -> str:
     highest = max(paper.mean for paper in PAPER.values())
     if np.log(largest) > highest:
         return ""
-    return f"no mean can pass ln {largest:,} = {np.log(largest):.2f}, the paper's reach {highest}"
+    return f"no mean can exceed ln {largest:,} = {np.log(largest):.2f}; the paper's reach {highest}"
 
 
 def claims(root: Path | None = None) -> list[Reading]:

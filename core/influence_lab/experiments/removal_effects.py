@@ -209,7 +209,7 @@ def judged(record: dict[str, Any], statement: Statement, against: str, method: s
     free = ", ranked without labels" if method == "supervised" else ""
     words = (
         f"{LABELS[method]}{free}, CIFAR-10: removing the {statement.order} first {effect} (change "
-        f"of accuracy against {AGAINST[against]})"
+        f"of accuracy in points, against {AGAINST[against]})"
     )
     paper, claimed = ("> 0", above(0.0)) if statement.sign > 0 else ("< 0", below(0.0))
     found = accuracies(record, method, measure_of(method)) if record else {}
@@ -220,10 +220,10 @@ def judged(record: dict[str, Any], statement: Statement, against: str, method: s
     smallest = seen(values)
     origin = record["provenance"]
     return reading(
-        name, words, paper, agreement.Estimate(mean, low, high), claimed, LINK,
+        name, words, paper, agreement.Estimate(100 * mean, 100 * low, 100 * high), claimed, LINK,
         origin["data"], f"{LABELS[method]}, {seeds} seeds", origin["profile"], encoders=seeds,
         stand_in=origin["profile"] == "tiny" or method == "supervised",
-        cannot=cannot(record, method, smallest), seen=smallest,
+        cannot=cannot(record, method, smallest), seen=100 * smallest,
     )  # fmt: skip
 
 

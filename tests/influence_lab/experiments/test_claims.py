@@ -165,7 +165,7 @@ def test_no_row_is_worded_stronger_than_its_rule():
     assert made(at(0.8, 0.9), profile="paper").verdict == CONTRADICTED
     assert "one training" in made(at(0.8, 0.9), profile="cpu").why
     assert made(at(0.95, 0.97)).why == "an effect of 0.014 would be seen 4 times in 5"
-    assert made(HIGH, stand_in=True).why == "a stand-in for the paper's"
+    assert made(HIGH, stand_in=True).why == "measured on a stand-in"
     assert made(None).why == "nothing recorded"
     assert made(HIGH, cannot="too short").why == "too short"
     assert made(None, data="x", profile="cpu").profile == ""
@@ -291,7 +291,7 @@ def test_a_level_above_its_ceiling_cannot_be_tested():
     found = {row.id: row for row in distributions.claims()}
     row = found["fig-9-barlow-mean"]
     assert row.verdict == INCONCLUSIVE
-    assert row.cannot.startswith("no mean can pass ln 5,120 = 8.54")
+    assert row.cannot.startswith("no mean can exceed ln 5,120 = 8.54")
     assert found["fig-9-barlow-std"].cannot == ""
 
 
@@ -352,4 +352,13 @@ def test_the_table_holds_every_row_and_escapes(rows):
     assert claims.tally([odd]) == (
         "1 reproduced, 0 contradicted, 0 inconclusive, 0 not tested here"
     )
-    assert "paper > 0.96; ours 0.970 [0.965 to 0.975]: reproduced" in claims.report([made()])
+
+
+def test_a_line_of_a_table_holds_both_numbers_and_the_verdict_with_its_reason():
+    gap = reading("b", "words", "> 0", Estimate(0.002, 0.0003, 0.0034), above(0.0), "x.html#y")
+    line, nothing, small = claims.lines([made(), made(None), gap])
+    assert (line["paper"], line["ours"]) == ("> 0.96", "0.970 [0.965 to 0.975]")
+    assert line["verdict"] == "reproduced"
+    assert (nothing["ours"], nothing["verdict"]) == ("–", "not tested here (nothing recorded)")
+    # An interval that lies above 0 is not shown as one that begins at 0.
+    assert small["ours"] == "0.0020 [0.0003 to 0.0034]"

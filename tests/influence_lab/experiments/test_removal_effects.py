@@ -183,7 +183,8 @@ def test_the_ledger_has_a_row_for_each_method_and_comparison(tmp_path):
             row = rows[f"fig-6-{method}-{finding.statement.order}-{finding.against}"]
             found = effects.accuracies(record, method, effects.measure_of(method))
             values = effects.difference(found, finding.statement.order, finding.against)
-            assert tuple(row.found[0]) == pytest.approx(effects.t_interval(values)[:3])
+            # In points, as its reason has them.
+            assert tuple(row.found[0]) == pytest.approx(effects.t_interval(100 * values)[:3])
             assert (row.paper == "> 0") == (finding.statement.sign > 0)
     assert rows["fig-6-cifar100"].verdict == NOT_TESTED
 
@@ -204,7 +205,8 @@ def test_only_complete_seeds_count():
 def test_labels_are_judged_by_the_network_s_own_classifier():
     found = effects.findings(invented(as_claimed))[2].readings["supervised"]
     own = effects.accuracies(invented(as_claimed), "supervised", "classifier")
-    assert found.found[0].value == pytest.approx(effects.difference(own, "highest", "none").mean())
+    change = effects.difference(own, "highest", "none").mean()
+    assert found.found[0].value == pytest.approx(100 * change)
     assert effects.measure_of("byol") == "linear"
 
 
