@@ -1,9 +1,10 @@
 """What the first page shows and every page says of itself.
 
 ``{front-images}`` shows the images of highest and of lowest score with their scores, from the
-records of Figure 5. ``{how-to-cite}`` is ``CITATION.cff`` as BibTeX, with the version. The head of
-every page gets a description, its first paragraph, and a card for those who share a link to it. The
-card is also the README's picture; ``python book/_ext/front.py`` draws it again from the records.
+records of Figure 5. ``{front-explorer}`` is a picture that leads to the score explorer.
+``{how-to-cite}`` is ``CITATION.cff`` as BibTeX, with the version. The head of every page gets a
+description, its first paragraph, and a card for those who share a link to it. The card is also the
+README's picture; ``python book/_ext/front.py`` draws it again from the records.
 """
 
 from __future__ import annotations
@@ -15,12 +16,15 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import matplotlib as mpl
+import matplotlib.pyplot as plt
 import yaml
 from docutils import nodes
 from PIL import Image, ImageDraw, ImageFont
 from sphinx.util.docutils import SphinxDirective
 
-from influence_lab.experiments import galleries
+from influence_lab import figures
+from influence_lab.experiments import explorer, galleries
 from influence_lab.records import results
 from influence_lab.records.thumbnails import load_sheet
 
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
 SHOWN = 6
 CARD = Path(__file__).parents[1] / "_static" / "card.jpg"
 _METHOD, _SEED = "simclr", 0
+_DOTS = 150  # an inch of the explorer's picture
 _WORDS = 40  # of a description
 _ROWS = (("highest", "Highest influence"), ("lowest", "Lowest influence"))
 _CARD_SIZE = (1200, 630)
@@ -105,6 +110,44 @@ class FrontImages(SphinxDirective):
         up = "../" * self.env.docname.count("/")
         link = f"{up}book/experiments/galleries.html#paper-fig-5"
         return [nodes.raw("", images_html(link), format="html")]
+
+
+def explorer_html(link: str) -> str:
+    """The explorer's figure at rest, as a link to the explorer."""
+    found = results.largest_record("explorer")
+    if found is None:
+        raise FileNotFoundError("book/results: no record explorer; restore it from the repository")
+    profile, record = found
+    data = io.BytesIO()
+    with mpl.rc_context():
+        figures.use_style()
+        picture = explorer.figure(profile, record)
+        picture.savefig(data, format="png", dpi=_DOTS)
+        plt.close(picture)
+    drawn, small = Image.open(data).convert("RGB"), io.BytesIO()
+    drawn.save(small, format="WEBP", quality=80, method=6)
+    source = f"data:image/webp;base64,{base64.b64encode(small.getvalue()).decode()}"
+    loss = record["correlations"][_METHOD]["loss"][0]
+    return (
+        f'<figure class="front"><a href="{escape(link)}"><img src="{source}" '
+        f'width="{drawn.width}" height="{drawn.height}" '
+        'alt="Explore the scores: a narrow rising cloud of points with small photographs in their '
+        'places; across the loss, up the score"></a>'
+        f"<figcaption>{record['images']:,} images by loss and score; the rank correlation is "
+        f'{loss:.2f}. <a href="{escape(link)}">Choose an image, and compare the score with other '
+        "numbers</a></figcaption></figure>"
+    )
+
+
+class FrontExplorer(SphinxDirective):
+    """``{front-explorer}``: no argument, no content."""
+
+    def run(self) -> list[nodes.Node]:
+        """A raw node: docutils has no picture that is a link with words of its own."""
+        self.env.note_reread()
+        up = "../" * self.env.docname.count("/")
+        link = f"{up}book/experiments/loss.html#touch-explorer"
+        return [nodes.raw("", explorer_html(link), format="html")]
 
 
 def citation(root: Path) -> dict[str, Any]:
@@ -218,6 +261,7 @@ def title(root: Path) -> str:
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register the directives and the head's tags."""
     app.add_directive("front-images", FrontImages)
+    app.add_directive("front-explorer", FrontExplorer)
     app.add_directive("how-to-cite", HowToCite)
     app.add_directive("version-line", Version)
     app.connect("html-page-context", _head)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Iterator
@@ -20,7 +21,9 @@ HOMES = {
     "drag": "book/foundations/one-example.html",
     "damping": "book/theory/leverage.html",
     "trace": "book/method/where.html",
+    "explorer": "book/experiments/loss.html",
 }
+RESULTS = ROOT / "book/results/cpu"
 
 
 def given(view: Any, name: str) -> Any:
@@ -177,7 +180,7 @@ def test_another_example_can_be_marked(damping: Any) -> None:
 
 
 def test_a_query_shows_what_is_recorded_of_it(chromium: Any) -> None:
-    record = json.loads((ROOT / "book/results/cpu/traces.json").read_text("utf-8"))["shown"]
+    record = json.loads((RESULTS / "traces.json").read_text("utf-8"))["shown"]
     with opened(chromium, address(HOMES["trace"]), viewport=DESKTOP) as view:
         place = view.locator("#touch-trace")
         choices = place.get_by_role("radio")
@@ -202,11 +205,205 @@ def test_a_query_shows_what_is_recorded_of_it(chromium: Any) -> None:
         assert view.complaints == []
 
 
+@pytest.fixture(scope="module")
+def explorer(chromium: Any) -> Iterator[Any]:
+    with opened(chromium, address(HOMES["explorer"]), viewport=DESKTOP) as view:
+        yield view
+        assert view.complaints == []
+
+
+@pytest.fixture(scope="module")
+def explored() -> dict[str, dict[str, Any]]:
+    """From the files of records, by method: the score and its rivals, of the images shown."""
+    record = json.loads((RESULTS / "explorer.json").read_text("utf-8"))
+    every = np.random.default_rng(0).permutation(record["of"])
+    shown = np.isin(np.sort(every[:5000]), every[:2000])
+    with np.load(RESULTS / "explorer.npz") as file:
+        border, distance = file["border"], file["distance"]
+    found = {}
+    for method, far in zip(record["methods"], distance, strict=True):
+        with np.load(RESULTS / f"{method}-0" / "vectors.npz") as file:
+            codes, ends = file["codes"], file["ends"]
+            names = [json.loads(name) for name in json.loads(str(file["written"]))["vectors"]]
+        noise = {"kind": "GaussianNoise", "mean": 0.05, "std": 0.2}
+        found[method] = {"distance": far, "border": border}
+        for kind in ("score", "loss", "gradient norm"):
+            k = names.index({"quantity": kind, "perturbation": noise, "noise seed": 0})
+            step = (ends[k, 1] - ends[k, 0]) / 4094
+            found[method][kind] = np.exp(ends[k, 0] + (codes[k] - 1.0) * step)[shown]
+    return found
+
+
+def expected(values: dict[str, Any], rival: str, place: int) -> dict[str, float]:
+    """What the explorer has to show of the image at a place in the score's order."""
+    order, other = (np.argsort(values[name], kind="stable") for name in ("score", rival))
+    image, start = order[place], min(max(place - 50, 0), 1900)
+    return {
+        "score": values["score"][image],
+        "rival": values[rival][image],
+        "score-percentile": (place + 0.5) / 20,
+        "rival-percentile": (list(other).index(image) + 0.5) / 20,
+        "shared": len({*order[start : start + 100]} & {*other[start : start + 100]}),
+        "correlation": spearmanr(values["score"], values[rival]).statistic,
+    }
+
+
+def of_the_explorer(view: Any) -> dict[str, float]:
+    names = ("score", "rival", "score-percentile", "rival-percentile", "shared", "correlation")
+    return {name: value(view, f"#touch-explorer data.touch-{name}") for name in names}
+
+
+def near(values: dict[str, float]) -> Any:
+    # The page has single precision, the record four digits of a correlation.
+    return pytest.approx(values, rel=1e-6, abs=6e-5)
+
+
+def test_the_explorer_shows_the_recorded_numbers(explorer: Any, explored: Any) -> None:
+    place = explorer.locator("#touch-explorer")
+    slider = place.get_by_role("slider", name="score percentile")
+    at = 1999
+    for method, values in explored.items():
+        place.locator(f"input[value={method}]").check()
+        for rival in ("loss", "gradient norm", "distance", "border"):
+            place.locator(f'input[value="{rival}"]').check()
+            assert of_the_explorer(explorer) == near(expected(values, rival, at))
+            slider.press("ArrowLeft")
+            at -= 1
+        slider.press("PageDown")
+        at = int(slider.input_value()) - 1
+    slider.press("Home")
+    assert of_the_explorer(explorer) == near(expected(values, "border", 0))
+    assert slider.get_attribute("aria-valuetext").startswith("percentile 0.0 by score: ")
+
+
+def test_the_explorer_is_given_what_is_recorded(explorer: Any, explored: Any) -> None:
+    data = given(explorer, "explorer")
+    assert list(data["methods"]) == list(explored) == ["simclr", "byol", "barlow", "supervised"]
+    for method, values in explored.items():
+        packed = data["methods"][method]["values"] | {"border": data["border"]}
+        assert packed.keys() == values.keys()
+        for name, text in packed.items():
+            numbers = np.frombuffer(base64.b64decode(text), "<f4")
+            np.testing.assert_allclose(numbers, values[name], rtol=1e-6)
+
+
+def test_pointing_shows_an_image_and_a_click_chooses_it(explorer: Any, explored: Any) -> None:
+    place = explorer.locator("#touch-explorer")
+    place.locator("input[value=simclr]").check()
+    place.locator("input[value=loss]").check()
+    values = explored["simclr"]
+    lowest = int(np.argsort(values["score"], kind="stable")[0])
+    dots = place.locator("path.touch-all").get_attribute("d")
+    x, y = (float(one) for one in dots.split("M")[1 + lowest].removesuffix("h0").split())
+    points = place.locator("svg.touch-points")
+    points.scroll_into_view_if_needed()
+    points.hover(position={"x": x, "y": y})
+    hint = place.locator(".touch-hint")
+    name = json.loads((RESULTS / "explorer.json").read_text("utf-8"))["classes"]
+    with np.load(RESULTS / "explorer.npz") as file:
+        name = name[file["label"][lowest]]
+    assert hint.inner_text() == f"{name}, percentile 0.0"
+    points.click(position={"x": x, "y": y})
+    assert of_the_explorer(explorer) == near(expected(values, "loss", 0))
+    assert place.locator(".touch-image [role=img]").get_attribute("aria-label") == name
+    assert place.locator(".touch-gallery li").count() == 24
+    explorer.mouse.move(0, 0)
+    assert hint.is_hidden()
+    loaded = explorer.evaluate(
+        "url => new Promise(done => { const i = new Image(); i.onload = () => done(i.width);"
+        " i.onerror = () => done(0); i.src = url; })",
+        place.locator("a.download").evaluate("link => link.href"),
+    )
+    assert loaded == 50 * 32
+
+
+def test_the_first_page_leads_to_the_explorer(chromium: Any) -> None:
+    with opened(chromium, address("book/intro.html"), viewport=DESKTOP) as view:
+        view.get_by_role("link", name="Explore the scores").click()
+        view.wait_for_url("**/loss.html#touch-explorer")
+        assert view.locator("#touch-explorer").is_visible()
+        assert view.complaints == []
+
+
+FINGER = {"viewport": PHONE, "is_mobile": True, "has_touch": True}
+
+
+def swipe(view: Any, target: Any, *steps: tuple[float, float]) -> None:
+    """A finger put down in the middle of ``target`` and moved; Chromium makes the events of it."""
+    target.scroll_into_view_if_needed()
+    box = target.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    session = view.context.new_cdp_session(view)
+    for kind, dx, dy in [("touchStart", 0, 0), *(("touchMove", *step) for step in steps)]:
+        points = [{"x": x + dx, "y": y + dy}]
+        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+    session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+
+
+def test_a_finger_moves_a_point(chromium: Any) -> None:
+    with opened(chromium, address(HOMES["drag"]), **FINGER) as view:
+        data = given(view, "drag")
+        inputs, targets = np.array(data["inputs"]), np.array(data["targets"])
+        point = view.get_by_role("slider", name="Point C")
+        before = shown(view, "C")
+        # The middle of the letter and the square together, away from the page's edges.
+        swipe(view, point.locator("rect"), (10, -20), (20, -60))
+        place = re.search(r"input (\S+), target (\S+),", point.get_attribute("aria-valuetext"))
+        inputs[62], targets[62] = (float(number.replace("−", "-")) for number in place.groups())
+        assert targets[62] > data["targets"][62] + 0.5
+        assert shown(view, "C") != before
+        assert shown(view, "C") == pytest.approx(by_definition(inputs, targets, 62), rel=1e-9)
+
+
+def test_a_finger_turns_the_damping(chromium: Any) -> None:
+    with opened(chromium, address(HOMES["damping"]), **FINGER) as view:
+        slider = view.get_by_role("slider", name="damping")
+        slider.scroll_into_view_if_needed()
+        box = slider.bounding_box()
+        seen = []
+        for share in (0.25, 0.75):
+            view.touchscreen.tap(box["x"] + share * box["width"], box["y"] + box["height"] / 2)
+            lam = value(view, "#touch-damping .touch-lambda")
+            found = by_inverse(the_chapters_gradients(), lam)["dimension"]
+            dimension = value(view, "#touch-damping .touch-dimension")
+            assert dimension == pytest.approx(found, rel=1e-5)
+            seen.append(dimension)
+        assert seen[0] > seen[1] + 1
+
+
+def test_a_finger_chooses_a_query(chromium: Any) -> None:
+    record = json.loads((RESULTS / "traces.json").read_text("utf-8"))["shown"]
+    with opened(chromium, address(HOMES["trace"]), **FINGER) as view:
+        for k in (3, 0):
+            view.locator("#touch-trace .touch-choices label").nth(k).tap()
+            first = view.locator("#touch-trace .touch-influence").first
+            assert float(first.get_attribute("value")) == record[k]["influence"][0]
+
+
+def test_a_finger_chooses_an_image(chromium: Any, explored: Any) -> None:
+    with opened(chromium, address(HOMES["explorer"]), **FINGER) as view:
+        place = view.locator("#touch-explorer")
+        place.locator("label", has_text="border spread").tap()
+        values, points = explored["simclr"], place.locator("svg.touch-points")
+        assert of_the_explorer(view) == near(expected(values, "border", 1999))
+        lowest = int(np.argsort(values["score"], kind="stable")[0])
+        dots = place.locator("path.touch-all").get_attribute("d")
+        x, y = (float(one) for one in dots.split("M")[1 + lowest].removesuffix("h0").split())
+        points.tap(position={"x": x, "y": y})
+        assert of_the_explorer(view) == near(expected(values, "border", 0))
+        slider = place.get_by_role("slider")
+        slider.scroll_into_view_if_needed()
+        box = slider.bounding_box()
+        view.touchscreen.tap(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        middle = int(slider.input_value()) - 1
+        assert 900 < middle < 1100
+        assert of_the_explorer(view) == near(expected(values, "border", middle))
+
+
 @pytest.mark.parametrize("name", HOMES)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_picture_fits_a_phone_in_both_themes(chromium: Any, name: str, scheme: str) -> None:
-    options = {"scheme": scheme, "viewport": PHONE, "is_mobile": True, "has_touch": True}
-    with opened(chromium, address(HOMES[name]), **options) as view:
+    with opened(chromium, address(HOMES[name]), scheme, **FINGER) as view:
         place = view.locator(f"#touch-{name}")
         place.scroll_into_view_if_needed()
         assert place.locator(".touch-picture").bounding_box()["width"] <= PHONE["width"]
@@ -231,6 +428,10 @@ def test_a_picture_weighs_little_and_only_its_page_loads_it(name: str) -> None:
     html = (SITE / HOMES[name]).read_text("utf-8")
     data = re.search(rf'<script type="application/json" id="{name}-data">.*?</script>', html, re.S)
     scripts = [SITE / "_static" / script for script in ("touch.js", f"touch-{name}.js")]
-    assert len(data[0]) + sum(script.stat().st_size for script in scripts) < 100_000
+    allowed = 1_500_000 if name == "explorer" else 100_000
+    sheets = re.findall(r'<a class="[^"]*\bdownload\b[^"]*"[^>]* href="([^"]+\.jpg)"', html)
+    files = [*scripts, *((SITE / HOMES[name]).parent / sheet for sheet in sheets)]
+    assert len(sheets) == (name == "explorer")
+    assert len(data[0]) + sum(file.stat().st_size for file in files) < allowed
     loading = {page for page in SITE.rglob("*.html") if f"touch-{name}.js" in page.read_text()}
     assert loading == {SITE / HOMES[name]}

@@ -39,6 +39,7 @@ RESULTS = {
     "unrolled": "unrolled",
     "nearest": "nearest_by_influence",
     "both-seeds": "both_seeds",
+    "explorer": "explorer",
     "traces": "traces",
     "trace-cost": "trace_cost",
     "planted": "planted",
