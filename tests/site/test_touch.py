@@ -62,6 +62,16 @@ def by_definition(inputs: Any, targets: Any, m: int) -> dict[str, float]:
     }
 
 
+def at_rest(view: Any, target: Any) -> Any:
+    """The box of ``target`` in the window, once that has stopped scrolling and laying out."""
+    target.scroll_into_view_if_needed()
+    before = None
+    while (box := target.bounding_box()) != before:
+        before = box
+        view.wait_for_timeout(100)
+    return box
+
+
 def shown(view: Any, name: str) -> dict[str, float]:
     row = f'#touch-drag tr[data-point="{name}"] .touch-'
     found = {key: value(view, row + key) for key in ("h", "r", "score", "cook")}
@@ -100,7 +110,7 @@ def test_a_point_follows_the_pointer_and_goes_back(drag: Any) -> None:
     inputs, targets = np.array(data["inputs"]), np.array(data["targets"])
     drag.get_by_role("button", name="Put the points back").click()
     point = drag.get_by_role("slider", name="Point C")
-    box = point.locator("rect").bounding_box()
+    box = at_rest(drag, point.locator("rect"))
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     drag.mouse.move(x, y)
     drag.mouse.down()
@@ -330,8 +340,7 @@ FINGER = {"viewport": PHONE, "is_mobile": True, "has_touch": True}
 
 def swipe(view: Any, target: Any, *steps: tuple[float, float]) -> None:
     """A finger put down in the middle of ``target`` and moved; Chromium makes the events of it."""
-    target.scroll_into_view_if_needed()
-    box = target.bounding_box()
+    box = at_rest(view, target)
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     session = view.context.new_cdp_session(view)
     for kind, dx, dy in [("touchStart", 0, 0), *(("touchMove", *step) for step in steps)]:
@@ -358,8 +367,7 @@ def test_a_finger_moves_a_point(chromium: Any) -> None:
 def test_a_finger_turns_the_damping(chromium: Any) -> None:
     with opened(chromium, address(HOMES["damping"]), **FINGER) as view:
         slider = view.get_by_role("slider", name="damping")
-        slider.scroll_into_view_if_needed()
-        box = slider.bounding_box()
+        box = at_rest(view, slider)
         seen = []
         for share in (0.25, 0.75):
             view.touchscreen.tap(box["x"] + share * box["width"], box["y"] + box["height"] / 2)
@@ -392,8 +400,7 @@ def test_a_finger_chooses_an_image(chromium: Any, explored: Any) -> None:
         points.tap(position={"x": x, "y": y})
         assert of_the_explorer(view) == near(expected(values, "border", 0))
         slider = place.get_by_role("slider")
-        slider.scroll_into_view_if_needed()
-        box = slider.bounding_box()
+        box = at_rest(view, slider)
         view.touchscreen.tap(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
         middle = int(slider.input_value()) - 1
         assert 900 < middle < 1100
