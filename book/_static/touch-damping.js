@@ -84,7 +84,7 @@ touch.open("damping", (picture, { eigenvalues, coordinates, damping, range }) =>
     const wide = width > 560, across = wide ? width - 262 : width, side = wide ? 240 : Math.min(width, 260), height = wide ? 360 : 300;
     const left = 8, right = across - 8, top = 34, bottom = height - 8;
     const long = Math.max(...coordinates.flatMap((row) => SHOWN.map((j) => Math.abs(row[j]))));
-    size = { left, right, y: (rank) => top + (rank / (n - 1)) * (bottom - top), middle: side / 2, radius: side / 2 - 22, long };
+    size = { left, right, y: (rank) => top + (rank / (n - 1)) * (bottom - top), middle: side / 2, radius: Math.max(side / 2 - 22, 0), long };
     set(ranks, { width: across, height });
     set(plane, { width: side, height: side });
     words.replaceChildren(
