@@ -18,7 +18,11 @@ LINKS = {
     "false statements": (["mathematical statements"], "theory/ledger", "false as stated"),
     "how to cite": (["How to cite"], "intro.html#how-to-cite", "@article"),
     "trace a query": (["Which training images are behind it?"], "practice/trace", "query"),
-    "what the score predicts": (["Does it predict?"], "experiments/memorisation", "predictor"),
+    "what the score predicts": (
+        ["What predicts memorisation?"],
+        "experiments/memorisation",
+        "predictor",
+    ),
     "exercises on leverage": (["Leverage", "Exercises"], "theory/leverage.html#exercises", "Exer"),
 }
 SEARCHES = {
