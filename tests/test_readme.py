@@ -55,7 +55,7 @@ def test_the_links_into_the_repository_resolve():
 
 def test_the_readme_counts_the_trainings_that_are_recorded():
     _, record = results.largest_record("memorisation")
-    assert f"over {sum(record['trainings'].values()):,} trainings" in README.read_text()
+    assert f"Over {sum(record['trainings'].values()):,} training runs" in README.read_text()
     for regime in record["predictors"].values():
         row = regime["alignment loss"]
         assert row["kNN distance"]["1"][0] > row["noise score, LoGra"]["1"][0]
