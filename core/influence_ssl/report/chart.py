@@ -44,7 +44,7 @@ def chart(distribution: dict[str, Any]) -> dict[str, Any] | None:
         "x": [{"at": x(t), "label": f"{t:.6g}"} for t in _ticks(edges[0], edges[-1])],
         "y": [{"at": y(t), "label": f"{t:,.0f}"} for t in y_ticks if t == int(t)],
         "text": f"From {edges[0]:.4g} to {edges[-1]:.4g}, median {distribution['median']:.4g}; the "
-        f"fullest bar holds {max(counts)} of {sum(counts)} images.",
+        f"highest bar contains {max(counts)} of {sum(counts)} images.",
     }
 
 

@@ -1,4 +1,4 @@
-"""What a report says, as plain data: the page shows it and ``--json`` writes it."""
+"""The content of a report as plain data, shown on the page and written by ``--json``."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from influence_ssl.version import __version__
 
 GALLERY = 24
 FIRST = 6
-"""So many pictures of each finding stand at the top of the page."""
+"""Number of pictures per finding at the top of the page."""
 SETTLED = 0.9
-"""Below this reliability the page warns that the order is not settled."""
+"""Below this reliability the page warns that the order is not reliable."""
 GROUPS = 40
 MEMBERS = 8
 EXTREME = 0.05
@@ -31,7 +31,7 @@ _DIGITS = 6
 
 
 def content(table: Table, source: str, labels: pandas.DataFrame | None) -> dict[str, Any]:
-    """All of the report but the pictures; NaN becomes None, numbers have six digits.
+    """The whole report except the pictures; NaN becomes None, numbers have six digits.
 
     ``source`` names the score file; ``labels`` are the columns joined to it, in the table's order.
     """
@@ -60,23 +60,23 @@ def content(table: Table, source: str, labels: pandas.DataFrame | None) -> dict[
 
 
 def _alerts(provenance: dict[str, Any]) -> list[str]:
-    """What makes all the rest worthless, or nearly so."""
+    """Conditions that make the other results worthless, or nearly so."""
     found = []
     if provenance.get("untrained"):
         found.append(
-            "The encoder has random weights, so nothing below is about a trained encoder. Give "
-            "--weights to influence-ssl score."
+            "The encoder has random weights, so the results below do not describe a trained "
+            "encoder. Give --weights to influence-ssl score."
         )
     reliability, draws = provenance.get("reliability"), provenance.get("draws")
     if isinstance(reliability, float) and reliability < SETTLED:
         found.append(
-            f"The order is not settled: another run with as many draws would agree with this one "
-            f"at a rank correlation of about {reliability:.2f}. Score with more --draws."
+            f"The order is not reliable. Another run with the same number of draws would have a "
+            f"rank correlation of about {reliability:.2f} with this one. Score with more --draws."
         )
     elif draws == 1:
         found.append(
-            "The scores come from one draw of the perturbation, so how far the order can be "
-            "trusted is not known. Score with more --draws."
+            "The scores are based on one draw of the perturbation, so the reliability of their "
+            "order is unknown. Score with more --draws."
         )
     return found
 
@@ -126,7 +126,7 @@ def _distribution(magnitude: Float64[np.ndarray, " n"]) -> dict[str, Any]:
 
 
 def _rivals(table: Table, top: int) -> list[dict[str, Any]]:
-    """How far a cheap measure gives the same order: Spearman's ρ, and the shared top images."""
+    """How well a cheap measure gives the same order: Spearman's ρ, and the shared top images."""
     found = []
     for what, values in (
         ("loss", table.loss),
@@ -170,8 +170,8 @@ def _gallery(table: Table, rows: range) -> list[dict[str, Any]]:
 
 
 def _groups(table: Table) -> dict[str, Any] | None:
-    """The duplicate groups, those that rest on pixels alone first, then the closest; ``reason``
-    from what the score file says of them."""
+    """The duplicate groups, those that rest on pixels alone first, then the closest; the
+    ``reason`` is taken from the score file."""
     if table.group is None:
         return None
     members: dict[int, list[int]] = {}
@@ -230,7 +230,7 @@ def _group(table: Table, group: int, rows: list[int]) -> dict[str, Any]:
 def _outliers(table: Table) -> dict[str, Any] | None:
     """Images of the top 5 % in magnitude and the lowest 5 % in similarity to their nearest.
 
-    ``expected``: how many would be in both if the two had nothing to do with each other.
+    ``expected``: how many would be in both if the two were unrelated.
     """
     if table.similarity is None or not np.isfinite(table.similarity).any():
         return None
@@ -249,7 +249,7 @@ def _outliers(table: Table) -> dict[str, Any] | None:
 
 
 def _rows(table: Table, labels: pandas.DataFrame | None) -> dict[str, Any]:
-    """All rows by column, in the order of rank: ``columns`` says each one's title and kind."""
+    """All rows by column, in the order of rank; ``columns`` gives each column's title and kind."""
     kinds: list[tuple[str, str, Any]] = [
         ("rank", "number", table.rank.tolist()),
         ("name", "text", table.name),

@@ -1,22 +1,22 @@
-"""What the book measured about the score, as the page says it; tests hold it to the records."""
+"""The book's findings about the score, as stated on the page; tests check them by the records."""
 
 FACTS = {
     "loss": (
-        "On CIFAR-10, under three self-supervised encoders, the order of the scores and that of "
-        "the plain loss had rank correlations of 0.97 to 0.99, and the loss needs no gradient. The "
-        "table under Distribution says how much the two agree here."
+        "On CIFAR-10, for three self-supervised encoders, the scores and the plain loss had rank "
+        "correlations of 0.97 to 0.99, and the loss needs no gradient. The table in the section "
+        "Distribution shows how well the two agree for this encoder and these images."
     ),
     "detector": (
-        "On CIFAR-10 the score told near duplicates from other automobiles no better than chance "
-        "for SimCLR and BYOL, where the nearest neighbour in the representation found nearly all. "
-        "So the duplicates and outliers on this page come from pixels and representations, and "
-        "not from the score. Both ends of the ranking are worth a look; neither is a list of what "
-        "to remove."
+        "On CIFAR-10, the score distinguished near-duplicates from other automobiles no better "
+        "than chance for SimCLR and BYOL, whereas the nearest neighbour in the representation "
+        "found nearly all of them. The duplicates and outliers on this page are therefore found "
+        "with pixels and representations, not with the score. Both ends of the ranking are worth "
+        "inspecting; neither is a list of images to remove."
     ),
     "cause": (
-        "The score estimates what a small change in an image's weight would do near these weights. "
-        "In retrainings of small encoders without noise among their augmentations, it predicted "
-        "what leaving an image out did to that image's loss with rank correlations below 0.3; the "
-        "distance to the nearest neighbours reached 0.7."
+        "The score estimates the effect of a small change in an image's weight near the encoder's "
+        "present weights. When small encoders were retrained without noise among their "
+        "augmentations, its rank correlations with the effect of leaving an image out on that "
+        "image's loss were below 0.3; those of the distance to the nearest neighbours reached 0.7."
     ),
 }

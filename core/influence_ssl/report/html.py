@@ -1,4 +1,4 @@
-"""The report of a score file: one HTML file that opens from disk and asks no other host."""
+"""The report of a score file: one HTML file that opens from disk and contacts no host."""
 
 from __future__ import annotations
 
@@ -39,8 +39,9 @@ def write(
     ``images`` is the folder, zip or CSV of paths that was scored; without it the report has no
     pictures. ``table`` is a CSV with the images' paths and any columns to break the scores down by.
     ``representations`` are names and f(x), of which the page draws a map.
-    The page of a large set holds some of its rows; all of them then go to a CSV beside it, whose
-    path is returned. Files appear whole or not at all. Raises :class:`InfluenceError`.
+    The page of a large set contains only some of its rows; all of them are then written to a CSV
+    beside it, whose path is returned. Files are written whole or not at all. Raises
+    :class:`InfluenceError`.
     """
     refuse_overwriting("--out", out, [scores, table, images])
     if json is not None:
@@ -96,8 +97,8 @@ def _add_map(
     lost = next((name for name in wanted if name not in position), None)
     if lost is not None:
         raise InfluenceValueError(
-            f"--kept holds no representation of {lost!r}; give the folder that the same run of "
-            "influence-ssl score kept."
+            f"--kept contains no representation of {lost!r}; give the folder that the same run of "
+            "influence-ssl score wrote."
         )
     found = plane(z[[position[name] for name in wanted]])
     for axis, key in enumerate(("map_x", "map_y")):
@@ -107,7 +108,7 @@ def _add_map(
 
 
 def _finite(value: Any) -> Any:
-    """The same with None for numbers that JSON does not have."""
+    """The same value with None for numbers that JSON cannot represent."""
     if isinstance(value, dict):
         return {key: _finite(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
@@ -126,7 +127,7 @@ def _shown(found: dict[str, Any]) -> list[str]:
 
 
 def _reason(group: dict[str, Any]) -> str:
-    """Why the members are taken for duplicates, as far as the files say."""
+    """The reasons for the group that the files state."""
     files, size = group["files"], group["size"]
     found = []
     if group["rules"]:
@@ -145,7 +146,7 @@ def _reason(group: dict[str, Any]) -> str:
     # The small pictures are compared upright; at full detail they were turned as well.
     if group["pixels"] is not None and group["rule_pixels"] is None:
         found.append(f"pixels {group['pixels']:.3f}")
-    return "; ".join(found) or "grouped by the score file, which does not say how alike they are"
+    return "; ".join(found) or "grouped by the score file without a stated reason"
 
 
 def _render(

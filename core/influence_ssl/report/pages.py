@@ -1,4 +1,4 @@
-"""What the pages have in common: templates that escape everything, a style sheet, numbers."""
+"""Common parts of the pages: templates that escape everything, a style sheet, numbers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _FOLDER = Path(__file__).parent
 
 
 def render(template: str, **values: Any) -> str:
-    """The page that a template of this package makes of ``values``, with the style sheet."""
+    """The page that a template of this package renders from ``values``, with the style sheet."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_FOLDER),
         autoescape=True,
@@ -38,8 +38,8 @@ def code(name: str) -> Markup:
 
 
 def _shown(value: Any) -> Any:
-    """A text with control characters and marks that turn the direction of writing written out,
-    which could make a name look like another, or a sentence say something else."""
+    """A text with control characters and direction marks shown as escapes, because they could make
+    a name look like another or change the meaning of a sentence."""
     if not isinstance(value, str) or isinstance(value, Markup) or value.isprintable():
         return value
     return "".join(

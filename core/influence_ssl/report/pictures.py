@@ -1,4 +1,4 @@
-"""Small pictures of the images that a report shows, and how alike two of them are."""
+"""Small pictures of the images that a report shows, and the similarity of two of them."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _POSITIONS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 class Pictures:
-    """Thumbnails as data URIs by name; ``failed`` says what could not be shown, and why.
+    """Thumbnails as data URIs by name; ``failed`` lists those that could not be shown, and why.
 
-    ``digests``: of images by name, whose pixels must still be these
-    (:func:`~influence_ssl.files.images.pixel_digest`). ``whence`` says where the names are from.
+    ``digests`` by image name: the pixels must still have this digest
+    (:func:`~influence_ssl.files.images.pixel_digest`). ``whence`` states the names' origin.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Pictures:
             self.uris[name] = _thumbnail(image)
 
     def likeness(self, names: list[str]) -> float | None:
-        """The lowest, over images, of the pixel correlation with the image most like it.
+        """The lowest, over images, of the pixel correlation with the most similar other image.
 
         Pixel correlation of two images: Pearson's, of their grey values averaged over 16 x 16
         cells, at its largest over crops of one of the two (sides from 1 down to 0.8, five positions

@@ -1,4 +1,4 @@
-"""Representations laid out on two axes: the principal components of most variance."""
+"""Representations on two axes: the principal components with the most variance."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from influence_ssl.errors import InfluenceValueError
 
 
 class Plane(NamedTuple):
-    """Coordinates (N, 2), and the share of the variance that each axis has."""
+    """Coordinates (N, 2), and each axis's share of the variance."""
 
     points: Float64[np.ndarray, "n 2"]
     shares: tuple[float, float]
@@ -20,8 +20,8 @@ class Plane(NamedTuple):
 def plane(z: Float[np.ndarray, "n d"]) -> Plane:
     """The first two principal components of f(x)/‖f(x)‖, as similarity compares them.
 
-    Of each component the entry of largest size is positive, so that equal representations give an
-    equal map. Raises :class:`InfluenceValueError` if the representations have fewer than two
+    The entry of largest absolute value in each component is positive, so that equal representations
+    give equal maps. Raises :class:`InfluenceValueError` if the representations have fewer than two
     dimensions.
     """
     if z.shape[1] < 2:

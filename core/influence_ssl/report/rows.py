@@ -1,4 +1,4 @@
-"""The rows that a page holds: all of a small set, of a large one as many as still open fast."""
+"""The rows that a page contains: all rows of a small set, or as many as still open fast."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any, TextIO
 
 ROWS = 50_000
 BYTES = 15_000_000
-"""What the rows may take, so that a page with its pictures stays below 20 MB."""
+"""The size limit of the rows, so that a page with its pictures stays below 20 MB."""
 
 
 def chosen(rows: dict[str, Any], outliers: list[int]) -> list[int] | None:
     """The rows to show, in the order of rank; None for all of them.
 
     Likely outliers and members of duplicate groups come first, each with up to a quarter of the
-    places; both ends of the ranking share what is left.
+    places; both ends of the ranking share the remaining places.
     """
     n = len(rows["values"][0])
     places = min(ROWS, n)
@@ -35,7 +35,7 @@ def taken(rows: dict[str, Any], found: list[int] | None) -> dict[str, Any]:
 
 
 def beside(out: Path) -> Path:
-    """Where all rows go if the page ``out`` does not hold them."""
+    """The file for all rows if the page ``out`` does not contain them."""
     return out.with_name(f"{out.stem}.rows.csv")
 
 

@@ -1,4 +1,4 @@
-"""The page of a trace: each query with what helps it, what hurts it and what looks like it."""
+"""The page of a trace: each query with the images that help it, hurt it or look like it."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _ALSO = {
 
 
 def page(found: Trace, queries: Path, images: Path, digests: Mapping[str, str]) -> str:
-    """The page as HTML that opens from disk and asks no other host.
+    """The page as HTML that opens from disk and contacts no host.
 
-    ``queries`` and ``images`` are where the pictures come from, ``digests`` what the pixels of the
-    images were when they were scored. Raises :class:`InfluenceError` where no image is there.
+    ``queries`` and ``images`` are the sources of the pictures, ``digests`` those of the
+    images' pixels when they were scored. Raises :class:`InfluenceError` if no image is found.
     """
     places = dict.fromkeys(
         entry.position for one in found.found for which in LISTS for entry in one.lists[which]
@@ -88,7 +88,7 @@ def _median(values: list[float | None]) -> float | None:
 
 
 def _everywhere(found: Trace) -> dict[str, Any] | None:
-    """The image that helps most queries most, if chance would hardly put one into so many lists.
+    """The image that most often helps most, if chance alone is unlikely to put it in so many lists.
 
     Chance: each list is a draw of ``top`` of the n images; the binomial tail times n is below 0.05.
     """

@@ -272,7 +272,7 @@ def test_the_page_of_a_large_set_holds_what_fits_and_the_rest_stands_beside_it(
     written = pandas.read_csv(every)
     assert dict(zip(written["name"], written["rank"], strict=True)) == ranks.to_dict()
     page = (tmp_path / "r.html").read_text()
-    assert re.search(rf"holds (399|400) of {n:,} rows", page)
+    assert re.search(rf"contains (399|400) of {n:,} rows", page)
     assert "r.rows.csv" in page
 
     def held(page: str) -> dict[str, list[Any]]:

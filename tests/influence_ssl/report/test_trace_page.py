@@ -90,7 +90,7 @@ def test_every_list_stands_under_its_title_in_its_order(
     assert "No image hurts this query." in articles.nth(2).inner_text()
     (itself,) = shown.locator(".same .name").all_inner_texts()
     assert itself == found.names[3]
-    for words in ("The encoder is untrained.", "rank the images with a correlation of 0.25"):
+    for words in ("The encoder is untrained.", "expected to have a correlation of 0.25"):
         assert words in shown.locator("main").inner_text()
     everywhere = f"{found.names[9]} is among the images that help most for 3 of 3 queries"
     assert everywhere in shown.locator("main").inner_text()
