@@ -1,7 +1,7 @@
 """The same measurements on both pre-trainings, and comparisons that no other record contains.
 
 The second encoder's weights are not recorded, but its scores of all training images are. Every
-measurement on a ranking can therefore be made on both; neighbourhoods are those of the first
+measurement on a ranking can therefore be made for both seeds; neighbourhoods are those of the first
 encoder. Two measurements need scores that no figure uses: noise added before normalisation, and
 influence with labels.
 """
@@ -149,7 +149,7 @@ def _auroc(
 
 
 def across(scores: dict[str, list[Column]], seed: int) -> dict[str, Estimate]:
-    """Rank correlation between each two methods without labels, on all images."""
+    """Rank correlation between every two label-free methods, on all images."""
     return {
         f"{a} {b}": rank_correlation(scores[a][seed], scores[b][seed])
         for a, b in combinations([m for m in SELF if len(scores.get(m, ())) > seed], 2)

@@ -2,9 +2,9 @@
 
 A :class:`Claim` is one sentence of the paper; ``book/inventory.yml`` lists them all. A
 :class:`Reading` is one measured comparison. Some readings *test* the sentence as its authors would
-read it; the others, stricter or alternative readings and controls, are ours and decide nothing.
+read it; the others, stricter or alternative readings and controls, do not affect the verdict.
 Each experiment has ``claims(root) -> list[Reading]``, a function of its recorded result alone.
-:func:`match` puts sentences and readings together.
+:func:`match` assigns readings to sentences.
 
 Verdicts are computed from intervals by :func:`verdict` and :func:`together` and cannot be set.
 """
@@ -102,10 +102,10 @@ def verdict(
     Args:
         found: an estimate per seed of the encoder, or none if nothing is recorded.
         claimed: the values that the claim allows.
-        encoders: the number of trainings behind ``found``; by default its length.
-        smaller: the encoder is smaller than the paper's, so *contradicted* takes two trainings.
+        encoders: the number of training runs behind ``found``; by default its length.
+        smaller: the encoder is smaller than the paper's, so *contradicted* takes two training runs.
         stand_in: the data or the ranking replace the paper's, so the verdict is *not tested here*.
-        cannot: why this design could not decide; the verdict is then *inconclusive* at most.
+        cannot: why this design cannot test the claim; the verdict is then at most *inconclusive*.
     """
     if stand_in or not found:
         return NOT_TESTED

@@ -78,7 +78,7 @@ Groups = Int64[np.ndarray, " n"]
 class Planted:
     """Scenes and lookalikes; ``truth`` lists the images of each planted kind, and the plain ones.
 
-    ``group``: the two members of a pair have the same number.
+    ``group``: both members of a pair have the same number.
     """
 
     images: Images
@@ -90,8 +90,8 @@ class Planted:
 def plant(n: int = TINY_SCENES, seed: int = 0) -> Planted:
     """``n`` scenes, followed by 5 % of them redrawn with another shape.
 
-    Both members of a pair count, a duplicate or lookalike as well as its original. *Plain* is an
-    ordinary scene that is in no pair; each kind is compared with these.
+    Both members of a pair count, a duplicate or lookalike as well as its original. A *plain* scene
+    is an ordinary one that is in no pair; each kind is compared with the plain scenes.
     """
     scenes = make_scenes(n, seed)
     copied = scenes.source[scenes.source >= 0]
@@ -144,7 +144,7 @@ def furthest(near: Neighbours) -> Bool[np.ndarray, " n"]:
 
 
 def keys_of_scenes(encoder: Any, planted: Planted, noise: int = 0) -> tuple[Keys, Truth]:
-    """All measures of all scenes under one encoder, and the truth with its neighbours' part."""
+    """All measures of all scenes for one encoder, and the truth with that from the neighbours."""
     images = planted.images
     scorer = InfluenceScorer(encoder, Invariance(GaussianNoise()), seed=noise, progress=False)
     keys: Keys = dict(score_with_rivals(scorer, normalise(images.tensor()), np.arange(len(images))))
@@ -205,7 +205,7 @@ def truth_of(
 def of_real(
     keys: Keys, truth: Truth, group: Groups, fixed: Int64[np.ndarray, " m"], rivals: Keys
 ) -> dict[str, Any]:
-    """AUROCs over all images, and with the ``rivals`` over their fixed set."""
+    """AUROCs on all images, and with the ``rivals`` on their fixed set."""
     everything = measure(keys, truth, group)
     part = {name: values[fixed] for name, values in keys.items()} | rivals
     some = measure(part, {t: (a[fixed], b[fixed]) for t, (a, b) in truth.items()}, group[fixed])

@@ -1,20 +1,20 @@
 r"""Which number predicts how leaving images out changes the loss of another image, the query?
 
-The trainings on random halves of :mod:`.memorisation` hold the losses of every image of the pool
-and of queries outside it. A number :math:`\tau_{qi}` for each query q and image i predicts, up to a
-constant, the loss after training on the set S,
+The training runs on random halves of :mod:`.memorisation` give the losses of every image in the
+pool and of queries outside it. A number :math:`\tau_{qi}` for each query q and image i predicts, up
+to a constant, the loss after training on the set S,
 
 .. math:: L_q(S) \approx c_q + \sum_{i\in S}\tau_{qi},
 
-and the linear datamodeling score is the rank correlation of both sides over trainings, averaged
-over queries (Park et al. 2023, TRAK, arXiv:2303.14186). The influence is such a number, and so are
-the product of gradients without curvature and the negative cosine of representations. A ridge
-regression of the losses on the halves, fitted to other trainings, is the ceiling of every number
-of this form (Ilyas et al. 2022, Datamodels, arXiv:2202.00622).
+and the linear datamodeling score is the rank correlation of both sides across training runs,
+averaged over queries (Park et al. 2023, TRAK, arXiv:2303.14186). The influence is such a number,
+and so are the product of gradients without curvature and the negative cosine of representations. A
+ridge regression of the losses on the halves, fitted to other training runs, is the ceiling for
+every number of this form (Ilyas et al. 2022, Datamodels, arXiv:2202.00622).
 
-All numbers come from encoders trained on the whole pool, with noise and views that no measurement
-used. The gradients of training images are those of the alignment of views, which training
-minimises, and the gradients of queries are those of the loss in question. For comparison, gradients
+All numbers are computed with encoders trained on the whole pool, with noise and views that no
+measurement used. The training images' gradients are those of the alignment of views, which training
+minimises, and the queries' gradients are those of the loss in question. For comparison, gradients
 of SimCLR's own loss against fixed negatives are used for the training images.
 """
 
@@ -67,10 +67,10 @@ _QUERIES = 10_000
 def linear_datamodeling_score(
     predicted: Float[np.ndarray, "g q t"], losses: Float[np.ndarray, "q t"], seed: int = 0
 ) -> Sampled:
-    """Mean rank correlation over trainings of each query's predicted and measured losses.
+    """Mean rank correlation across training runs of each query's predicted and measured losses.
 
-    It is averaged over the g predictions. Resamples draw trainings and queries with replacement;
-    ranks are those among all trainings.
+    It is averaged over the g predictions. Resamples draw training runs and queries with
+    replacement; ranks are those among all training runs.
     """
     q, t = losses.shape
     rng = np.random.default_rng(seed)

@@ -77,7 +77,7 @@ def summary(magnitude: Float[np.ndarray, " n"]) -> Summary:
 def recorded(
     profile: str, split: str, seed: int = 0, root: Path | None = None
 ) -> dict[str, results.RecordedScores | None]:
-    """The recorded scores of every method, ``None`` where a method is not there yet."""
+    """The recorded scores of every method, ``None`` for methods without a record."""
     return {method: results.load_scores(profile, method, seed, split, root) for method in METHODS}
 
 
@@ -139,8 +139,8 @@ def reproduce(task: Task) -> str:
 def moments(magnitude: Float[np.ndarray, " n"]) -> dict[str, Estimate]:
     """:func:`summary` with 95 % intervals from the large-sample variances of the two.
 
-    Of the mean s²/n, of the standard deviation (m₄ − s⁴) / (4 s² n), with m₄ the fourth central
-    moment. They cover the choice of images and no other randomness.
+    The variance of the mean is s²/n, that of the standard deviation (m₄ − s⁴) / (4 s² n), with m₄
+    the fourth central moment. The intervals cover only the choice of images.
     """
     logs = np.log(magnitude[magnitude > 0])
     mean, std = summary(magnitude)
@@ -153,7 +153,7 @@ def moments(magnitude: Float[np.ndarray, " n"]) -> dict[str, Estimate]:
 
 
 def least_gap(ordered: Sequence[Estimate]) -> Estimate | None:
-    """The weakest step of a descending order; ``None`` unless all three methods are there."""
+    """The weakest step of a descending order; ``None`` unless all three methods are recorded."""
     return weakest([gap(a, b) for a, b in pairwise(ordered)]) if len(ordered) == 3 else None
 
 
@@ -163,7 +163,7 @@ def order_of(what: str) -> list[str]:
 
 
 def order_words(what: str) -> str:
-    """The same in words."""
+    """The order in words."""
     names = " > ".join(LABELS[m] for m in order_of(what))
     return f"order of the {WORDS[what]}s: {names} (least step)"
 
@@ -260,8 +260,8 @@ def printed_step(data: str) -> Estimate:
 def least_step(data: str) -> Estimate:
     """The weakest step of the published accuracies, in the descending order of the paper's means.
 
-    Binomial errors of 10,000 test images each, taken as independent: the images are the same, so
-    that the true interval is narrower; the error of another training, unknown, widens it.
+    The binomial errors of 10,000 test images each are taken as independent. Because the images are
+    the same, the true interval is narrower; the unknown variation between training runs widens it.
     """
     order = sorted(MEANS[data], key=lambda m: -MEANS[data][m].mean)
     shares = [TOP_1[data][method] for method in order]

@@ -3,7 +3,7 @@
 ``python -m influence_lab.experiments.duplicates`` plants copies, re-encodings and crops of CIFAR-10
 test images of one class, runs ``influence-ssl score`` on the folder, and records precision and
 recall of the duplicate groups beside those of the score, of representation kNN and of a perceptual
-hash. The thresholds of :mod:`influence_ssl.analysis.duplicates` were chosen on the same plants.
+hash. The thresholds of :mod:`influence_ssl.analysis.duplicates` were chosen on the same copies.
 """
 
 from __future__ import annotations
@@ -68,10 +68,10 @@ def plant(
 def measure(table: Table, planted: list[tuple[str, str, str]], folder: Path) -> dict[str, Any]:
     """Precision and recall of the groups and of each rival, by images, and of the groups by pairs.
 
-    An image counts as found where a method flags it; the targets are the planted duplicates and
-    their originals, m images. Groups flag their members and the hash those with another at
-    most 10 bits away; score and kNN, which have no threshold of their own, the first m of their
-    ranking, which favours them: nobody knows m.
+    An image counts as found if a method flags it; the targets are the planted duplicates and their
+    originals, m images. Groups flag their members, and the hash flags images with another at most
+    10 bits away. Score and kNN, which have no threshold of their own, flag the first m images of
+    their ranking. This favours them, because m is unknown in practice.
     """
     assert table.group is not None
     assert table.similarity is not None

@@ -1,8 +1,8 @@
 """Figure 3: t-SNE of the representations, and the claims of its text in numbers.
 
-The claims are measured on the representations and not in the picture: class purity of the
-nearest neighbours, silhouettes, and distances, for the lowest, the highest and random images, and
-for random images of the same classes.
+The claims are tested on the representations rather than in the picture: class purity of the nearest
+neighbours, silhouettes and distances, for the lowest, the highest and random images, and for random
+images of the same classes.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ CLASS_COLORS = (
 
 
 class Map(NamedTuple):
-    """A recorded t-SNE: which images, where they lie, their classes, and which set each is of.
+    """A recorded t-SNE: the images' indices, positions, classes and sets.
 
     ``member``: bit b is set for images of the b-th of :data:`PANELS`.
     """
@@ -78,7 +78,7 @@ class Map(NamedTuple):
 
 
 def sizes(n: int) -> tuple[int, int]:
-    """The two sizes of the subsets: 2,000 and 1,000 images, or a fifth and a tenth of few."""
+    """The two subset sizes: 2,000 and 1,000 images, or a fifth and a tenth of a small set."""
     return min(SIZES[0], n // 5), min(SIZES[1], n // 10)
 
 
@@ -87,8 +87,8 @@ def subsets(
 ) -> dict[str, Int64[np.ndarray, " m"]]:
     """The lowest and highest of an ascending ``order``, random images, and two matched controls.
 
-    A control has as many images of each class as the lowest (the highest), drawn at random: what
-    a set owes to its mixture of classes alone, the control has too.
+    A control contains as many images of each class as the lowest (or highest) set, drawn at random.
+    Effects of the class composition alone therefore also appear in the control.
     """
     rng = np.random.default_rng(seed)
     found = {"lowest": order[:size], "highest": order[::-1][:size].copy()}
@@ -107,7 +107,7 @@ def measure(
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """For both sizes and each of the :func:`subsets`: :func:`structure`, and purity in all data.
 
-    ``chance`` is the purity that labels without any relation to the representation would have.
+    ``chance`` is the purity of labels that are unrelated to the representation.
     """
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for size in sizes(len(z)):
@@ -125,7 +125,7 @@ def measure(
 
 
 def tsne(z: Float32[np.ndarray, "n d"], seed: int = 0) -> Float32[np.ndarray, "n 2"]:
-    """scikit-learn's t-SNE (van der Maaten and Hinton 2008) of unit rows, begun at their PCA.
+    """scikit-learn's t-SNE (van der Maaten and Hinton 2008) of unit rows, initialised with PCA.
 
     Between unit rows the squared distance is twice the cosine distance.
     """
@@ -151,7 +151,7 @@ def make_map(
 
 
 def load_map(profile: str, method: str, seed: int = 0, root: Path | None = None) -> Map | None:
-    """The recorded t-SNE of a run, ``None`` where there is none."""
+    """The recorded t-SNE of a run, ``None`` if there is none."""
     path = results.folder_of(profile, method, seed, root) / "map.npz"
     if not path.is_file():
         return None
@@ -160,13 +160,13 @@ def load_map(profile: str, method: str, seed: int = 0, root: Path | None = None)
 
 
 def save_map(found: Map, path: Path) -> None:
-    """Write a map as one ``.npz``, about 6 bytes a point."""
+    """Write a map as one ``.npz``, about 6 bytes per point."""
     with replacing(path, parents=True) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **found._asdict())
 
 
 def figure_3(maps: dict[str, Map | None], classes: list[str]) -> Any:
-    """A row for each method: random images, the lowest, the highest, with all others in grey."""
+    """One row per method: random images, the lowest and the highest, with all others in grey."""
     import matplotlib.pyplot as plt
 
     from influence_lab.figures import WIDTH
@@ -248,14 +248,14 @@ def reproduce(task: Task) -> str:
 
 
 def _rounded(found: Any) -> Any:
-    """:func:`rounded`, with plain numbers left in as such."""
+    """:func:`rounded`, but plain numbers stay as they are."""
     if isinstance(found, dict):
         return {key: _rounded(value) for key, value in found.items()}
     return round(found, 4) if isinstance(found, float) else rounded(found)
 
 
 def gap_of(sets: dict[str, dict[str, Any]], name: str) -> Estimate:
-    """What one of :data:`CLAIMS` says to be above 0; the sets are taken as independent."""
+    """The difference that one of :data:`CLAIMS` states to be above 0, for independent sets."""
     what, more, less = CLAIMS[name]
 
     def of(part: str) -> Estimate:

@@ -1,8 +1,8 @@
-"""The score explorer: 2,000 training images with their scores and what else could rank them.
+"""The score explorer: 2,000 training images with their scores and alternative measures.
 
-Score, loss and gradient norm are the recorded ones of the fixed set, of which these images are a
-part. The distance to the nearest neighbours and the spread of the border are recorded here, and
-the images themselves as one sheet of thumbnails.
+Score, loss and gradient norm are those recorded for the fixed set, to which these images belong.
+The distance to the nearest neighbours, the deviation of the border and one sheet of thumbnails are
+recorded here.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ LINEAR = ("border",)
 
 
 class Explored(NamedTuple):
-    """What is recorded of the images in ascending order, beside the fixed set's vectors.
+    """The record of the images in ascending order, beside the fixed set's vectors.
 
     ``border`` (n,): :func:`~influence_lab.measures.borders.measures`' deviation of the border;
     ``distance`` (m, n): for each method the mean cosine distance to the :data:`K` nearest of all
@@ -75,7 +75,7 @@ def load(profile: str, root: Path | None = None) -> Explored:
 def values(
     profile: str, record: dict[str, Any], method: str, root: Path | None = None
 ) -> dict[str, Float64[np.ndarray, " n"]]:
-    """The score's magnitude and each of :data:`RIVALS` under one encoder."""
+    """The score's magnitude and each of :data:`RIVALS` for one encoder."""
     vectors, explored = vectors_of(profile, method, record["seed"], root), load(profile, root)
     places = np.searchsorted(fixed_set(record["of"]), chosen(record["of"]))
     found = {
@@ -88,7 +88,7 @@ def values(
 
 
 def page_data(profile: str, record: dict[str, Any], root: Path | None = None) -> dict[str, Any]:
-    """What the explorer in the page is given; vectors as little-endian float32 in base64."""
+    """The data of the explorer in the page; vectors are little-endian float32 in base64."""
     explored = load(profile, root)
     methods = {}
     for method in record["methods"]:
@@ -117,7 +117,7 @@ def figure(
     profile: str, record: dict[str, Any], method: str = "simclr", rival: str = "loss",
     root: Path | None = None,
 ) -> Any:  # fmt: skip
-    """The images as points, and in their places as many of them as do not cover one another."""
+    """The images as points, and as many thumbnails at their places as fit without overlap."""
     import matplotlib.pyplot as plt
     from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
@@ -142,7 +142,7 @@ def figure(
 def _apart(
     places: Float64[np.ndarray, "n 2"], order: Int64[np.ndarray, " n"], side: float
 ) -> list[int]:
-    """As many places as one meets that are a side apart: both ends first, then at random."""
+    """Places that are at least a side apart, taken from both ends first, then at random."""
     rest = np.random.default_rng(0).permutation(order)
     taken: list[int] = []
     for i in (order[-1], order[0], *rest):

@@ -1,9 +1,9 @@
 """Figures 7 and 8: faces with extreme scores, and their groups.
 
-FairFace under a BYOL encoder trained on it; in profile ``tiny`` the stand-in of
-:func:`..datasets.standin_fairface`. Beside the score stand its rivals (loss, gradient norm) and one
-control: the same network before training. Base rates, intervals and tests for sampling without
-replacement are added; the paper lacks them, and a histogram cannot be read without them.
+FairFace with a BYOL encoder trained on it; in profile ``tiny`` the stand-in of
+:func:`..datasets.standin_fairface`. The score is compared with its rivals (loss, gradient norm) and
+one control, the same network before training. Base rates, intervals and tests for sampling without
+replacement are added. The paper lacks them, and a histogram cannot be interpreted without them.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Prepared(Dataset):
 
 
 def encoder_of(task: Task, images: Images) -> CifarResNet18:
-    """The recorded encoder; where there is none, it is trained (or its training resumed)."""
+    """The recorded encoder; if there is none, it is trained (or its training is resumed)."""
     place = results.folder_of(task.profile, NAME, task.seed, task.root)
     if not (place / "encoder.safetensors").is_file():
         settings = fairface_settings(task.profile)
@@ -95,7 +95,7 @@ def encoder_of(task: Task, images: Images) -> CifarResNet18:
 
 
 def rankings(task: Task, images: Images) -> dict[str, Column]:
-    """Magnitudes by each of :data:`RANKINGS`; what was scored before is read, not made again."""
+    """Magnitudes by each of :data:`RANKINGS`; earlier scores are read instead of recomputed."""
     encoder = encoder_of(task, images)
     place = results.folder_of(task.profile, NAME, task.seed, task.root)
     weights = (place / "encoder.safetensors").read_bytes()
@@ -124,7 +124,7 @@ def rankings(task: Task, images: Images) -> dict[str, Column]:
 
 
 def score(encoder: CifarResNet18, images: Images, device: str = "cpu") -> dict[str, Column]:
-    """The score and its rivals under one draw of :data:`NOISE`, curvature of all images."""
+    """The score and its rivals for one draw of :data:`NOISE`, with the curvature of all images."""
     scorer = InfluenceScorer(
         encoder, Invariance(NOISE), device=device, progress=sys.stderr.isatty()
     )
@@ -132,7 +132,7 @@ def score(encoder: CifarResNet18, images: Images, device: str = "cpu") -> dict[s
 
 
 def measure(grouped: Grouped, ranked: dict[str, Column]) -> dict[str, Any]:
-    """Everything that the figures and claims show, as a record keeps it."""
+    """The data of the figures and claims, in the form of a record."""
     images = grouped.images
     return {
         "images": len(images),
@@ -235,9 +235,9 @@ def figure_7(record: dict[str, Any], pictures: dict[str, UInt8[np.ndarray, "n h 
 
 
 def by_chance(k: int = 100) -> dict[str, tuple[float, int, int]]:
-    """Of k faces drawn from FairFace at random, how many of each race: the mean and the 95 % range.
+    """Mean and 95 % range of the number of each race among k faces drawn from FairFace at random.
 
-    Counts of a draw without replacement are hypergeometric.
+    Counts in a draw without replacement are hypergeometric.
     """
     from scipy.stats import hypergeom
 
@@ -268,7 +268,8 @@ def _draw_chance(axis: Any) -> None:
 def figure_8(record: dict[str, Any]) -> Any:
     """Share of each group among the top with its interval, and its base rate as a tick.
 
-    Where the data stand in for FairFace, a second panel has what chance gives with the faces.
+    If the data stand in for FairFace, a second panel shows the counts expected by chance from the
+    real faces.
     """
     import matplotlib.pyplot as plt
 
@@ -378,7 +379,7 @@ def claims(root: Path | None = None) -> list[Reading]:
 
 
 def _even(column: dict[str, Any]) -> str:
-    """Why the counts do not show unevenness; empty where they do."""
+    """Why the counts do not show unevenness; empty if they do."""
     p = column.get("p_uneven", 0.0)
     return "" if p < 0.05 else f"counts as uneven as these come up by chance, p = {p:.2f}"
 

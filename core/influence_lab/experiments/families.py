@@ -1,8 +1,8 @@
 """Table 4: rank correlation of the scores under six families of perturbations.
 
-The paper does not say between what its correlations are. Two readings: ``again``, a family's
-scores against those of another draw of the same family; ``gaussian``, against those of another draw
-of the Gaussian noise. Beside the score stand its rivals: the loss alone and the gradient's norm.
+The paper does not state which scores its correlations compare. There are two readings: ``again``
+compares a family's scores with those of another draw of the same family, ``gaussian`` with those of
+another draw of the Gaussian noise. The score's rivals are the loss alone and the gradient norm.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ Column = Float64[np.ndarray, " n"]
 def measure(scores: dict[str, tuple[Column, Column]]) -> dict[str, Any]:
     """Each family's correlation in both readings; ``scores`` holds two draws of each.
 
-    Per reading also the differences that the paper's order consists of: Gaussian noise over each
-    other family, and crops over each of the four with flips.
+    Each reading also contains the differences that make up the paper's order: Gaussian noise minus
+    each other family, and crops minus each of the four with flips.
     """
     other = scores["gaussian"][1]
     against = {name: {"again": pair, "gaussian": (pair[0], other)} for name, pair in scores.items()}
@@ -86,7 +86,7 @@ def measure(scores: dict[str, tuple[Column, Column]]) -> dict[str, Any]:
 
 
 def unchanged(score: Column) -> float:
-    """Share of images that the perturbation left as they were, so that they score exactly 0."""
+    """Share of images that the perturbation left unchanged, so that they score exactly 0."""
     return round(float((score == 0).mean()), 4)
 
 
@@ -170,8 +170,8 @@ def between(
 ) -> dict[str, Estimate]:
     """Each family's correlation between two encoders, (method, seed), in the same draw.
 
-    That is how Figure 2 sets two runs against each other. Families whose scores are not recorded
-    under both are left out.
+    Figure 2 compares two runs in the same manner. Families whose scores are not recorded for both
+    encoders are left out.
     """
     first, second = (vectors_of(profile, *encoder, root) for encoder in (one, other))
     names = {name: key("score", family.perturbation, 0) for name, family in FAMILIES.items()}
@@ -189,7 +189,7 @@ def across(profile: str, root: Path | None = None) -> dict[str, dict[str, Estima
 
 
 def _leads(profile: str, root: Path | None, row: Any) -> list[Reading]:
-    """The paper's order between encoders of different methods; leads are the least over pairs."""
+    """The paper's order between encoders of different methods; leads are minima over pairs."""
     pairs = across(profile, root) if profile else {}
     rows = []
     for best, words, others in (

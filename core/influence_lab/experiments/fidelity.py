@@ -1,8 +1,9 @@
-"""How close cheaper curvatures come to the exact empirical Fisher, and what they cost.
+"""The agreement of cheaper curvatures with the exact empirical Fisher, and their cost.
 
 One encoder, one set of images, one noise draw; λ = c × the mean non-zero eigenvalue tr(H)/n of the
-exact H, the same number for every approximation. Costs are those of the whole call of
-``InfluenceScorer.score``. Score vectors stand in ``fidelity.npz``; a stopped run goes on from it.
+exact H, the same number for every approximation. Costs are those of a whole call of
+``InfluenceScorer.score``. Score vectors are stored in ``fidelity.npz``, from which a stopped run
+resumes.
 """
 
 from __future__ import annotations
@@ -50,9 +51,9 @@ Column = Float64[np.ndarray, " n"]
 
 
 class Sizes(NamedTuple):
-    """Images scored; images and rounds that a cost is measured with, and their batch.
+    """Images to score; images, rounds and batch size for measuring a cost.
 
-    ``slow_rounds`` are for a call that takes longer than :data:`.timing.SLOW` plain passes.
+    ``slow_rounds`` applies to calls that take longer than :data:`.timing.SLOW` plain passes.
     """
 
     images: int
@@ -67,7 +68,7 @@ LARGE = Sizes(800, 128, 10, 3, 64)
 
 
 class Fidelity:
-    """Magnitudes of the images by name, made where they are not recorded yet."""
+    """Magnitudes of the images by name, computed if they are not recorded yet."""
 
     def __init__(self, task: Task) -> None:
         self.task = task
@@ -86,7 +87,7 @@ class Fidelity:
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """A folder for gradients, which several curvatures read, while the block runs."""
+        """A folder for gradients that several curvatures read while the block runs."""
         with tempfile.TemporaryDirectory(prefix="fidelity-") as folder:
             self.stores = Path(folder)
             yield
@@ -99,7 +100,7 @@ class Fidelity:
 
     @property
     def unit(self) -> float:
-        """tr(H)/n, what λ is counted in."""
+        """tr(H)/n, the unit of λ."""
         return float(self.vectors.notes[f"{EXACT}, {MAIN}"]["unit"])
 
     def exact(self, noise: int = 0) -> None:
@@ -118,14 +119,14 @@ class Fidelity:
     def magnitude(
         self, name: str, curvature: Curvature, space: str, seed: int = 0, **settings: Any
     ) -> Column:
-        """The vector of this name."""
+        """The vector with this name."""
         if name not in self.vectors:
             begin = time.perf_counter()
             self._add(name, self._score(curvature, space, seed, **settings), begin)
         return self.vectors[name]
 
     def candidate(self, name: str, c: float) -> Column:
-        """The magnitudes by one of the candidates at λ = c × :attr:`unit`."""
+        """One candidate's magnitudes at λ = c × :attr:`unit`."""
         key, one = f"{name}, {c}", CANDIDATES[name]
         if key in self.vectors:
             return self.vectors[key]
@@ -170,7 +171,7 @@ class _Indexed:
 
 
 def loss_pass(encoder: torch.nn.Module, images: torch.Tensor, index: torch.Tensor) -> Column:
-    """The losses: forward passes alone."""
+    """The losses, from forward passes alone."""
     objective = Invariance()
     with torch.no_grad():
         parts = [
@@ -181,7 +182,7 @@ def loss_pass(encoder: torch.nn.Module, images: torch.Tensor, index: torch.Tenso
 
 
 def measure(one: Fidelity) -> Iterator[tuple[str, Any]]:
-    """The record's parts, from the quickest to the slowest; each number with its interval."""
+    """The record's parts, from the fastest to the slowest; each number with its interval."""
     with one.working():
         one.exact()
         exact = {c: one.vectors[f"{EXACT}, {c}"] for c in DAMPINGS}
@@ -206,7 +207,7 @@ def measure(one: Fidelity) -> Iterator[tuple[str, Any]]:
 
 
 def _shipped(one: Fidelity, joint: bool, exact: Column) -> dict[str, Any]:
-    """The library's LoGra as it is, λ by its own rule: ranks, and what precision does to it."""
+    """The library's LoGra with its own rule for λ: ranks, and the effect of precision."""
     words, base = JOINT[joint], _plain(one, joint)
     found = {str(rank): spearman(_plain(one, joint, rank), exact) for rank in RANKS}
     bf16 = one.magnitude(f"bf16 {words}", LoGra(RANK, joint), "bf16", dtype=torch.bfloat16)
@@ -224,7 +225,7 @@ def _plain(one: Fidelity, joint: bool, rank: int = RANK, seed: int = 0) -> Colum
 
 
 def _projections(one: Fidelity) -> dict[str, Any]:
-    """Rank correlation of two projection seeds."""
+    """Rank correlation between two projection seeds."""
     λ, found = MAIN * one.unit, {}
     for joint, words in JOINT.items():
         found[f"shipped {words}"] = spearman(_plain(one, joint), _plain(one, joint, seed=1))
@@ -239,7 +240,7 @@ def _projections(one: Fidelity) -> dict[str, Any]:
 
 
 def _noise(one: Fidelity, exact: Column) -> dict[str, Any]:
-    """Rank correlation of two noise draws, by the exact score and by the default."""
+    """Rank correlation between two noise draws, for the exact and the default score."""
     one.exact(noise=1)
     return {
         EXACT: spearman(exact, one.vectors[f"{EXACT}, {MAIN}, noise 1"]),
@@ -253,12 +254,12 @@ def _draws(one: Fidelity, draws: int, seed: int) -> Column:
 
 
 def reliability(one: Fidelity) -> dict[str, Any]:
-    """Rank correlation of two runs of m draws each, by the library's default curvature."""
+    """Rank correlation between two runs of m draws each, with the library's default curvature."""
     return {str(m): spearman(_draws(one, m, 0), _draws(one, m, 1)) for m in DRAWS}
 
 
 def _estimators(one: Fidelity) -> dict[str, Any]:
-    """Of each way to spend draws: the rank correlation of two runs, and with averaged scores."""
+    """For each use of draws, the rank correlation between two runs and with averaged scores."""
 
     def vector(estimator: Estimator, seed: int) -> Column:
         if not (estimator.antithetic or estimator.gradients):
@@ -277,12 +278,12 @@ def _estimators(one: Fidelity) -> dict[str, Any]:
 
 
 def draws_needed(reliability: dict[str, list[float]]) -> int | None:
-    """The smallest number of draws whose reliability is :data:`RELIABLE`; ``None`` for none."""
+    """The smallest number of draws with reliability :data:`RELIABLE`; ``None`` if none has it."""
     return next((int(m) for m, estimate in reliability.items() if estimate[0] >= RELIABLE), None)
 
 
 def costs(one: Fidelity, known: dict[str, Any], keep: Callable[[Any], None]) -> dict[str, Any]:
-    """Each candidate's cost; ``keep`` is called with all that is known after each of them."""
+    """Each candidate's cost; ``keep`` is called after each one with all costs so far."""
     images = one.images[: one.sizes.timed]
     index = one.index[: len(images)]
     plain = timing.plain_passes(one.encoder, timing.pairs_of(images, one.sizes.batch))
@@ -323,8 +324,8 @@ def recorded(part: str, root: Path | None = None) -> tuple[str, Any]:
 def reproduce(task: Task) -> str:
     """Score, compare and time with the recorded SimCLR encoder; record, and draw the picture.
 
-    The record is written after each part. One that has all its parts is made anew, from the
-    recorded vectors; of one that was stopped, costs that were measured stay.
+    The record is written after each part. A complete record is computed again from the recorded
+    vectors; a stopped run keeps the costs that were measured.
     """
     from influence_lab.benchmark.picture import figure
     from influence_lab.figures import save, use_style

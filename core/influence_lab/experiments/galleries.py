@@ -1,8 +1,8 @@
-"""Figures 5 and 13 to 16: what the images of highest and lowest influence look like, in numbers.
+"""Figures 5 and 13 to 16: measured appearance of the images with the highest and lowest influence.
 
-The paper shows CIFAR-100. Where it is not found, CIFAR-10's images stand in for it: the score has
-no use for labels. Its supervised galleries come from an influence that has: the classifier's
-cross-entropy, whose score stands beside the label-free one of the same network.
+The paper shows CIFAR-100. If that is not found, CIFAR-10's images stand in for it, because the
+score does not use labels. The supervised galleries use a score that does, that of the classifier's
+cross-entropy, beside the label-free score of the same network.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ NEGLIGIBLE = 0.147
 
 
 class Sheet(NamedTuple):
-    """One of the paper's galleries of 400: of which method, by which score, which end."""
+    """One of the paper's galleries of 400: its method, score and end of the ranking."""
 
     method: str
     ranking: str
@@ -63,7 +63,7 @@ SHEETS = {
 
 
 def images_for(profile: str) -> Images:
-    """CIFAR-100 where it is found, else its stand-in, CIFAR-10; ``scenes`` for ``tiny``."""
+    """CIFAR-100 if it is found, else its stand-in, CIFAR-10; ``scenes`` for ``tiny``."""
     if profile != "tiny" and any(
         (data_root() / name).is_dir() for name in ("cifar100", "cifar-100-python")
     ):
@@ -74,7 +74,7 @@ def images_for(profile: str) -> Images:
 def rankings_of(
     one: Scored, score: Float64[np.ndarray, " n"]
 ) -> dict[str, Float64[np.ndarray, " n"]]:
-    """What is asked for its highest and lowest images: the score, its rivals, and chance."""
+    """The rankings whose ends are compared: the score, its rivals, and chance."""
     own = one.without_gradients(GaussianNoise(), 0)
     labelled = one.with_labels()
     n = len(score)
@@ -96,14 +96,14 @@ def ends(key: Float64[np.ndarray, " n"], k: int) -> dict[str, Int64[np.ndarray, 
 
 
 def sample(n: int, k: int) -> Int64[np.ndarray, " k"]:
-    """The k images, drawn once, that both ends are compared with."""
+    """The k random images, drawn once, with which both ends are compared."""
     return np.random.default_rng(1).permutation(n)[:k]
 
 
 def compare(
     key: Float64[np.ndarray, " n"], looks: dict[str, Float64[np.ndarray, " n"]], k: int
 ) -> dict[str, dict[str, Any]]:
-    """For either end of ``key`` Cliff's δ of each measure against :func:`sample`, and counts."""
+    """For both ends of ``key``, Cliff's δ of each measure against :func:`sample`, and counts."""
     drawn = sample(len(key), k)
     return {
         end: {
@@ -115,7 +115,7 @@ def compare(
 
 
 def counts(looks: dict[str, np.ndarray], rows: Int64[np.ndarray, " k"]) -> dict[str, list[int]]:
-    """Of ``rows``, and of the first 12 of them, those with a uniform border, white or black."""
+    """The number of ``rows``, and of the first 12, with a uniform, white or black border."""
     marks = {"uniform": borders.uniform(looks), "white or black": borders.white_or_black(looks)}
     return {name: [int(mark[r].sum()) for r in (rows, rows[:TOP])] for name, mark in marks.items()}
 
@@ -123,7 +123,7 @@ def counts(looks: dict[str, np.ndarray], rows: Int64[np.ndarray, " k"]) -> dict[
 def explained(
     rankings: dict[str, Float64[np.ndarray, " n"]], looks: dict[str, Float64[np.ndarray, " n"]]
 ) -> dict[str, list[float]]:
-    """Rank correlations on the fixed set of 5,000: does the norm or the loss say it all?
+    """Rank correlations on the fixed set of 5,000: is the norm or the loss a full explanation?
 
     "uniformity" is minus the border's deviation; "small norm" minus the representation's.
     """
@@ -198,7 +198,7 @@ def _trained_on(name: str, task: Task, methods: list[str]) -> bool:
 
 
 def path_of(result: str, profile: str, root: Path | None = None) -> Path:
-    """Where the recorded images of a figure stand."""
+    """The path of a figure's recorded images."""
     return (results.results_root() if root is None else root) / profile / f"{result}.jpg"
 
 
@@ -213,7 +213,7 @@ def contact_sheet(result: str, profile: str, root: Path | None = None) -> Any:
 
 
 def figure_sheet(result: str, profile: str, root: Path | None = None) -> Any:
-    """The sheet as a figure with its title; words in its place where it is not recorded."""
+    """The sheet as a figure with its title, or a message if it is not recorded."""
     from matplotlib.figure import Figure
 
     from influence_lab.figures import WIDTH
@@ -235,7 +235,7 @@ def figure_sheet(result: str, profile: str, root: Path | None = None) -> Any:
 
 
 def figure_5(profile: str, record: dict[str, Any], root: Path | None = None) -> Any:
-    """The 12 images of highest and the 12 of lowest score under SimCLR, outermost first."""
+    """SimCLR's 12 images with the highest and the 12 with the lowest score, outermost first."""
     import matplotlib.pyplot as plt
 
     from influence_lab.figures import WIDTH
@@ -254,7 +254,7 @@ def figure_5(profile: str, record: dict[str, Any], root: Path | None = None) -> 
 
 
 def figure_deltas(record: dict[str, Any], measure: str = "border deviation") -> Any:
-    """Cliff's δ of one measure, the highest of every ranking against the random sample."""
+    """Cliff's δ of one measure between the highest of every ranking and the random sample."""
     import matplotlib.pyplot as plt
 
     from influence_lab.figures import COLORS, WIDTH

@@ -1,4 +1,4 @@
-"""Who is at the top of a ranking: groups against base rates, looks against everybody else's."""
+"""Groups at the top of a ranking compared with base rates, and their looks with all others'."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ Column = Float64[np.ndarray, " n"]
 
 
 def top_of(n: int) -> int:
-    """How many images count as the top: 100 as in the paper, a fifth of fewer than 500."""
+    """The number of images in the top: 100 as in the paper, a fifth of sets below 500."""
     return min(TOP, n // 5)
 
 
 def first(magnitude: Column, k: int) -> Int64[np.ndarray, " k"]:
-    """The k highest, ties by index; the k lowest with the sign turned."""
+    """The k highest, ties by index; the k lowest if the sign is reversed."""
     return np.argsort(-magnitude, kind="stable")[:k]
 
 
 def uneven(top: Int64[np.ndarray, " g"], all_: Int64[np.ndarray, " g"], seed: int = 0) -> float:
-    r"""p-value of the groups among the top against those of all images.
+    r"""p-value for the groups in the top against those of all images.
 
-    Where rank and group have nothing to do with each other, the top is a draw without replacement,
-    and the counts are multivariate hypergeometric. The statistic is Pearson's
+    If rank and group are unrelated, the top is a draw without replacement, and the counts are
+    multivariate hypergeometric. The statistic is Pearson's
     :math:`\sum_g (t_g - e_g)^2 / e_g` with :math:`e_g = k n_g / n`; p is the share of
     :data:`DRAWS` such draws, the one found included, that reach it.
     """
@@ -55,7 +55,7 @@ def uneven(top: Int64[np.ndarray, " g"], all_: Int64[np.ndarray, " g"], seed: in
 
 
 def groups(grouped: Grouped, magnitude: Column) -> dict[str, Any]:
-    """Shares among the top against base rates, for each attribute (see :func:`breakdown`)."""
+    """Shares in the top and base rates, for each attribute (see :func:`breakdown`)."""
     n = len(magnitude)
     order = first(magnitude, n)
     top = top_of(n)
@@ -68,7 +68,7 @@ def groups(grouped: Grouped, magnitude: Column) -> dict[str, Any]:
 
 
 def appearance(images: Images) -> dict[str, Column]:
-    """The :data:`QUANTITIES` of every image; of a single grey value the symmetry is 1."""
+    """The :data:`QUANTITIES` of every image; an image of one grey value has symmetry 1."""
     found: dict[str, Column] = {name: np.empty(len(images)) for name in QUANTITIES}
     for k, picture in enumerate(images.images):
         grey = picture.mean(2, dtype=np.float64) / 255
@@ -81,7 +81,7 @@ def appearance(images: Images) -> dict[str, Column]:
 
 
 def looks(images: Images, magnitude: Column) -> dict[str, dict[str, Estimate]]:
-    """For the highest and the lowest: how their :data:`QUANTITIES` compare with all others'."""
+    """A comparison of the highest and lowest images' :data:`QUANTITIES` with all others'."""
     measured, k = appearance(images), top_of(len(images))
     found = {}
     for which, sign in (("highest", 1), ("lowest", -1)):

@@ -1,4 +1,4 @@
-"""Layouts in which trainings save an encoder, made from small ones, and what becomes of each."""
+"""Layouts in which training code saves an encoder, written with small ones, and their loading."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ RESNET, VIT = "timm:test_resnet", "timm:test_vit"
 
 
 class Layout(NamedTuple):
-    """``content``: what ``torch.save`` writes, or a function that writes the file itself.
+    """``content``: the object for ``torch.save``, or a function that writes the file itself.
 
-    ``encoder`` is what ``--encoder`` says, ``part`` what ``--weights-part`` does.
+    ``encoder`` is the value of ``--encoder``, ``part`` that of ``--weights-part``.
     """
 
     content: Callable[[], object]
@@ -34,10 +34,10 @@ class Layout(NamedTuple):
 
 
 def encoder(spec: str = RESNET, seed: int = 0, head: int = 0) -> nn.Module:
-    """A small encoder of timm whose weights and running statistics are random.
+    """A small timm encoder with random weights and running statistics.
 
-    ``seed`` 0 is the encoder that each layout holds, 1 the momentum network, teacher or copy beside
-    it. ``head`` is the number of classes of its classifier, 0 for none.
+    ``seed`` 0 is the encoder in each layout, 1 the momentum network, teacher or copy beside it.
+    ``head`` is the number of classes of its classifier, 0 for none.
     """
     module = timm.create_model(spec.partition(":")[2], num_classes=head)
     torch.manual_seed(seed)
@@ -49,7 +49,7 @@ def encoder(spec: str = RESNET, seed: int = 0, head: int = 0) -> nn.Module:
 
 
 def write(name: str, folder: Path) -> Path:
-    """Make the file of a layout in ``folder``; returns its path."""
+    """Write a layout's file in ``folder``; returns its path."""
     layout = LAYOUTS[name]
     path = folder / layout.file
     content = layout.content()
@@ -61,9 +61,9 @@ def write(name: str, folder: Path) -> Path:
 
 
 def table(folder: Path) -> pd.DataFrame:
-    """One row per layout: whether it loads, the part and heads that decide it, or why it does not.
+    """One row per layout: whether it loads, with which part and heads, or why it does not.
 
-    Every file is made in ``folder`` and read as ``influence-ssl score --weights`` reads it.
+    Every file is written to ``folder`` and read as by ``influence-ssl score --weights``.
     """
     rows = []
     for name, layout in LAYOUTS.items():
@@ -88,7 +88,7 @@ def _state(spec: str = RESNET, seed: int = 0, head: int = 0) -> dict[str, Tensor
 
 
 def _projecting(spec: str = RESNET, seed: int = 0) -> nn.Module:
-    """The encoder with a projection in place of its classifier, as in MoCo and SimCLR."""
+    """The encoder with a projection instead of its classifier, as in MoCo and SimCLR."""
     module = encoder(spec, seed)
     width = cast(int, module.num_features)
     module.fc = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 8))
@@ -96,7 +96,7 @@ def _projecting(spec: str = RESNET, seed: int = 0) -> nn.Module:
 
 
 def _numbered(seed: int = 0) -> nn.Sequential:
-    """Its children without the classifier, as in many implementations that start from ResNet."""
+    """The encoder's children without the classifier, as in many implementations with ResNet."""
     return nn.Sequential(*list(encoder(RESNET, seed).children())[:-1])
 
 
@@ -119,12 +119,12 @@ def _of(**parts: nn.Module | Tensor) -> nn.Module:
 
 
 def _parallel(module: nn.Module) -> dict[str, Tensor]:
-    """Its names under DataParallel, which are those under DistributedDataParallel."""
+    """The names of DataParallel, which are those of DistributedDataParallel."""
     return nn.DataParallel(module).state_dict()
 
 
 def _saved(state: dict[str, Tensor], key: str = "state_dict", **beside: object) -> dict:
-    """What a training script saves: the weights under a key, and where the training stands."""
+    """The content that a training script saves: the weights under a key, and its progress."""
     weight = nn.Parameter(torch.ones(3))
     optimiser = torch.optim.SGD([weight], lr=0.1, momentum=0.9)
     weight.sum().backward()

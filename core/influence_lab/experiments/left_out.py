@@ -1,16 +1,16 @@
-r"""The effect of leaving an image out, from trainings on random halves, and its prediction.
+r"""The effect of leaving an image out, from training runs on random halves, and its prediction.
 
 Feldman and Zhang (2020), What neural networks memorize and why, Equation 1, for a loss:
 
 .. math:: m_i = \mathrm{mean}\{L_i(t) : i \notin S_t\} - \mathrm{mean}\{L_i(t) : i \in S_t\}
 
-over trainings t with images :math:`S_t`. The estimate varies with the trainings. Its reliability is
-the rank correlation of two estimates from disjoint halves of them, carried to the whole number by
-Spearman and Brown's formula. A correlation with the estimate is :math:`\sqrt{\text{reliability}}`
-times the correlation with what infinitely many trainings would give (Spearman 1904, The proof and
-measurement of association between two things), so it is divided by that root. The
-correction is exact for Pearson's correlation with independent errors and an approximation for
-ranks.
+over training runs t with images :math:`S_t`. The estimate varies with the runs. Its reliability is
+the rank correlation between two estimates from disjoint halves of the runs, extrapolated to all
+runs with the Spearman-Brown formula. A correlation with the estimate is
+:math:`\sqrt{\text{reliability}}` times the correlation with the estimate from infinitely many runs
+(Spearman 1904, The proof and measurement of association between two things), so it is divided by
+that root. The correction is exact for Pearson's correlation with independent errors and an
+approximation for ranks.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ def memorisation(
     inside: Bool[np.ndarray, "t n"],
     weights: Float[np.ndarray, "b t"],
 ) -> Float64[np.ndarray, "b n"]:
-    """m_i of each image, with training t counted ``weights[:, t]`` times.
+    """m_i of each image, with training run t counted ``weights[:, t]`` times.
 
-    ``values`` is the loss of image i under training t and ``inside`` says whether t saw i. NaN for
-    an image that all counted trainings saw, or none.
+    ``values`` is the loss of image i in run t, and ``inside`` tells whether t saw i. NaN for an
+    image that all counted runs saw, or none.
     """
     means = []
     for member in (~inside, inside):
@@ -67,7 +67,7 @@ def _ranked(x: Float[np.ndarray, "b n"]) -> Float64[np.ndarray, "b n"]:
 def reliability(
     values: Float[np.ndarray, "t n"], inside: Bool[np.ndarray, "t n"], seed: int = 0
 ) -> float:
-    """Of the estimate from all trainings: the mean over :data:`SPLITS` random splits in halves."""
+    """Reliability of the estimate from all runs, averaged over :data:`SPLITS` random halvings."""
     rng = np.random.default_rng(seed)
     first = _splits(rng, SPLITS, len(values))
     one, other = (memorisation(values, inside, part) for part in (first, 1 - first))
@@ -81,11 +81,11 @@ def _splits(rng: np.random.Generator, b: int, t: int) -> Float64[np.ndarray, "b 
 
 
 def detectable(n: int, reliability: float) -> float:
-    r"""The smallest rank correlation with the truth that n images show, 5 % two-sided, power 80 %.
+    r"""The smallest detectable rank correlation with the truth: n images, level 5 %, power 80 %.
 
-    :math:`\tanh\big((z_{0.975} + z_{0.8})\sqrt{1.06/(n-3)}\big)` is seen with the estimate; the
-    correlation with the truth is larger by :math:`1/\sqrt{\text{reliability}}`. NaN where the
-    reliability is not positive: then no correlation would be seen.
+    :math:`\tanh\big((z_{0.975} + z_{0.8})\sqrt{1.06/(n-3)}\big)` is detectable with the estimate;
+    the correlation with the truth is larger by :math:`1/\sqrt{\text{reliability}}`. NaN if the
+    reliability is not positive, because no correlation is detectable then.
     """
     if reliability <= 0:
         return math.nan
@@ -93,7 +93,7 @@ def detectable(n: int, reliability: float) -> float:
 
 
 class Sampled:
-    """A number, and its values in resamples of trainings and images; differences stay paired."""
+    """A number, and its values in resamples of runs and images; differences stay paired."""
 
     def __init__(self, value: float, samples: Float[np.ndarray, " b"]) -> None:
         self.value, self.samples = value, samples
@@ -103,7 +103,7 @@ class Sampled:
 
     @property
     def estimate(self) -> Estimate:
-        """With the percentile interval; all NaN where more than 2.5 % of the samples are NaN.
+        """With the percentile interval; all NaN if more than 2.5 % of the samples are NaN.
 
         A corrected correlation is then unknown, because the reliability may be 0.
         """
@@ -116,13 +116,13 @@ class Sampled:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """One quantity of all trainings: estimate, reliability, and correlations with other numbers.
+    """One quantity of all runs: estimate, reliability, and correlations with other numbers.
 
-    ``values``, ``inside``: as in :func:`memorisation`. Intervals resample trainings and, on their
-    own, images :data:`RESAMPLES` times. The trainings of a resample are split in two before they
-    are counted, so that none stands on both sides, and the resample's correlation is corrected by
-    its own reliability: an estimate from resampled trainings has twice the error, in both. Where
-    the reliability is far below 1 the intervals are therefore wider than need be.
+    ``values``, ``inside``: as in :func:`memorisation`. Intervals resample runs and, independently,
+    images :data:`RESAMPLES` times. The runs of a resample are split in two before they are counted,
+    so that none is in both halves. The resample's correlation is corrected by its own reliability,
+    because an estimate from resampled runs has twice the error, in both. If the reliability is far
+    below 1, the intervals are therefore wider than necessary.
     """
 
     values: Float[np.ndarray, "t n"]
@@ -139,12 +139,12 @@ class LeftOut:
 
     @cached_property
     def estimate(self) -> Float64[np.ndarray, " n"]:
-        """m_i from all trainings."""
+        """m_i from all runs."""
         return memorisation(self.values, self.inside, np.ones((1, len(self.values))))[0]
 
     @cached_property
     def reliability(self) -> float:
-        """Of :attr:`estimate`."""
+        """The reliability of :attr:`estimate`."""
         return reliability(self.values, self.inside, self.seed)
 
     @cached_property
@@ -154,7 +154,7 @@ class LeftOut:
 
     @cached_property
     def _resampled(self) -> tuple[Float64[np.ndarray, "b n"], Float64[np.ndarray, " b"]]:
-        """Estimates, images drawn, of the resamples, and their reliabilities."""
+        """The resamples' estimates, drawn images and reliabilities."""
         rng = np.random.default_rng([self.seed, 1])
         t = len(self.values)
         counts = rng.multinomial(t, np.full(t, 1 / t), RESAMPLES).astype(np.float64)
@@ -175,7 +175,7 @@ class LeftOut:
         return Sampled(float(self.estimate.mean()), self._resampled[0].mean(1))
 
     def reliable(self) -> Sampled:
-        """:attr:`reliability`; resamples have less, because they hold fewer trainings."""
+        """:attr:`reliability`; resamples have a lower one, because they contain fewer runs."""
         return Sampled(self.reliability, self._resampled[1])
 
     def correlation(self, numbers: Float[np.ndarray, "g n"]) -> Sampled:

@@ -1,8 +1,9 @@
 """The effect of rank and damping on the distribution of scores: LogIX's settings and others.
 
-The level of Figure 9 follows from the effective dimension, and that from choices the paper does not
-state. LogIX, which it names, projects to rank 64 and damps by 0.1 × the mean eigenvalue of each
-layer's block. Cells are recorded one by one; those of this encoder and data are not made again.
+The level of Figure 9 follows from the effective dimension, which depends on choices that the paper
+does not state. LogIX, which the paper names, projects to rank 64 and damps by 0.1 × the mean
+eigenvalue of each layer's block. Cells are recorded one by one; recorded cells of this encoder and
+data are not computed again.
 """
 
 from __future__ import annotations
@@ -41,12 +42,12 @@ NOISE = GaussianNoise()
 
 
 def name_of(rank: int, c: float) -> str:
-    """What the record calls a cell."""
+    """The name of a cell in the record."""
     return f"rank {rank}, damping {c:g}"
 
 
 def cells_of(method: str) -> tuple[tuple[int, float], ...]:
-    """(rank, damping) to be measured for a method, damping in mean eigenvalues."""
+    """The pairs (rank, damping) to measure for a method, with damping in mean eigenvalues."""
     return CELLS if method == GRID_METHOD else (LOGIX,)
 
 
@@ -97,13 +98,13 @@ def reproduce(task: Task) -> str:
 def cell(
     profile: str, method: str, rank: int, c: float, root: Path | None = None
 ) -> dict[str, Any] | None:
-    """A recorded cell; ``None`` where it is not recorded yet."""
+    """A recorded cell; ``None`` if it is not recorded yet."""
     record = results.load_record(profile, "levels", root) or {"methods": {}}
     return record["methods"].get(method, {}).get("cells", {}).get(name_of(rank, c))
 
 
 def claims(root: Path | None = None) -> list[Reading]:
-    """Appendix B.1's means and deviations against ours at LogIX's settings."""
+    """Appendix B.1's means and deviations compared with ours at LogIX's settings."""
     profile, _ = results.largest_record("levels", root) or ("", {})
     rows = []
     for method, paper in PAPER.items():

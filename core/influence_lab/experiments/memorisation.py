@@ -2,13 +2,13 @@
 
 Many small SimCLR encoders are trained on random halves of a pool of digits. An image's memorisation
 is its mean loss over the encoders trained without it, minus that over the encoders trained with it
-(:mod:`.left_out`). Three losses are measured: Equation 6's under noise, the misalignment of two of
-the training's own views, and the share of nearest neighbours with another label. In one regime the
-views are random crops; in the other Equation 6's noise is added to each crop.
+(:mod:`.left_out`). Three losses are measured: Equation 6's with noise, the misalignment of two of
+the training's own views, and the share of nearest neighbours with a different label. In one regime
+the views are random crops; in the other, Equation 6's noise is added to each crop.
 
-Trainings are recorded batch by batch, both regimes in turn, so an interrupted experiment can
-resume. Training t has the same half and initialisation in both regimes. :mod:`.predictors` has
-the numbers that are compared with the truth.
+Training runs are recorded batch by batch, both regimes in turn, so an interrupted experiment can
+resume. Run t has the same half and initialisation in both regimes. :mod:`.predictors` computes the
+numbers that are compared with the truth.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _HALF, _TRAINING, _REFERENCE = range(3)
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes: images of the pool and queries outside it, trainings per regime, and at once."""
+    """Sizes: images in the pool, queries outside it, training runs per regime, and runs at once."""
 
     pool: int
     queries: int
@@ -69,7 +69,7 @@ PLANS = {
 
 
 def half(seed: int, training: int, pool: int) -> Int64[np.ndarray, " h"]:
-    """The places in the pool, ascending, of the images that training number ``training`` sees."""
+    """The positions in the pool, ascending, of the images in training run ``training``."""
     order = np.random.default_rng([seed, _HALF, training]).permutation(pool)
     return np.sort(order[: pool // 2])
 
@@ -91,12 +91,12 @@ class Pool:
 
     @cached_property
     def images(self) -> Float[Tensor, "m 1 8 8"]:
-        """Pixels in [0, 1], which is what the encoders receive."""
+        """Pixels in [0, 1], the encoders' input."""
         return self.part.tensor().float() / 255
 
 
 class Measurement:
-    """The three losses of every image under encoders of one regime, in fixed noise and views."""
+    """The three losses of every image for encoders of one regime, with fixed noise and views."""
 
     def __init__(self, pool: Pool, recipe: Recipe) -> None:
         x, index, view = pool.images, torch.arange(len(pool.part)), View(recipe)
@@ -130,7 +130,7 @@ class Measurement:
         return found.numpy().astype(np.float16)
 
     def _disagreement(self, clean: Float[Tensor, "k m d"]) -> Float[Tensor, "k m"]:
-        """The share of the nearest pool images, the image itself excepted, with another label."""
+        """The share of the nearest pool images, except the image itself, with another label."""
         p = self.pool.size
         cosine = clean @ clean[:, :p].mT
         cosine[:, torch.arange(p), torch.arange(p)] = -torch.inf
@@ -140,7 +140,7 @@ class Measurement:
 
 
 def refuse_another(path: Path, origin: dict[str, Any], written: dict[str, Any]) -> None:
-    """An :class:`InfluenceValueError` where a file's origin is not the one asked for."""
+    """Raise an :class:`InfluenceValueError` if a file's origin is not the requested one."""
     other = [name for name, value in origin.items() if written.get(name) != value]
     if other:
         raise InfluenceValueError(
@@ -149,10 +149,10 @@ def refuse_another(path: Path, origin: dict[str, Any], written: dict[str, Any]) 
 
 
 class Trainings:
-    """The record of all trainings, one file: (T, 3, M) losses in float16 for each regime.
+    """The record of all training runs, one file: (T, 3, M) losses in float16 for each regime.
 
-    Its training t is the t-th that was done, so :func:`half` tells which images it saw. A file of
-    another plan, recipe, seed or data is refused with an :class:`InfluenceValueError`.
+    Run t is the t-th that was carried out, so :func:`half` gives its images. A file with another
+    plan, recipe, seed or data is refused with an :class:`InfluenceValueError`.
     """
 
     def __init__(self, path: Path, origin: dict[str, Any]) -> None:
@@ -172,7 +172,7 @@ class Trainings:
         self.seconds, self.code = written["seconds"], written["code"]
 
     def add(self, regime: str, values: Float16[np.ndarray, "k q m"], seconds: float) -> None:
-        """Append the losses under k encoders, and write the file whole."""
+        """Append the losses for k encoders, and write the whole file."""
         self.values[regime] = np.concatenate([self.values[regime], values])
         self.seconds[regime] = round(self.seconds[regime] + seconds, 1)
         self.code = list(dict.fromkeys([*self.code, results.code_version()]))
@@ -183,7 +183,7 @@ class Trainings:
 
 
 class Study:
-    """An experiment in progress: its pool, its recipes, its record, and what adds to it."""
+    """An experiment in progress: its pool, recipes and record, and the methods that add to it."""
 
     def __init__(self, plan: Plan, task: Task) -> None:
         self.plan, self.task = plan, task
@@ -205,7 +205,7 @@ class Study:
         self.trainings = Trainings(self.folder / "memorisation-trainings.npz", origin)
 
     def inside(self, regime: str) -> Bool[np.ndarray, "t p"]:
-        """Which images of the pool each recorded training saw."""
+        """The pool images in each recorded training run."""
         t, p = len(self.trainings.values[regime]), self.plan.pool
         seen = np.zeros((t, p), bool)
         for number, row in enumerate(seen):
@@ -213,12 +213,12 @@ class Study:
         return seen
 
     def missing(self) -> list[str]:
-        """The regimes that lack trainings, the one with fewest first."""
+        """The regimes with missing training runs, the one with the fewest runs first."""
         done = {regime: len(values) for regime, values in self.trainings.values.items()}
         return sorted((r for r in done if done[r] < self.plan.trainings), key=lambda r: done[r])
 
     def advance(self) -> bool:
-        """Do and record the next trainings of one regime; ``False`` where all are recorded."""
+        """Carry out and record one regime's next runs; ``False`` if all are recorded."""
         regime = next(iter(self.missing()), None)
         if regime is None:
             return False
@@ -235,7 +235,7 @@ class Study:
     def references(self, regime: str, numbers: range | None = None) -> list[SmallEncoder]:
         """Encoders trained on the whole pool, whose numbers are compared with the truth.
 
-        All of the plan's, or those with these ``numbers``.
+        All encoders of the plan, or those with these ``numbers``.
         """
         numbers = range(self.plan.references) if numbers is None else numbers
         seeds = [_training_seed(self.task.seed, _REFERENCE, number) for number in numbers]
@@ -248,7 +248,7 @@ class Study:
 
 
 def plan_of(profile: str) -> Plan:
-    """The plan of a profile; an :class:`InfluenceValueError` where there is none yet."""
+    """The plan of a profile; raises an :class:`InfluenceValueError` if there is none yet."""
     if profile not in PLANS:
         raise InfluenceValueError(
             f"memorisation: no plan for profile {profile}; use one of {', '.join(PLANS)}"
@@ -257,7 +257,7 @@ def plan_of(profile: str) -> Plan:
 
 
 def carry_out(study: Study, progress: bool = True) -> None:
-    """Do every training that is not recorded yet; one process at a time may."""
+    """Carry out every training run that is not recorded yet, in one process at a time."""
     task, goal = study.task, len(REGIMES) * study.plan.trainings
     lock = run_folder("memorisation", task.profile, task.seed, task.runs) / "trainings.lock"
 

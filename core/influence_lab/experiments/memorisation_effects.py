@@ -1,9 +1,9 @@
-"""What the trainings on random halves show: memorisation, its reliability, and what predicts it.
+"""Results of training on random halves: memorisation, its reliability, and its predictors.
 
-The power comes first: the smallest correlation that so many images and so reliable an estimate can
-show. A number is compared as one encoder gives it and averaged over several, with the correlation
-that is left given the loss, and with the gap to that of the loss. *The* loss of a quantity is the
-same quantity of the encoders that all images were seen by, which costs forward passes alone.
+The power is computed first: the smallest correlation detectable with this number of images and this
+reliability. A number is compared for one encoder and averaged over several, with its partial
+correlation given the loss, and with its gap to the loss's correlation. *The* loss of a quantity is
+the same quantity for the encoders trained on all images, which needs only forward passes.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ DIGITS = 5
 
 
 def averaged(rows: Rows, size: int) -> Rows:
-    """The means of disjoint groups of ``size`` encoders; all rows where there is one only."""
+    """The means of disjoint groups of ``size`` encoders; all rows if there is only one."""
     groups = max(1, len(rows) // size)
     return np.stack([part.mean(0) for part in np.array_split(rows[: groups * size], groups)])
 
 
 def predicted(study: Study) -> dict[str, dict[str, Rows]]:
-    """The numbers of each regime, recorded beside the trainings; made where they are missing.
+    """The numbers of each regime, recorded beside the training runs; computed if missing.
 
-    They are kept because the encoders that they come from are not.
+    They are kept because their encoders are not.
     """
     path, n = study.folder / "memorisation-predictors.npz", study.plan.pool
     origin = study.trainings.origin | {"references": study.plan.references, "draws": DRAWS}
@@ -76,7 +76,7 @@ def predicted(study: Study) -> dict[str, dict[str, Rows]]:
 
 
 def measure(study: Study) -> dict[str, Any]:
-    """The record, provenance apart."""
+    """The record without provenance."""
     n = study.plan.pool
     truth: dict[str, dict[str, LeftOut]] = {}
     numbers = predicted(study)
@@ -105,7 +105,7 @@ def measure(study: Study) -> dict[str, Any]:
 
 
 def _power(found: LeftOut, n: int) -> dict[str, Any]:
-    """Reliability, what it lets be seen, and the reliability where halves and losses mismatch."""
+    """Reliability, the detectable correlation, and the reliability for mismatched halves."""
     mismatched = np.roll(found.inside, 1, axis=0)
     return {
         "reliability": _number(found.reliability),
@@ -148,7 +148,7 @@ def _compared(
 
 
 def _agreement(rows: Rows) -> float:
-    """The mean rank correlation of two encoders' numbers, over all pairs."""
+    """The mean rank correlation between two encoders' numbers, over all pairs."""
     one, other = np.triu_indices(len(rows), 1)
     return round(float(rank_correlation(rows[one], rows[other]).mean()), DIGITS)
 
@@ -156,7 +156,7 @@ def _agreement(rows: Rows) -> float:
 def _regimes(
     truth: dict[str, dict[str, LeftOut]], numbers: dict[str, dict[str, Rows]], size: int
 ) -> dict[str, list[float | None]]:
-    """What noise among the augmentations adds to the score's correlation."""
+    """The increase in the score's correlation due to noise among the augmentations."""
     without, among = REGIMES
     return {
         quantity: _numbers(
@@ -172,12 +172,12 @@ def _numbers(found: Sampled) -> list[float | None]:
 
 
 def _number(number: float) -> float | None:
-    """Rounded; what is not known is null in the record."""
+    """The rounded number; unknown values are null in the record."""
     return round(number, DIGITS) if math.isfinite(number) else None
 
 
 def known(numbers: list[float | None]) -> Estimate:
-    """A recorded estimate; NaN where it is not known."""
+    """A recorded estimate; NaN if it is not known."""
     return Estimate(*(math.nan if number is None else number for number in numbers))
 
 
@@ -187,7 +187,7 @@ def at_most(rows: dict[str, list[float | None]]) -> Estimate:
 
 
 def record(study: Study) -> dict[str, Any]:
-    """:func:`measure` of what is recorded so far, written beside the trainings."""
+    """:func:`measure` of everything recorded so far, written beside the training runs."""
     task, seconds = study.task, study.trainings.seconds
     found = measure(study) | {
         "wall seconds per training": {
@@ -216,7 +216,7 @@ def line(found: dict[str, Any]) -> str:
 
 
 def draw(found: dict[str, Any]) -> Any:
-    """Corrected correlations of all numbers, a panel per regime and a marker per quantity."""
+    """Corrected correlations of all numbers, one panel per regime and one marker per quantity."""
     import matplotlib.pyplot as plt
 
     from influence_lab.figures import COLORS, WIDTH
@@ -246,7 +246,7 @@ def draw(found: dict[str, Any]) -> Any:
 
 
 def reproduce(task: Task) -> str:
-    """Do what is missing, record what it shows, and draw which number predicts it."""
+    """Carry out missing training runs, record the results, and draw each number's prediction."""
     from influence_lab.figures import save, use_style
 
     study = Study(plan_of(task.profile), task)

@@ -1,10 +1,10 @@
-"""Figures 4 and 12: are the automobiles of lowest influence near duplicates?
+"""Figures 4 and 12: are the automobiles with the lowest influence near-duplicates?
 
-The near duplicates of the class are found without any encoder: by the correlation of the pixels and
-by a perceptual hash. We then count how many of them each ranking has at its end: the score as
-recorded for all training images, the score with the curvature of the class alone, the same with one
-noise for all images (equal images then have equal gradients), and the rivals.
-:mod:`.duplicates` has planted ones in their place.
+The near-duplicates in the class are found without any encoder, by pixel correlation and a
+perceptual hash. We then count them at the end of each ranking: the score as recorded for all
+training images, the score with the curvature of the class alone, the same with one noise for all
+images (equal images then have equal gradients), and the rivals. :mod:`.duplicates` uses planted
+duplicates instead.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def of_class(images: Images) -> Selection:
 def quality(key: Float[np.ndarray, " n"], found: Found) -> dict[str, dict[str, Estimate]]:
     """AUROC, and precision among the first 5, 18 and 100, of a ``key`` large for duplicates.
 
-    A group of near duplicates is one piece of evidence to the AUROC. Precision has Wilson's
+    For the AUROC's interval, a group of near-duplicates is one observation. Precision has Wilson's
     interval.
     """
     truths = {rule: found.truth(rule) for rule in RULES}
@@ -65,7 +65,7 @@ def quality(key: Float[np.ndarray, " n"], found: Found) -> dict[str, dict[str, E
 
 
 def keys_of_pixels(part: Images, found: Found) -> dict[str, Float64[np.ndarray, " n"]]:
-    """Rivals that need no encoder; large for those that they call duplicates."""
+    """Rivals that need no encoder; large for likely duplicates."""
     return {
         "perceptual hash": -found.bits.astype(np.float64),
         "pixel variance": -part.images.reshape(len(part), -1).var(1, dtype=np.float64),
@@ -74,7 +74,7 @@ def keys_of_pixels(part: Images, found: Found) -> dict[str, Float64[np.ndarray, 
 
 
 def keys_of(scored: Scored, score: Float64[np.ndarray, " n"]) -> dict[str, np.ndarray]:
-    """The score and its rivals under one encoder, with the sign that puts duplicates first."""
+    """The score and its rivals for one encoder, with the sign that puts duplicates first."""
     own = scored.with_rivals(GaussianNoise(), 0)
     z = extract(scored.encoder, scored.part.tensor())
     return {
@@ -90,8 +90,8 @@ def keys_of(scored: Scored, score: Float64[np.ndarray, " n"]) -> dict[str, np.nd
 def predicted_drop(mean: float, blocks: int, n: int, m: int) -> float:
     r"""What m exact copies lose of ln |I|, were their gradients equal: :math:`\ln(1 + (m-1)h)`.
 
-    h: the leverage of an image of mean score, ``mean`` spread evenly over the ``blocks`` of the
-    curvature, fitted on n gradients (the theorem on the leverage of duplicates).
+    h: the leverage of an image with the mean score, where ``mean`` is divided evenly among the
+    curvature's ``blocks``, fitted on n gradients (the theorem on the leverage of duplicates).
     """
     h = mean / (blocks * n)
     return float(np.log(h / duplicate_leverage(h, m)))
@@ -150,7 +150,7 @@ def _qualities(keys: dict[str, np.ndarray], found: Found) -> dict[str, Any]:
 def _copies(
     one: Scored, every: np.ndarray, score: np.ndarray, found: Found
 ) -> dict[str, float | dict[str, float]]:
-    """:func:`predicted_drop` of a pair and of the largest group, and how widely scores spread."""
+    """:func:`predicted_drop` for a pair and the largest group, and the spread of the scores."""
     kinds = torch.nn.Conv2d, torch.nn.Linear
     blocks = sum(isinstance(module, kinds) for module in one.encoder.modules())
     own = one.with_rivals(GaussianNoise(), 0)["score"]
@@ -191,7 +191,7 @@ def thumbnails(
 
 
 def _picture(axis: Any, image: np.ndarray, rule: str, group: int) -> None:
-    """An image; a frame where it is a near duplicate, and the number of its group on it."""
+    """An image; a near-duplicate has a frame and the number of its group."""
     from matplotlib.patches import Rectangle
 
     from influence_lab.figures import COLORS
@@ -238,7 +238,7 @@ def _lowest(
 
 
 def figure_4(profile: str, record: dict[str, Any], root: Path | None = None) -> Any:
-    """The five lowest of each method, near duplicates framed; a method without data says so."""
+    """The five lowest of each method, near-duplicates framed, or a message if data are missing."""
     return _lowest(profile, record, root, COUNTS[0], COUNTS[0])
 
 
@@ -250,7 +250,7 @@ def figure_12(profile: str, record: dict[str, Any], root: Path | None = None) ->
 def figure_groups(
     profile: str, record: dict[str, Any], method: str, root: Path | None = None
 ) -> Any:
-    """Images of the largest groups of near duplicates, each with its place in a method's score."""
+    """Images in the largest groups of near-duplicates, each with its rank by a method's score."""
     import matplotlib.pyplot as plt
 
     from influence_lab.figures import WIDTH
@@ -271,7 +271,7 @@ def figure_groups(
 
 
 def figure_auroc(record: dict[str, Any], rule: str = RULES[1]) -> Any:
-    """AUROC of every ranking with its interval, a panel for each method."""
+    """AUROC of every ranking with its interval, one panel per method."""
     import matplotlib.pyplot as plt
 
     from influence_lab.figures import COLORS, WIDTH

@@ -1,12 +1,13 @@
-"""Is the training image of largest influence on an image its near duplicate?
+"""Is the training image with the largest influence on an image its near-duplicate?
 
-The 5,000 automobiles of :mod:`.near_duplicates`, with the near duplicates that their pixels tell.
-For each image, every ranking names the nearest other image: the one whose influence lowers the
-image's loss most, the one of largest product of gradients without any curvature, and the one of
-most similar representation. Two questions are asked: how often is the nearest image of a near
-duplicate another of its group, and how well does the nearest image's value tell near duplicates
-from the rest? Noise is drawn for each image on its own or is one for all, under which equal images
-have equal gradients. The record also holds what rounding φ to half precision does to the rankings.
+The images are the 5,000 automobiles of :mod:`.near_duplicates`, with the near-duplicates that their
+pixels reveal. For each image, every ranking gives the nearest other image: the image whose
+influence lowers its loss most, the one with the largest product of gradients without curvature, and
+the one with the most similar representation. Two questions are asked. How often is a
+near-duplicate's nearest image from the same group, and how well does the nearest image's value
+distinguish near-duplicates from other images? Noise is drawn for each image separately or once for
+all; in the latter case equal images have equal gradients. The record also contains the effect of
+rounding φ to half precision on the rankings.
 """
 
 from __future__ import annotations
@@ -47,14 +48,14 @@ _ROWS = 512
 
 
 class Nearest(NamedTuple):
-    """Each image's nearest other image by some product, ties to the first, and the product."""
+    """Each image's nearest other image by a product, the first of ties, and the product."""
 
     place: Int64[np.ndarray, " n"]
     value: Float64[np.ndarray, " n"]
 
 
 def nearest(rows: Float[Tensor, "n m"]) -> tuple[Nearest, Nearest]:
-    """The other row of largest product with each row, and the one of largest cosine."""
+    """The other row with the largest product with each row, and the one with the largest cosine."""
     length = rows.norm(dim=1).clamp(min=1e-30)
     found: tuple[list[Tensor], ...] = ([], [], [], [])
     for start in range(0, len(rows), _ROWS):
@@ -71,17 +72,17 @@ def nearest(rows: Float[Tensor, "n m"]) -> tuple[Nearest, Nearest]:
 
 @dataclass(frozen=True)
 class Uncurved(LoGra):
-    """LoGra's projected gradients as they are: φ(g) = g."""
+    """LoGra's projected gradients without curvature: φ(g) = g."""
 
     def fit(self, gradients: Gradients) -> Fitted:
-        """Looks at no gradient."""
+        """Use no gradient."""
         return Fitted([(slice(0, sum(layer.size for layer in gradients.layers)), Same())])
 
 
 def share(hit: Float[np.ndarray, " m"], group: Int64[np.ndarray, " m"]) -> Estimate:
-    """The mean of ``hit``; its interval resamples groups, each one piece of evidence.
+    """The mean of ``hit``; its interval resamples groups, each of which is one observation.
 
-    Where all agree the bound is Clopper and Pearson's for as many trials as there are groups.
+    If all agree, the bound is Clopper and Pearson's with one trial per group.
     """
     _, member = np.unique(group, return_inverse=True)
     hits, sizes = np.bincount(member, hit), np.bincount(member).astype(np.float64)
@@ -92,9 +93,9 @@ def share(hit: Float[np.ndarray, " m"], group: Int64[np.ndarray, " m"]) -> Estim
 
 
 def quality(found: Found, value: Float64[np.ndarray, " n"], place: Any = None) -> dict[str, Any]:
-    """By rule: ``auroc`` of the value for near duplicates, and how often ``place`` is of the group.
+    """By rule: ``auroc`` of the value for near-duplicates, and the share of ``place`` in the group.
 
-    ``same group`` is asked of the near duplicates alone, and of no ranking that names no image.
+    ``same group`` concerns only near-duplicates, and only rankings that name an image.
     """
     answers: dict[str, Any] = {}
     for rule in RULES:
@@ -138,9 +139,9 @@ def rankings(phi: Tensor, gradients: Tensor, found: Found) -> dict[str, Any]:
 
 
 def rounding(phi: Float[Tensor, "n m"]) -> dict[str, dict[str, float]]:
-    """What half precision of φ does: rank correlation of influences, and nearest images kept.
+    """The effect of half precision of φ: rank correlation of influences, and nearest images kept.
 
-    Of :data:`QUERIES` images with all others, against φ in float64.
+    For :data:`QUERIES` images with all others, compared with φ in float64.
     """
     some = torch.from_numpy(np.linspace(0, len(phi) - 1, min(QUERIES, len(phi))).astype(np.int64))
     exact = phi.double()
@@ -159,7 +160,7 @@ def rounding(phi: Float[Tensor, "n m"]) -> dict[str, dict[str, float]]:
 
 
 def measure(one: Scored, found: Found, folder: Path) -> dict[str, Any]:
-    """Everything that is asked of one encoder; gradients are kept in ``folder`` meanwhile."""
+    """All results for one encoder; gradients are kept in ``folder`` meanwhile."""
     answers: dict[str, Any] = {}
     for number, (name, noise) in enumerate(NOISES.items()):
         phi, gradients = embeddings(
@@ -174,10 +175,10 @@ def measure(one: Scored, found: Found, folder: Path) -> dict[str, Any]:
 
 
 def reproduce(task: Task) -> str:
-    """Ask every recorded self-supervised encoder, record the answers, and draw them.
+    """Measure every recorded self-supervised encoder, record the results, and draw them.
 
-    Each encoder is recorded when it is done, and a record of the same images goes on from there;
-    gradients that a stopped run made stand in the runs' folder until then.
+    Each encoder is recorded when it is done, and a record of the same images is continued. Until
+    then, a stopped run's gradients are kept in the runs' folder.
     """
     from influence_lab.figures import save, use_style
 
@@ -224,12 +225,12 @@ def reproduce(task: Task) -> str:
 
 
 def _same(known: dict[str, Any], weights: str, images: str) -> bool:
-    """Whether recorded answers are of this encoder and of these images."""
+    """Whether recorded results belong to this encoder and these images."""
     return known["encoder_sha256"] == weights and known["provenance"]["data_sha256"] == images
 
 
 def table(record: dict[str, Any], rule: str = RULES[1]) -> dict[str, dict[str, dict[str, Any]]]:
-    """What was asked, row by row as it is shown: by ranking and noise, then by method."""
+    """The results row by row as they are shown: by ranking and noise, then by method."""
     rows: dict[str, dict[str, dict[str, Any]]] = {}
     for method, answers in record["methods"].items():
         for noise in (*NOISES, WITHOUT):
@@ -245,7 +246,7 @@ def _place(name: str) -> tuple[int, str]:
 
 
 def figure(record: dict[str, Any], rule: str = RULES[1]) -> Any:
-    """Both answers for every ranking with intervals, a marker per method."""
+    """Both results for every ranking with intervals, one marker per method."""
     import matplotlib.pyplot as plt
 
     from influence_lab.figures import COLORS, WIDTH

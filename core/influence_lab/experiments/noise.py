@@ -1,10 +1,10 @@
 """Figures 10 and 11: the strength of the Gaussian noise and its effect on the scores.
 
 Appendix B.3 of the paper varies mean and standard deviation of the noise. Its text names N(0.01,
-0.2) and the deviations 0.2 and 0.3; the rest of its grid stands in the figures alone, so the grid
-here is ours. With one seed, the noises of a grid share their standard normal numbers: correlations
-with the scores of N(0.01, 0.2) are therefore taken twice, against its draw of the same seed and
-against one of another seed.
+0.2) and the deviations 0.2 and 0.3. The other values of its grid appear only in the figures, so the
+grid here is ours. With one seed, the noises of a grid share their standard normal numbers.
+Correlations with the scores of N(0.01, 0.2) are therefore computed twice, with its draw from the
+same seed and with one from another seed.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ Grid = dict[tuple[float, float], Column]
 
 
 def measure(grid: Grid, base: dict[str, Column]) -> dict[str, Any]:
-    """What Figures 10 and 11 show.
+    """The data of Figures 10 and 11.
 
-    ``grid`` holds the scores for each (mean, deviation); ``base`` those of :data:`BASE`, ``same``
-    in the grid's draw and ``other`` in another. Per mean: ln |I| at 0.3 minus at 0.2, paired, and
-    the overlap of the two distributions of ln |I|; per draw what the correlation with the base
-    loses from 0.2 to 0.5 at the base's mean.
+    ``grid`` contains the scores for each (mean, deviation), and ``base`` those of :data:`BASE`,
+    ``same`` in the grid's draw and ``other`` in another. Per mean: ln |I| at 0.3 minus at 0.2,
+    paired, and the overlap of the two distributions of ln |I|. Per draw: the decrease of the
+    correlation with the base from 0.2 to 0.5 at the base's mean.
     """
     cells = {}
     for (mu, sigma), scores in grid.items():
@@ -66,7 +66,7 @@ def measure(grid: Grid, base: dict[str, Column]) -> dict[str, Any]:
 
 
 def recorded(profile: str, seed: int = 0, root: Path | None = None) -> Grid:
-    """The recorded scores of the grid, as far as they go."""
+    """The recorded scores of the grid so far."""
     vectors = vectors_of(profile, METHOD, seed, root)
     names = {
         (mu, sigma): key("score", GaussianNoise(mu, sigma), 0)
@@ -102,7 +102,7 @@ def figure_10(grid: Grid) -> Any:
 
 
 def figure_11(cells: dict[str, Any]) -> Any:
-    """Rank correlation with the base against the deviation: a line a mean, a panel a draw."""
+    """Rank correlation with the base by deviation: one line per mean, one panel per draw."""
     import matplotlib.pyplot as plt
 
     from influence_lab.figures import COLORS, WIDTH
