@@ -81,7 +81,7 @@ def _splits(rng: np.random.Generator, b: int, t: int) -> Float64[np.ndarray, "b 
 
 
 def detectable(n: int, reliability: float) -> float:
-    r"""The smallest detectable rank correlation with the truth: n images, level 5 %, power 80 %.
+    r"""Smallest detectable rank correlation with the truth: n images, two-sided 5 %, power 80 %.
 
     :math:`\tanh\big((z_{0.975} + z_{0.8})\sqrt{1.06/(n-3)}\big)` is detectable with the estimate;
     the correlation with the truth is larger by :math:`1/\sqrt{\text{reliability}}`. NaN if the

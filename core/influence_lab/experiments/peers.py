@@ -1,4 +1,4 @@
-"""Other libraries at the same task: label-free self-influence with a loss of pairs.
+"""Other libraries on the same task: label-free self-influence with a loss of pairs.
 
 A peer is a script that defines ``PACKAGE``, ``METHOD`` and
 ``score(encoder, clean, noisy, damping) -> magnitudes (n,)``, and
@@ -8,12 +8,13 @@ environment of its own:
 
     python -m influence_lab.experiments.peers benchmarks/peers/logix_ai.py OUT.json --rank 64
 
-Fidelity is measured on the encoder, images and noise of ``fidelity``, speed and memory on an
-untrained ResNet-18 of width 64, where values do not matter. Encoder and images come in the memory
-layout in which the script's call takes less time: one call in each, two of a quick script. Our own
-scripts are timed in the peer's rounds and layout. A peer that fails is recorded with its error.
+Fidelity is measured with the encoder, images and noise of ``fidelity``, speed and memory with an
+untrained ResNet-18 of width 64, where values do not matter. Encoder and images are passed in the
+memory layout in which the script's call takes less time: one call in each, two for a quick script.
+Our own scripts are timed in the peer's rounds and layout. A peer that fails is recorded with its
+error.
 
-With ``--speed`` the rank correlation of the recorded result stays, which speed does not change.
+With ``--speed`` the recorded rank correlation is kept, because speed does not change it.
 """
 
 from __future__ import annotations
@@ -62,12 +63,12 @@ Score = Callable[[nn.Module, Tensor, Tensor, float], Tensor]
 
 
 def recorded(root: Path | None = None) -> dict[str, dict[str, Any] | None]:
-    """The record of each peer by its script's name, ``None`` where there is none yet."""
+    """The record of each peer by its script's name, ``None`` if there is none yet."""
     return {name: results.load_record("cpu", f"peers/{name}", root) for name in SCRIPTS}
 
 
 def lines(path: Path) -> int:
-    """Lines of code of a script: no blank ones, comments or docstrings."""
+    """A script's lines of code, without blank lines, comments and docstrings."""
     text = path.read_text(encoding="utf-8")
     kept: set[int] = set()
     for node in ast.walk(ast.parse(text)):
@@ -98,14 +99,14 @@ def speed(
     further: int | None = None,
     batch: int = BATCH,
 ) -> dict[str, Any]:
-    """Peak memory in bytes, and costs over the best plain pass over one batch.
+    """Peak memory in bytes, and costs relative to the best plain pass over one batch.
 
-    ``total`` is a call's on one batch. What a call on more of them costs more is what each further
-    batch costs (``cpu``, ``wall``); ``against`` has how many times that is the same of ``ours``, in
-    the same rounds: median and quartiles. There is one further batch and there are ``rounds``
-    rounds, :data:`LEAST` for a call longer than :data:`QUICK`. Where a call on one batch takes
-    longer than :data:`LONG`, ``further`` batches are timed in one round; without them there is only
-    ``total``, because what a further batch costs is lost in what the call costs once.
+    ``total`` is the cost of a call on one batch. The additional cost of a call on more batches is
+    the cost per further batch (``cpu``, ``wall``); ``against`` is its ratio to that of ``ours`` in
+    the same rounds, as median and quartiles. There are one further batch and ``rounds`` rounds,
+    :data:`LEAST` for a call longer than :data:`QUICK`. If a call on one batch takes longer than
+    :data:`LONG`, ``further`` batches are timed in one round. Without them there is only ``total``,
+    because the cost of a further batch is hidden by the call's fixed cost.
     """
     torch.manual_seed(0)
     encoder = cifar_resnet18(width).eval()
@@ -153,7 +154,7 @@ def speed(
 
 
 def _faster(calls: dict[str, Callable[[], None]], tries: int) -> tuple[str, dict[str, str]]:
-    """The layout whose quickest call is the quickest, and the layouts that the script refuses."""
+    """The layout with the fastest call, and the layouts that the script refuses."""
     seconds: dict[str, float] = {}
     refused: dict[str, str] = {}
     for _ in range(tries):
@@ -168,7 +169,7 @@ def _faster(calls: dict[str, Callable[[], None]], tries: int) -> tuple[str, dict
 
 
 def words_of(error: Exception) -> str:
-    """An error as it is recorded: its type and the beginning of what it says, in one line."""
+    """An error as recorded: its type and the beginning of its message, in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
@@ -183,7 +184,7 @@ def run(
     batch: int = BATCH,
     known: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The record of one peer; with ``known``, an earlier one, its rank correlation stays."""
+    """The record of one peer; the rank correlation of ``known``, an earlier record, is kept."""
     script = runpy.run_path(str(path))
     package, method, score = (script[name] for name in ("PACKAGE", "METHOD", "score"))
     if rank is not None:

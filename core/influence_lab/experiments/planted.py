@@ -1,10 +1,10 @@
-"""Planted copies among look-alikes, CIFAR-10 and photographs: what groups find, and what they cost.
+"""Planted copies among look-alikes, CIFAR-10 and photographs: correct and false duplicate groups.
 
 Sets of different pictures that look alike (:mod:`influence_lab.datasets.lookalikes`) must give no
-group. Copies of twelve kinds are planted among the test images of CIFAR-10 and among tiles of
-photographs that packages ship. The thresholds are chosen on one half of each, for the most copies
-found without a false pair, and the numbers reported are the other half's, by a trained and by a
-random encoder. Off-topic images are planted among CIFAR-10 as well, to see which distance of the
+group. Copies of twelve kinds are planted among CIFAR-10's test images and among tiles of
+photographs from packages. The thresholds are chosen on one half of each set, to find the most
+copies without a false pair. The reported numbers are those of the other half, for a trained and a
+random encoder. Off-topic images are also planted among CIFAR-10's, to test which distance between
 representations finds them.
 """
 
@@ -53,7 +53,7 @@ GRID = {
 
 
 class Pictures:
-    """Files in memory, as :class:`~influence_ssl.analysis.duplicates.Search` asks for them."""
+    """Files in memory, in the form for :class:`~influence_ssl.analysis.duplicates.Search`."""
 
     def __init__(self, files: Sequence[bytes]) -> None:
         self.files = files
@@ -69,7 +69,7 @@ class Pictures:
         return Image.open(io.BytesIO(self.files[k])).convert("RGB")
 
     def represent(self, encoder: nn.Module) -> Tensor:
-        """Their representations at 32 x 32 pixels."""
+        """The pictures' representations at 32 x 32 pixels."""
         named = from_package(PREFIX + NAME)
         assert named is not None
         preprocess, found = named[1], []
@@ -81,7 +81,7 @@ class Pictures:
 
 
 def encoders(seed: int) -> dict[str, nn.Module]:
-    """The encoder that is built in, and one with random weights."""
+    """The built-in encoder, and one with random weights."""
     trained = from_package(PREFIX + NAME)
     assert trained is not None
     torch.manual_seed(seed)
@@ -105,7 +105,7 @@ def plant(
 
 
 def pairs(groups: Sequence[Group]) -> set[tuple[int, int]]:
-    """Every two that a group says are copies."""
+    """All pairs of images in the same group."""
     return {pair for group in groups for pair in itertools.combinations(group.members, 2)}
 
 
@@ -135,17 +135,17 @@ def _wilson(hits: int, n: int) -> list[float]:
 
 
 def strangers(found: set[tuple[int, int]], truth: Truth) -> int:
-    """How many pairs of different originals are grouped, themselves or by their copies."""
+    """The number of pairs of different originals grouped directly or through their copies."""
     source = {copy: original for original, copy in truth}
     origins = {tuple(sorted((source.get(a, a), source.get(b, b)))) for a, b in found}
     return sum(a != b for a, b in origins)
 
 
 def choose(half: dict[str, list[tuple[Search, Truth]]]) -> Limits:
-    """Of :data:`GRID` the limits that find the most copies without a pair of different pictures.
+    """The limits in :data:`GRID` that find the most copies without pairing different pictures.
 
-    ``half`` holds, by set, a search with the kinds of its true pairs for each encoder. CIFAR-10 has
-    near duplicates of its own, so that pairs of its originals do not count.
+    ``half`` contains, by set, a search with the kinds of its true pairs for each encoder. CIFAR-10
+    has near-duplicates of its own, so pairs of its originals do not count.
     """
     best: tuple[float, ...] | None = None
     chosen = Limits()
@@ -226,7 +226,7 @@ def off_topic(
 ) -> dict[str, dict[str, list[float]]]:
     """AUROC (value, low, high) of both distances for images of other domains among CIFAR-10's.
 
-    Planted are ten each of noise, forms, invoices, text pages and chest-like pictures.
+    Ten each of noise, forms, invoices, text pages and chest-like pictures are planted.
     """
     rng = np.random.default_rng(seed)
     strange = [Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)) for _ in range(10)]

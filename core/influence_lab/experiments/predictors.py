@@ -1,7 +1,7 @@
 """Numbers per image that might predict memorisation, from encoders trained on the whole pool.
 
-Noise and views are drawn with other seeds than those of the measured truth, and with another seed
-for each encoder, so that an average over encoders averages both.
+The seeds of noise and views differ from those of the measured truth and between encoders, so an
+average over encoders averages both.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ def predictors(
     images: Float[Tensor, "n 1 8 8"],
     labels: Int64[np.ndarray, " n"],
 ) -> dict[str, Rows]:
-    """All numbers by name: a row per encoder, or a single row where no encoder is asked.
+    """All numbers by name: one row per encoder, or a single row if no encoder is needed.
 
-    Each is large where much memorisation would be expected: magnitudes of scores, losses, gradient
+    Each is large for images with much expected memorisation: score magnitudes, losses, gradient
     norms, distances.
     """
     objectives: dict[str, Objective] = {

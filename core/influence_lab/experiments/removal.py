@@ -1,13 +1,12 @@
 """Figure 6: remove training images by influence, retrain from scratch, measure the encoder.
 
-Each method is trained on what is left after the images of highest influence, of lowest influence,
-or random ones were removed. The outcome of every training is recorded at once, so an
-interrupted experiment can resume, and several processes can work on it together; lock files prevent
-duplicate work. :mod:`.removal_effects` turns the outcomes into intervals,
-verdicts and the figure.
+Each method is trained after removal of the images with the highest influence, the lowest influence,
+or random images. The outcome of every training run is recorded immediately, so an interrupted
+experiment can resume, and several processes can share it; lock files prevent duplicate work.
+:mod:`.removal_effects` computes intervals, verdicts and the figure from the outcomes.
 
-The paper's Figure 6 has two orders. Random removal is added, because a data set that shrinks costs
-accuracy (and, at a fixed number of epochs, steps) whatever is removed.
+The paper's Figure 6 has two orders. Random removal is added, because a smaller data set costs
+accuracy (and, with a fixed number of epochs, steps) whichever images are removed.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ SEEDS = (0, 42, 123)
 
 
 class Training(NamedTuple):
-    """One training: ``amount`` images removed in ``order``, or none in the order ``"none"``."""
+    """One run: ``amount`` images removed in ``order``, or none with the order ``"none"``."""
 
     method: str
     order: str
@@ -64,10 +63,10 @@ class Training(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """Which trainings make up the experiment.
+    """The training runs of the experiment.
 
-    ``pool`` images, a fixed random part of the training data, are what is removed from (``None``:
-    all of them); ``epochs`` replaces the profile's number (``None``: Table 3's, where it has any).
+    Images are removed from a fixed random part of the training data with ``pool`` images (``None``:
+    all of them); ``epochs`` replaces the profile's number (``None``: Table 3's, if it has one).
     """
 
     pool: int | None
@@ -77,7 +76,7 @@ class Plan:
     methods: tuple[str, ...] = METHODS
 
     def trainings(self) -> list[Training]:
-        """All of them, seed by seed, so that what is done early is balanced."""
+        """All runs, seed by seed, so that the early ones are balanced."""
         removals = [(NOTHING, 0), *((order, k) for k in self.amounts for order in ORDERS)]
         return [
             Training(method, order, amount, seed)
@@ -87,7 +86,7 @@ class Plan:
         ]
 
     def indices(self, n: int) -> Int64[np.ndarray, " p"]:
-        """The pool's places among ``n`` training images, ascending."""
+        """The pool's positions among ``n`` training images, ascending."""
         if self.pool is None:
             return np.arange(n)
         return np.sort(np.random.default_rng([0, n]).permutation(n)[: self.pool])
@@ -121,8 +120,8 @@ def removal_order(
 ) -> Int64[np.ndarray, " p"]:
     """The images of ``pool`` in the order in which they are removed, one of :data:`ORDERS`.
 
-    The random order depends on ``seed`` alone: it is the same for every method, and a smaller
-    amount is a part of a larger one in every order.
+    The random order depends only on ``seed`` and is the same for every method. In every order, a
+    larger amount includes the smaller ones.
     """
     if order == "random":
         return np.random.default_rng([1, seed]).permutation(pool)
@@ -143,8 +142,8 @@ def kept(
 def measure(encoder: CifarResNet18, bank: Images, test: Images) -> dict[str, float]:
     """Accuracies on ``test``: ``knn``, ``linear``, and ``classifier`` for an encoder with its own.
 
-    ``bank`` is the whole pool for every training, removed images included, so that two encoders
-    differ by what they were trained on and by nothing else.
+    ``bank`` is the whole pool for every run, including removed images, so that two encoders differ
+    only by their training images.
     """
     known, asked = (extract(encoder, part.tensor()) for part in (bank, test))
     labels, truth = (torch.from_numpy(part.labels.copy()) for part in (bank, test))
@@ -160,7 +159,7 @@ def measure(encoder: CifarResNet18, bank: Images, test: Images) -> dict[str, flo
 
 
 class Study:
-    """An experiment in progress: its record, and what adds one training to it."""
+    """An experiment in progress: its record, and the methods that add one run to it."""
 
     def __init__(self, plan: Plan, task: Task, progress: bool = True) -> None:
         self.plan, self.task, self.progress = plan, task, progress
@@ -176,27 +175,27 @@ class Study:
         self.runs = run_folder("removal", task.profile, task.seed, task.runs)
 
     def record(self) -> dict[str, Any]:
-        """What is recorded so far."""
+        """The record so far."""
         if not self.path.is_file():
             return {"plan": {}, "methods": {}, "outcomes": [], "provenance": {}}
         return json.loads(self.path.read_text(encoding="utf-8"))
 
     def missing(self) -> list[Training]:
-        """What remains to be trained; methods that have scores come first."""
+        """The remaining runs; methods with scores come first."""
         done = _done(self.record())
         unscored = {method for method in self.plan.methods if self._scores(method) is None}
         left = [training for training in self.plan.trainings() if training not in done]
         return sorted(left, key=lambda training: training.method in unscored)
 
     def advance(self) -> bool:
-        """Do the next training, or make the scores it needs; ``False`` where nothing is to be done.
+        """Carry out the next run, or compute its scores; ``False`` if nothing remains.
 
-        What another process is at is left to it.
+        Runs of another process are left to it.
         """
         return any(self._claim(training) for training in self.missing())
 
     def measure_start(self) -> None:
-        """Record what the weights give that the methods without labels begin with, by seed."""
+        """Record the accuracies of the label-free methods' initial weights, by seed."""
         with locked(self.runs / f"{BEFORE}.lock", wait=False) as mine:
             if not mine or BEFORE in self.record():
                 return
@@ -269,7 +268,7 @@ class Study:
                 )
 
     def _removed(self, scores: results.RecordedScores) -> dict[str, dict[str, list[int]]]:
-        """How many images of each class a removal takes: order, amount, counts."""
+        """The number of images of each class in a removal: order, amount, counts."""
         labels, classes = self.train.labels, len(self.train.classes)
         orders = {o: removal_order(o, scores, self.pool, 0) for o in ("highest", "lowest")}
         return {
@@ -318,7 +317,7 @@ class Study:
 
 
 def hours_left(outcomes: list[dict[str, Any]], left: list[Training], pool: int) -> float:
-    """Time for ``left``, at the median seconds per image of the method or, without one, of all."""
+    """Time for ``left``, at the method's median seconds per image, or that of all methods."""
     rates: dict[str, list[float]] = {}
     for outcome in outcomes:
         rates.setdefault(outcome["method"], []).append(outcome["seconds"] / outcome["images"])
@@ -339,9 +338,9 @@ def _done(record: dict[str, Any]) -> set[Training]:
 
 
 def carry_out(plan: Plan, task: Task, progress: bool = True) -> dict[str, Any]:
-    """Do every training of ``plan`` that is not recorded yet; the record.
+    """Carry out every run of ``plan`` that is not recorded yet; returns the record.
 
-    It is whole, unless another process is still at some of the trainings.
+    The record is complete unless another process is still working on some of the runs.
     """
     study = Study(plan, task, progress)
     while study.advance():

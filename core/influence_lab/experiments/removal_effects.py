@@ -1,8 +1,8 @@
 """The effects of removal: paired differences, intervals, verdicts on the paper's claims, Figure 6.
 
-Every difference is taken within a seed, between two encoders that began with the same weights, and
-its interval is Student's, over seeds. All are measured on the same test images, so the interval
-does not cover the choice of test images.
+Every difference is taken within a seed, between two encoders with the same initial weights, and its
+interval is Student's, over seeds. All differences are measured on the same test images, so the
+interval does not cover the choice of test images.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Accuracies = dict[tuple[str, int], Float64[np.ndarray, " s"]]
 
 @dataclass(frozen=True)
 class Statement:
-    """Section 4.3: removal in ``order`` moves the accuracy of ``methods``, up (+1) or down (−1)."""
+    """Section 4.3: removal in ``order`` moves the accuracy of ``methods`` up (+1) or down (−1)."""
 
     words: str
     methods: tuple[str, ...]
@@ -57,7 +57,7 @@ STATEMENTS = (
 
 
 class Estimate(NamedTuple):
-    """A mean difference with its interval; NaN bounds where there is one seed."""
+    """A mean difference with its interval; NaN bounds for a single seed."""
 
     mean: float
     low: float
@@ -75,17 +75,17 @@ class Finding:
 
     @property
     def verdict(self) -> str:
-        """On all methods together."""
+        """The verdict on all methods together."""
         return together(one.verdict for one in self.readings.values())
 
 
 def measure_of(method: str) -> str:
-    """The accuracy that a verdict rests on: a linear layer's, with labels the network's own."""
+    """The accuracy for the verdict: a linear layer's, or with labels the network's own."""
     return "classifier" if method == "supervised" else "linear"
 
 
 def complete_seeds(record: dict[str, Any], method: str) -> list[int]:
-    """The seeds of which every removal of the plan, and the training without any, is recorded."""
+    """The seeds for which every removal in the plan, and the run without any, is recorded."""
     plan = record["plan"]
     wanted = {(NOTHING, 0), *((order, k) for k in plan["amounts"] for order in ORDERS)}
     found: dict[int, set[tuple[str, int]]]
@@ -117,7 +117,7 @@ def difference(
     """Per seed: the accuracy after removal in ``order`` minus that of ``against``.
 
     ``against``: ``"none"`` (nothing removed) or another order at the same amount. Without
-    ``amount`` the mean over all amounts, which is one number a seed and so one test a claim.
+    ``amount`` the mean over all amounts, which is one number per seed and thus one test per claim.
     """
     amounts = [k for o, k in found if o == order] if amount is None else [amount]
     other = {k: found[against, 0 if against == NOTHING else k] for k in amounts}
@@ -142,7 +142,7 @@ def t_interval(values: Float64[np.ndarray, " s"], level: float = LEVEL) -> Estim
 
 
 def estimate(record: dict[str, Any], method: str, order: str, against: str) -> Estimate | None:
-    """The mean effect over amounts, on the accuracy that the verdict rests on; ``None`` so far."""
+    """The mean effect over amounts on :func:`measure_of`'s accuracy; ``None`` without seeds."""
     found = accuracies(record, method, measure_of(method))
     return t_interval(difference(found, order, against)) if found else None
 
@@ -166,10 +166,10 @@ def seen(values: Float64[np.ndarray, " s"], level: float = LEVEL) -> float:
 
 
 def way(record: dict[str, Any], method: str) -> tuple[float, float] | None:
-    """What training added to an untrained network's accuracy, and as a share of what it could.
+    """The gain of training over an untrained network's accuracy, also as a share of the maximum.
 
-    What it could add: up to the published accuracy of the paper's encoders. ``None`` with labels,
-    and where the untrained network is not recorded.
+    The maximum is the published accuracy of the paper's encoders. ``None`` with labels, and if the
+    untrained network is not recorded.
     """
     start = record.get(BEFORE, {}).get(measure_of(method))
     found = accuracies(record, method, measure_of(method))
@@ -181,10 +181,10 @@ def way(record: dict[str, Any], method: str) -> tuple[float, float] | None:
 
 
 def cannot(record: dict[str, Any], method: str, smallest: float) -> str:
-    """Why these trainings cannot tell what removal does; empty where they can.
+    """Why these runs cannot test the effect of removal; empty if they can.
 
-    They cannot until every seed of the plan is there (whoever stops at the first interval that
-    pleases errs more often than the level says), or where training went less than half the way.
+    They cannot until every seed of the plan is recorded (stopping at the first favourable interval
+    raises the error rate above its level), or if training made less than half the possible gain.
     """
     done, planned = len(complete_seeds(record, method)), len(record["plan"]["seeds"])
     if done < max(2, planned):
@@ -201,8 +201,8 @@ def cannot(record: dict[str, Any], method: str, smallest: float) -> str:
 def judged(record: dict[str, Any], statement: Statement, against: str, method: str) -> Reading:
     """A statement about one method, as a row of the ledger.
 
-    With labels the ranking is the representation's, which uses none. The paper's is "tied to
-    label-driven objectives" (B.5), so that ours stands in for it.
+    With labels, the ranking is the representation's, which uses no labels. The paper's is "tied to
+    label-driven objectives" (B.5), so ours stands in for it.
     """
     effect = "improves" if statement.sign > 0 else "degrades"
     name = f"fig-6-{method}-{statement.order}-{against}"
@@ -228,7 +228,7 @@ def judged(record: dict[str, Any], statement: Statement, against: str, method: s
 
 
 def findings(record: dict[str, Any]) -> list[Finding]:
-    """Every statement against nothing removed (the paper's words) and against random removal."""
+    """Every statement compared with no removal (the paper's words) and with random removal."""
     return [
         Finding(statement, against, {m: judged(record, statement, against, m) for m in
                                      statement.methods})
@@ -254,7 +254,7 @@ def claims(root: Path | None = None) -> list[Reading]:
 
 
 def largest(root: Path | None = None) -> tuple[str, dict[str, Any]]:
-    """The largest profile of which a method has a complete seed, and its record."""
+    """The largest profile in which a method has a complete seed, and its record."""
     for profile in ("paper", "gpu", "cpu", "tiny"):
         record = results.load_record(profile, "removal", root)
         if record is not None and any(complete_seeds(record, method) for method in LABELS):
@@ -267,8 +267,8 @@ def largest(root: Path | None = None) -> tuple[str, dict[str, Any]]:
 def draw(record: dict[str, Any]) -> Figure:
     """Figure 6: accuracy minus that after random removal of as many, all methods on one scale.
 
-    Points are means over complete seeds, error bars Student's intervals. Beside both orders stands
-    the accuracy without any removal, which the paper compares with.
+    Points are means over complete seeds, error bars Student's intervals. The accuracy without any
+    removal, the paper's comparison, is shown beside both orders.
     """
     import matplotlib.pyplot as plt
     from matplotlib.ticker import MaxNLocator
@@ -312,7 +312,7 @@ def draw(record: dict[str, Any]) -> Figure:
 
 
 def reproduce(task: Task) -> str:
-    """Do what is missing, and draw Figure 6 from what is recorded."""
+    """Carry out the missing runs, and draw Figure 6 from the record."""
     from influence_lab.figures import save, use_style
 
     plan = PLANS[task.profile]

@@ -1,7 +1,7 @@
-"""One fixed set of training images under one recorded encoder: score vectors, made once each.
+"""One fixed set of training images with one recorded encoder: score vectors, each computed once.
 
-The experiments on stability ask for many scores of the same images. The set is 5,000 training
-images (all of a smaller data set), the same for every encoder, and the curvature is fitted on them.
+The experiments on stability need many scores of the same images. The set is 5,000 training images
+(all of a smaller data set), the same for every encoder, and the curvature is fitted on them.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ WEIGHTS = "encoder.safetensors"
 
 
 def fixed_set(n: int) -> Int64[np.ndarray, " m"]:
-    """The indices, ascending, of the images that are scored, of n."""
+    """The indices, ascending, of the scored images among n."""
     return np.sort(np.random.default_rng(0).permutation(n)[:SUBSET])
 
 
@@ -51,7 +51,7 @@ def images_of(profile: str) -> tuple[Images, Int64[np.ndarray, " m"]]:
 
 
 def vectors_of(profile: str, method: str, seed: int, root: Path | None = None) -> Vectors:
-    """The recorded vectors of an encoder; empty where there are none."""
+    """The recorded vectors of an encoder; empty if there are none."""
     return Vectors(results.folder_of(profile, method, seed, root) / "vectors.npz")
 
 
@@ -71,7 +71,7 @@ def score_with_rivals(
 
 @dataclass(frozen=True)
 class Selection:
-    """Some images of a data set in place of the fixed set, and a name for them (``automobile``)."""
+    """Some images of a data set instead of the fixed set, and their name (``automobile``)."""
 
     images: Images
     index: Int64[np.ndarray, " m"]
@@ -79,13 +79,13 @@ class Selection:
 
 
 class Scored:
-    """Scores of the fixed set with one recorded encoder; what is recorded is not made again.
+    """Scores of the fixed set with one recorded encoder; recorded vectors are not recomputed.
 
     The vectors of a ``selection`` are kept with the run (``task.runs``), outside the source tree.
 
-    Recorded vectors serve without the weights, which are not tracked for every seed. Raises
-    :class:`InfluenceValueError` where the encoder is asked for and not there, or where the recorded
-    vectors are of another encoder or other images.
+    Recorded vectors can be used without the weights, which are not tracked for every seed. Raises
+    :class:`InfluenceValueError` if the encoder is needed but missing, or if the recorded vectors
+    belong to another encoder or other images.
     """
 
     def __init__(
@@ -131,16 +131,16 @@ class Scored:
 
     @cached_property
     def encoder(self) -> CifarResNet18:
-        """What maps images to representations."""
+        """The network that maps images to representations."""
         return representation(self.classifier)
 
     @property
     def images(self) -> Float[Tensor, "n c h w"]:
-        """What the encoder takes; made anew each time, since one for each encoder is a lot."""
+        """The encoder's input; computed each time, because one copy per encoder is large."""
         return normalise(self.part.tensor())
 
     def score(self, perturbation: Callable[..., Tensor], noise: int) -> Float64[np.ndarray, " n"]:
-        """Magnitudes under one draw of the perturbation, seed ``noise``."""
+        """Magnitudes for one draw of the perturbation with seed ``noise``."""
         name = key("score", perturbation, noise)
         if name not in self.vectors:
             begin = time.perf_counter()
@@ -230,9 +230,9 @@ class Scored:
 def available(
     task: Task, runs: list[tuple[str, int]], selection: Selection | None = None
 ) -> dict[tuple[str, int], Scored]:
-    """Those of ``runs``, (method, seed), of which an encoder, or vectors of it, are recorded.
+    """The ``runs``, (method, seed), with a recorded encoder or recorded vectors.
 
-    Raises where there is none.
+    Raises if there are none.
     """
     found = {
         run: Scored(task, *run, selection)
@@ -248,7 +248,7 @@ def available(
 def whole(task: Task, method: str, images: Images) -> Float64[np.ndarray, " n"]:
     """Magnitudes of all ``images`` with an encoder of seed ``task.seed``, noise seed 0.
 
-    The recorded ones (``scores-train.npz``) where they are of these images, else a new pass.
+    The recorded ones (``scores-train.npz``) if they belong to these images, else a new pass.
     """
     recorded = results.load_scores(task.profile, method, task.seed, "train", task.root)
     if recorded is not None and recorded.provenance["data_sha256"] == images.digest:
@@ -258,7 +258,7 @@ def whole(task: Task, method: str, images: Images) -> Float64[np.ndarray, " n"]:
 
 
 def provenance(task: Task, scored: list[Scored]) -> dict[str, Any]:
-    """Where a record's numbers come from; seconds are those of all vectors of these encoders."""
+    """The provenance of a record; seconds are those of all vectors of these encoders."""
     origin = scored[0].vectors.origin
     assert origin is not None
     chosen = f" ({origin['selection']})" if "selection" in origin else ""

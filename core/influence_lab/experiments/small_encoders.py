@@ -1,10 +1,10 @@
 """Small SimCLR encoders of 8 x 8 images, several trained at once.
 
-Each encoder has its own images, initialisation and augmentations, all functions of one seed, and
-the weights of all stand in one tensor per parameter. One vectorised step then costs less than the
-same steps one after the other, whose time goes to starting small kernels. No layer mixes encoders
-or images, and AdamW works element by element, so an encoder does not depend on which others are
-trained beside it, except for rounding.
+Each encoder has its own images, initialisation and augmentations, all functions of one seed. One
+tensor per parameter contains the weights of all encoders. One vectorised step then costs less than
+the same steps in sequence, which spend their time starting small kernels. No layer mixes encoders
+or images, and AdamW works element by element, so an encoder does not depend on the others trained
+beside it, except for rounding.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from influence_ssl.perturbations import example_generator
 class SmallEncoder(nn.Module):
     """Two 3 x 3 convolutions and a linear layer: (B, 1, 8, 8) -> (B, 4 * width).
 
-    There are no biases or normalisation layers, so the layers' weights are all there is to train.
+    There are no biases or normalisation layers, so the layers' weights are the only parameters.
     """
 
     def __init__(self, width: int) -> None:
@@ -52,9 +52,9 @@ class SmallEncoder(nn.Module):
 
 @dataclass(frozen=True)
 class Recipe:
-    """How an encoder is trained; AdamW, one cosine of the rate after one epoch in ten of warm-up.
+    """The training settings: AdamW with a cosine schedule after warm-up for a tenth of the epochs.
 
-    ``noise`` says whether Equation 6's noise follows the random crop of each view.
+    ``noise`` decides whether Equation 6's noise follows the random crop of each view.
     """
 
     noise: bool
@@ -77,9 +77,9 @@ class Recipe:
 def training_views(
     recipe: Recipe, images: Float[Tensor, "n 1 8 8"], generator: torch.Generator
 ) -> Float[Tensor, "s v 1 8 8"]:
-    """All batches of one training, drawn in float32: per step ``batch`` first, then second views.
+    """All batches of one run, drawn in float32: per step ``batch`` first, then second views.
 
-    Each epoch visits the images in a new order; what does not fill a batch is left out.
+    Each epoch visits the images in a new order; images that do not fill a batch are left out.
     """
     steps = len(images) // recipe.batch
     orders = [
@@ -101,7 +101,7 @@ def _view(recipe: Recipe, x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 class _Trained(nn.Module):
-    """An encoder with SimCLR's projection of two layers on it."""
+    """An encoder with SimCLR's two-layer projection."""
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
@@ -172,7 +172,7 @@ def train_together(
 
 @dataclass(frozen=True)
 class View:
-    """One random view per example as the training draws it; a perturbation of the core."""
+    """One random view per example, drawn as in training; a perturbation for the core."""
 
     recipe: Recipe
 
@@ -190,7 +190,7 @@ class View:
 class AlignmentOfViews:
     r"""The training's invariance per example: :math:`1 - \cos(f(v_1), f(v_2))` of two views.
 
-    An objective of the core; example i's views depend on (seed, i, draw) alone.
+    An objective for the core; example i's views depend only on (seed, i, draw).
     """
 
     recipe: Recipe
@@ -210,15 +210,15 @@ class AlignmentOfViews:
 
 @dataclass(frozen=True, eq=False)
 class NTXentOfViews:
-    r"""SimCLR's loss per example, against negatives that are fixed.
+    r"""SimCLR's loss per example with fixed negatives.
 
     .. math::
         -\log\frac{\exp(z_1^\top z_2/\tau)}
         {\exp(z_1^\top z_2/\tau) + \sum_{j\ne i}\exp(z_1^\top b_j/\tau)},
 
     with the unit representations z of two views of example i and ``bank``, one b for each image by
-    its index. In training the negatives are the rest of the batch, so the loss of one example is
-    no function of it alone; a bank through which no gradient flows makes it one.
+    its index. In training, the negatives are the other images in the batch, so one example's loss
+    depends on these as well; with a bank through which no gradient flows, it does not.
     """
 
     recipe: Recipe

@@ -1,9 +1,9 @@
-"""Figure 2: the scores of two independent runs against each other, and the effect of averaging.
+"""Figure 2: a comparison of the scores from two independent runs, and the effect of averaging.
 
-The paper names "different initializations", another pre-training, but has one checkpoint a method.
-Three readings are measured: another draw of the noise on the same encoder, another pre-training
-scored with the same noise, and both. Run A of an encoder is the noise seeds 0, 2, …,
-14, run B the seeds 1, 3, …, 15. Averages of k draws take the first k of a run.
+The paper names "different initializations", that is, another pre-training run, but has one
+checkpoint per method. Three readings are measured: another noise draw for the same encoder, another
+pre-training run scored with the same noise, and both. Run A of an encoder uses the noise seeds 0,
+2, …, 14, run B the seeds 1, 3, …, 15. Averages of k draws use the first k of a run.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def paired(a: Run, b: Run, other: Run | None) -> dict[str, tuple[Run, Run]]:
 
 
 def measure(a: Run, b: Run, other: Run | None) -> dict[str, dict[str, dict[str, Estimate]]]:
-    """For each reading and number of draws the correlations of the means over the draws."""
+    """For each reading and number of draws, the correlations between the means over the draws."""
     found: dict[str, dict[str, dict[str, Estimate]]] = {}
     for kind, (left, right) in paired(a, b, other).items():
         found[kind] = {}
@@ -69,7 +69,7 @@ def measure(a: Run, b: Run, other: Run | None) -> dict[str, dict[str, dict[str, 
 def pairs(
     profile: str, method: str, seed: int = 0, root: Path | None = None
 ) -> dict[str, tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, " n"]]]:
-    """The recorded scores of one draw that each reading sets against each other."""
+    """The recorded one-draw scores that each reading compares."""
     first, second = (vectors_of(profile, method, s, root) for s in (seed, seed + 1))
 
     def run(vectors: Any, number: int) -> Run:
@@ -102,9 +102,9 @@ def draw(axis: Any, x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], cell
 
 
 def figure_2(profile: str, record: dict[str, Any], seed: int = 0, root: Path | None = None) -> Any:
-    """One cloud, and the rank correlations of all methods with intervals beside the paper's bound.
+    """One cloud, and all methods' rank correlations with intervals beside the paper's bound.
 
-    The cloud is of the first recorded method under another draw of the noise.
+    The cloud compares two noise draws for the first recorded method.
     """
     import matplotlib.pyplot as plt
 
@@ -171,7 +171,7 @@ def reproduce(task: Task) -> str:
 
 
 def _measured(first: Scored, second: Scored | None) -> dict[str, Any]:
-    """All correlations of one method; ``second`` is the encoder of the other pre-training."""
+    """All correlations of one method; ``second`` is the encoder from the other pre-training run."""
     at = {noise: first.with_rivals(NOISE, noise) for noise in (0, 1)}
     a, b = ([first.score(NOISE, noise) for noise in seeds_of(run)] for run in (0, 1))
     there = None if second is None else second.with_rivals(NOISE, 0)

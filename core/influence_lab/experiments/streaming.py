@@ -1,4 +1,4 @@
-"""A stream of images that is never stored: processor time and memory against its length."""
+"""A stream of images that is never stored: processor time and memory by its length."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ LARGE = (10_000, 100_000, 1_000_000)
 
 
 def measure(n: int) -> dict[str, float]:
-    """Processor time of scoring ``n`` streamed images, and bytes that it adds to this process."""
+    """Processor time for scoring ``n`` streamed images, and the bytes added to this process."""
     begin = time.process_time()
     size = scale.peak(lambda: scale.stream(n))
     return {"images": n, "seconds": round(time.process_time() - begin, 2), "bytes": size}
 
 
 def reproduce(task: Task) -> str:
-    """Score ever longer streams in two passes, nothing kept, and record what each took."""
+    """Score longer and longer streams in two passes, keeping nothing, and record each cost."""
     if not sys.platform.startswith("linux"):
         raise InfluenceValueError("stream: memory is read from /proc; run it on Linux.")
     begin, runs = time.perf_counter(), []

@@ -1,9 +1,9 @@
 """The cost of tracing relative to scoring, and the recall of a search in fewer dimensions.
 
-All training images of the profile's data are scored once, and once the curvature is fitted with φ
-kept and queries are traced. Two more measurements decide whether an approximate index is worth
-its dependency: the share of the exact search in the whole, and how many of the images that an exact
-search lists are found from φ in fewer dimensions.
+All training images in the profile's data are scored once; then the curvature is fitted once with φ
+kept, and queries are traced. Two more measurements show whether an approximate index would be worth
+its dependency: the exact search's share of the total, and the share of its listed images that a
+search with φ in fewer dimensions finds.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ WIDTH = 16
 
 
 def seconds(call: Callable[[], Any]) -> tuple[float, Any]:
-    """Wall time of a call, and what it returns."""
+    """Wall time of a call, and its result."""
     begin = time.perf_counter()
     found = call()
     return round(time.perf_counter() - begin, 2), found
@@ -44,7 +44,7 @@ def seconds(call: Callable[[], Any]) -> tuple[float, Any]:
 def recall(
     queries: Float[Tensor, "q m"], phi: Float[Tensor, "n m"], dimensions: int, top: int = TOP
 ) -> Float[np.ndarray, " q"]:
-    """Share of each query's ``top`` most helpful images that fewer dimensions of φ list as well.
+    """Share of each query's ``top`` most helpful images also found in fewer dimensions of φ.
 
     φ is projected on ``dimensions`` random orthonormal directions.
     """
@@ -79,7 +79,7 @@ def measure(encoder: nn.Module, train: Tensor, queries: Tensor, task: Task) -> d
 
 
 def synthetic(profile: str) -> dict[str, Any]:
-    """Seconds of tracing queries among many images whose gradients cost nothing."""
+    """Seconds for tracing queries among many images whose gradients cost nothing."""
     torch.manual_seed(0)
     many = torch.randn(SYNTHETIC[profile], WIDTH)
     layer = nn.Linear(WIDTH, WIDTH, bias=False)
@@ -113,7 +113,7 @@ def reproduce(task: Task) -> str:
 
 
 def ratio(record: dict[str, Any]) -> float:
-    """Seconds of fitting with φ kept and tracing the queries, over those of scoring."""
+    """Seconds for fitting with φ kept and tracing the queries, divided by those for scoring."""
     took = record["seconds"]
     return (took["fit, φ kept"] + took["influence"]) / took["score"]
 

@@ -1,8 +1,8 @@
 """Training images that help and hurt the representation of a query, and detection of its copies.
 
 The training set is a fixed part of a profile's images with planted copies: exact ones, and crops
-enlarged to the full size. Every image of the set and some test images are queries. The influence on
-each is compared with the product of the gradients, without curvature, and with nearest neighbours.
+enlarged to full size. The queries are all images of this set and some test images. The influence on
+each query is compared with the product of gradients without curvature and with nearest neighbours.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ COSINE, NEIGHBOURS = "cosine of embeddings", "nearest neighbours"
 def plant(
     pixels: UInt8[np.ndarray, "m h w 3"], rng: np.random.Generator
 ) -> UInt8[np.ndarray, "m h w 3"]:
-    """One copy of each image: in turn exact, and a crop enlarged to the full size."""
+    """One copy of each image: in turn exact, and a crop enlarged to full size."""
     return np.stack(
         [
             np.asarray(cropped(Image.fromarray(image), rng)) if k % len(KINDS) else image
@@ -62,7 +62,7 @@ def similarities(z: Float[Tensor, "q d"], bank: Float[Tensor, "n d"]) -> Float[n
 def overlap(
     one: Int64[np.ndarray, "q k"], other: Int64[np.ndarray, "q k"]
 ) -> Float[np.ndarray, " q"]:
-    """For each query the share of the k of ``one`` that are among the k of ``other``."""
+    """For each query, the share of the first k of ``one`` among the first k of ``other``."""
     return (one[:, :, None] == other[:, None, :]).any(2).mean(1)
 
 
@@ -102,7 +102,7 @@ def _tensor(pixels: UInt8[np.ndarray, "n h w 3"]) -> Tensor:
 
 
 class Traces(NamedTuple):
-    """What was traced. The rows of every matrix begin with the columns' n images and m copies.
+    """The traced influences. The rows of every matrix begin with the columns' n images, m copies.
 
     ``influence`` and ``alike`` (n + m + q, n + m) have q test images below them; ``product``
     (m + q, n + m) has the copies and the test images only. ``copied`` (m,): the copies' originals.
@@ -121,7 +121,7 @@ class Traces(NamedTuple):
 
 
 def has_a_copy(found: Traces) -> dict[str, Any]:
-    """AUROC for the images that have a copy in the set, and the copies, of three numbers."""
+    """AUROC of three numbers for the copies and the images that have a copy in the set."""
     n, m = found.counts
     own = np.diagonal(found.influence[: n + m])
     pair = np.full(n + m, -1)
@@ -136,7 +136,7 @@ def has_a_copy(found: Traces) -> dict[str, Any]:
 
 
 def original_first(found: Traces) -> dict[str, dict[str, Any]]:
-    """Share of the copies, by kind, for which the original comes first among the other images."""
+    """Share of the copies, by kind, whose original ranks first among the other images."""
     n, m = found.counts
     rows = np.arange(m)
     keys = {
@@ -157,7 +157,7 @@ def original_first(found: Traces) -> dict[str, dict[str, Any]]:
 def of_test_images(
     found: Traces, labels: Int64[np.ndarray, " n"], truth: Int64[np.ndarray, " q"]
 ) -> dict[str, dict[str, Any]]:
-    """What the :data:`TOP` training images of each test image are, by three rankings."""
+    """The properties of each test image's :data:`TOP` training images, by three rankings."""
     n, m = found.counts
     keys = {
         INFLUENCE: found.influence[n + m :, :n],
@@ -243,7 +243,7 @@ def reproduce(task: Task) -> str:
 
 
 def _shown(found: Traces, classes: list[str]) -> list[dict[str, Any]]:
-    """Six queries of different kinds: what helps, what hurts and what is near, by position."""
+    """Six queries of different kinds: helpful, harmful and near images, by position."""
     n, m = found.counts
     by_own = np.argsort(np.diagonal(found.influence[:n]), kind="stable")
     by_help = n + m + np.argsort(found.influence[n + m :, :n].min(1), kind="stable")

@@ -1,12 +1,13 @@
-r"""Differentiation through a training: the limit of numbers of the form :math:`\sum_i\tau_{qi}`.
+r"""Differentiation through training: the limit of numbers of the form :math:`\sum_i\tau_{qi}`.
 
-With a weight w per image the training is a function of w, from which the retrained loss follows for
-any w. Its derivative at w = 1,
+With a weight w per image, the training run is a function of w, which determines the retrained loss
+for any w. Its derivative at w = 1,
 
 .. math:: \tau_{qi} = \frac{\partial L_q(\theta_T(w))}{\partial w_i},
 
-is exact to first order, and what influence functions approximate. It is computed by replaying the
-training backwards, one step in memory at a time (Ilyas and Engstrom 2025, MAGIC, arXiv:2504.16430):
+is exact to first order, and influence functions approximate it. It is computed by replaying the
+training backwards, with one step in memory at a time (Ilyas and Engstrom 2025, MAGIC,
+arXiv:2504.16430):
 
 .. math::
     \lambda_T = \nabla_\theta L_q(\theta_T),\qquad
@@ -14,9 +15,9 @@ training backwards, one step in memory at a time (Ilyas and Engstrom 2025, MAGIC
     \frac{\partial(\theta_t - \eta\nabla_\theta\ell_t(\theta_t, w))}{\partial(\theta_t,\ w)} .
 
 The training is deterministic: one initialisation, the same views per step, all images in each
-step. Small steps make the trained weights a smooth function of w, large ones do not, so both are
-measured. The influence function is given its best case: exact derivatives of the same loss, the
-exact Hessian, and the damping that predicts best in hindsight.
+step. With small steps, the trained weights are a smooth function of w; with large steps they are
+not, so both are measured. The influence function is computed in its best case: exact derivatives of
+the same loss, the exact Hessian, and the damping that predicts best in hindsight.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ class Training:
             yield θ
 
     def retrained(self, kept: Int64[Tensor, "s m"]) -> Float[Tensor, "s p"]:
-        """θ_T of trainings that only ever see the images ``kept``, all at once."""
+        """θ_T of training runs with only the images ``kept``, all runs at once."""
         step = vmap(grad(self.loss), in_dims=(0, None, 0))
         θ, w = self.start.expand(len(kept), -1), self.start.new_ones(kept.shape[1])
         for views in self.views:
@@ -143,7 +144,7 @@ def influences(
 ) -> dict[float, Float64[np.ndarray, "q n"]]:
     r"""By λ, :math:`-\lambda_q^\top(H+\lambda\mathbf I)^{-1}\,\partial_{w_i}\nabla_\theta\ell`.
 
-    ℓ is the training's loss on average over the views of 5 steps, evenly spread.
+    ℓ is the training loss averaged over the views of 5 evenly spaced steps.
     """
 
     ones, some = (
@@ -164,7 +165,7 @@ def influences(
 
 
 class Study:
-    """One encoder's training, its queries, and what retraining does to them."""
+    """One encoder's training run, its queries, and the effect of retraining on them."""
 
     def __init__(self, plan: Plan, encoder: nn.Module, pool: Pool, seed: int, rate: float) -> None:
         self.plan, self.encoder, self.seed = plan, encoder, seed
@@ -188,7 +189,7 @@ class Study:
         return torch.stack([0.5 * (a - b).square().sum(1) for a, b in pairs]).mean(0)
 
     def kept(self, share: float) -> Int64[np.ndarray, "s m"]:
-        """Which images each retraining sees."""
+        """The images in each retraining run."""
         rng = np.random.default_rng([self.seed, round(1000 * share)])
         n = self.plan.pool
         size = n - max(1, round(share * n))
@@ -213,7 +214,7 @@ class Study:
         }
 
     def compared(self, share: float, numbers: dict[str, Any]) -> dict[str, Any]:
-        """Linear datamodeling scores against retraining, and how large its effects are."""
+        """Linear datamodeling scores against retraining, and the size of its effects."""
         kept = self.kept(share)
         inside = np.zeros((len(kept), self.plan.pool), bool)
         np.put_along_axis(inside, kept, True, 1)
@@ -290,7 +291,7 @@ def line(record: dict[str, Any]) -> str:
 
 
 def draw(record: dict[str, Any]) -> Any:
-    """Scores with their intervals, a panel per encoder."""
+    """Scores with their intervals, one panel per encoder."""
     import matplotlib.pyplot as plt
 
     from influence_lab.figures import COLORS, WIDTH

@@ -36,10 +36,10 @@ def random_instances(count: int, seed: int, n: int = 1, unit: bool = True) -> It
     ε and λ are log-uniform; each tenth instance has ε = 10.
 
     Args:
-        count: how many.
-        seed: of NumPy's generator.
-        n: examples in each.
-        unit: rows of `deltas` of length 1; otherwise normal.
+        count: number of instances.
+        seed: seed of NumPy's generator.
+        n: examples in each instance.
+        unit: whether the rows of `deltas` have length 1; otherwise they are normal.
     """
     rng = np.random.default_rng(seed)
     for number in range(count):
@@ -72,10 +72,10 @@ def core_influence(
     The curvature is that of all n examples; x̂ = x + εδ.
 
     Args:
-        instance: what is scored.
+        instance: the instance to score.
         curvature: a curvature of the core.
         distance: as in `Invariance`.
-        encoder: scored in place of x ↦ Wx, for example a reparametrised one.
+        encoder: scored instead of x ↦ Wx, for example a reparametrised one.
     """
     deltas = torch.as_tensor(instance.deltas)
 
@@ -100,7 +100,7 @@ def core_losses(instance: Instance, distance: Distance = "squared") -> np.ndarra
 def core_derivatives(
     instance: Instance, distance: Distance = "squared"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Derivatives in W of the core's own loss of each example, by autograd.
+    """Derivatives of the core's own loss of each example with respect to W, by autograd.
 
     Returns:
         gradients (n, k, d), Hessians (n, kd, kd) with vec row-major.
@@ -131,7 +131,7 @@ def _losses(instance: Instance, distance: Distance, index: np.ndarray) -> Callab
 
 
 def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
-    """Largest |found − expected|/|expected|, entry by entry; where `expected` is 0, |found|."""
+    """Largest |found − expected|/|expected|, entry by entry; |found| where `expected` is 0."""
     found, expected = np.asarray(found, dtype=float), np.asarray(expected, dtype=float)
     scale = np.where(expected == 0, 1.0, np.abs(expected))
     return float(np.max(np.abs(found - expected) / scale))

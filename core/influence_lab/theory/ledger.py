@@ -1,7 +1,7 @@
-"""Verdicts on statements, held to the checks that a chapter computed.
+"""Verdicts on statements, backed by the checks that a chapter computes.
 
-A chapter ends each statement with `verdict(...)`. It raises where a check fails, prints the
-outcome for the reader, and leaves a record in the notebook's outputs from which the book's
+A chapter ends each statement with `verdict(...)`. It raises an error if a check fails, prints the
+outcome for the reader, and stores a record in the notebook's outputs, from which the book's
 extension `book/_ext/ledger.py` builds the ledger page.
 """
 
@@ -18,11 +18,11 @@ PAPER_PREFIX = "paper-"
 
 
 class CheckFailed(AssertionError):
-    """A check that a verdict rests on does not hold."""
+    """A check behind a verdict fails."""
 
 
 class Below(NamedTuple):
-    """An error and the bound that it has to stay below."""
+    """An error and its upper bound."""
 
     error: float
     bound: float
@@ -30,15 +30,15 @@ class Below(NamedTuple):
 
 @dataclass(frozen=True)
 class Verdict:
-    """One row of the ledger; its text form is what the chapter shows.
+    """One row of the ledger; the chapter shows its text form.
 
     Attributes:
         statement: anchor id, `paper-theorem-1`.
         verdict: one of `VERDICTS`.
-        what: what is stated; empty for the paper's statements, whose text is the inventory's.
-        condition: what has to hold, or what is true instead.
-        counterexample: the smallest case against a statement, with its numbers.
-        checks: a line for each check.
+        what: the statement; empty for the paper's statements, whose text is in the inventory.
+        condition: the condition under which it holds, or the correct statement.
+        counterexample: the smallest counterexample, with its numbers.
+        checks: one line per check.
     """
 
     statement: str
@@ -66,14 +66,14 @@ def verdict(
     Args:
         statement: anchor id; ids that do not begin with `paper-` go beyond the paper.
         verdict: one of `VERDICTS`.
-        checks: description → a bool that has to be True, or `Below(error, bound)`.
-        what: what is stated, for a statement beyond the paper.
-        condition: needed with "holds under a stated condition".
-        counterexample: needed with "false as stated".
+        checks: description → a bool that must be True, or `Below(error, bound)`.
+        what: the statement, if it goes beyond the paper.
+        condition: required with "holds under a stated condition".
+        counterexample: required with "false as stated".
 
     Raises:
-        CheckFailed: naming the statement and the check that does not hold.
-        ValueError: a verdict that is not one of the four, or one without what it needs.
+        CheckFailed: names the statement and the failed check.
+        ValueError: a verdict that is not one of the four, or one without a required argument.
     """
     if verdict not in VERDICTS:
         raise ValueError(f"verdict of {statement} is {verdict!r}, not one of {VERDICTS}")

@@ -1,8 +1,8 @@
 """Closed forms for the linear encoder x ↦ Wx of the paper's theory (sections 3 and C).
 
 W (k, d); an example is perturbed as x̂ = x + εδ; its loss is |Wx − Wx̂|² = ε²|Wδ|².
-`deltas` (n, d) holds one δ per row, Σ = (1/n) Σ δδᵀ, vec is row-major (the rows of W one
-after the other), ⊗ the Kronecker product, A⁺ the pseudo-inverse, which stands for A⁻¹ in the
+`deltas` (n, d) contains one δ per row, Σ = (1/n) Σ δδᵀ, vec is row-major (the rows of W in
+sequence), ⊗ is the Kronecker product, and A⁺ is the pseudo-inverse, which replaces A⁻¹ in the
 limit λ → 0.
 An influence is signed as in Equation 6: I = −gᵀ(H + λI)⁻¹g. "Own" means that H is the
 Hessian of the example's own loss, "data set" that it is the mean over all examples.
@@ -183,7 +183,7 @@ def noise_variance(W: np.ndarray, mu: float, sigma: float) -> float:
 
 
 def draws_needed(mean: float, variance: float, relative_error: float) -> float:
-    """Var/(τ² mean²): draws whose average has the relative standard error τ."""
+    """Var/(τ² mean²): the number of draws whose average has relative standard error τ."""
     return variance / (relative_error * mean) ** 2
 
 
@@ -237,7 +237,7 @@ def duplicate_leverage(first: float, copies: int) -> float:
 
 
 def leave_one_out_score(score: np.ndarray, n: int) -> np.ndarray:
-    """s/(1 − s/n): the score g_iᵀH⁻¹g_i once g_ig_iᵀ/n is taken out of H."""
+    """s/(1 − s/n): the score g_iᵀH⁻¹g_i after g_ig_iᵀ/n is subtracted from H."""
     return score / (1 - score / n)
 
 
@@ -291,7 +291,7 @@ def anchored_leverages(deltas: np.ndarray, eps: float, lam: float) -> np.ndarray
 
 
 def anchored_refit_loss(loss_at_optimum: np.ndarray, leverage: np.ndarray) -> np.ndarray:
-    """L_i/(1 − ℓ_i)²: the example's own loss at the exact refit without it, λ kept."""
+    """L_i/(1 − ℓ_i)²: the example's own loss at the exact refit without it, with the same λ."""
     return loss_at_optimum / (1 - leverage) ** 2
 
 

@@ -1,8 +1,8 @@
 """Exact derivatives with SymPy, in the shapes of the closed forms.
 
-Arrays are NumPy object arrays that hold SymPy expressions, so that a formula of
-`influence_lab.theory.linear_network` takes symbols and numbers alike. vec is row-major: the rows
-of W one after the other, as NumPy and PyTorch flatten.
+Arrays are NumPy object arrays of SymPy expressions, so that a formula in
+`influence_lab.theory.linear_network` accepts both symbols and numbers. vec is row-major: the rows
+of W in sequence, as NumPy and PyTorch flatten them.
 """
 
 from collections.abc import Iterable
@@ -28,7 +28,7 @@ def unit_symbols(name: str, size: int) -> np.ndarray:
     """A vector of length exactly 1, (size,), by stereographic projection of size − 1 symbols.
 
     Its entries are rational, 2t/(|t|² + 1) and (|t|² − 1)/(|t|² + 1), so identities about
-    unit vectors stay within exact arithmetic. It reaches every unit vector but one.
+    unit vectors can be checked with exact arithmetic. It reaches every unit vector except one.
     """
     t = symbols(name, size - 1)
     square = sp.Add(*(entry**2 for entry in t))
@@ -51,16 +51,16 @@ def hessian(expression: sp.Expr, rows: np.ndarray, columns: np.ndarray | None = 
 
 
 def is_zero(value: object) -> bool:
-    """True where every entry is exactly 0 after exact simplification.
+    """True if every entry is exactly 0 after exact simplification.
 
-    No numbers are put in: rational functions are brought to lowest terms (`cancel`), all
-    else goes through `simplify`, and the result is compared with 0.
+    No numbers are inserted: rational functions are reduced to lowest terms (`cancel`), all other
+    expressions are simplified with `simplify`, and the result is compared with 0.
     """
     return all(_is_zero(sp.sympify(entry)) for entry in np.ravel(np.asarray(value, dtype=object)))
 
 
 def solves(matrix: np.ndarray, solution: np.ndarray, right_hand_side: np.ndarray) -> bool:
-    """True where matrix · solution − right_hand_side is exactly 0."""
+    """True if matrix · solution − right_hand_side is exactly 0."""
     return is_zero(matrix @ solution - right_hand_side)
 
 
