@@ -262,8 +262,9 @@ def reproduce(task: Task) -> str:
     counts = {regime: len(rows) for regime, rows in study.trainings.values.items()}
     if min(counts.values()) < 2 * min(FITTED):
         raise InfluenceValueError(
-            f"{study.trainings.path}: holds {min(counts.values())} trainings of a regime; first "
-            f"run influence-lab reproduce memorisation --profile {task.profile} --seed {task.seed}"
+            f"{study.trainings.path} contains {min(counts.values())} training runs of a regime; "
+            "first run influence-lab reproduce memorisation "
+            f"--profile {task.profile} --seed {task.seed}"
         )
     record = {
         "images": study.plan.pool,
@@ -291,7 +292,7 @@ def line(record: dict[str, Any]) -> str:
         most, ceiling = list(found["ridge"].items())[-1]
         parts.append(
             f"{regime}: influence {row[INFLUENCE]:.3f}, gradients {row[GRADIENTS]:.3f}, cosine "
-            f"{row[COSINE]:.3f}, ridge on {most} trainings {ceiling[0]:.3f}"
+            f"{row[COSINE]:.3f}, ridge on {most} training runs {ceiling[0]:.3f}"
         )
     return "linear datamodeling score of the alignment loss, " + "; ".join(parts)
 
@@ -325,7 +326,7 @@ def draw(record: dict[str, Any], queries: str = "outside the pool") -> Any:
                 axis.axhspan(low, high, color=COLORS[color], alpha=0.12)
             axis.set(xscale="log", title=f"{regime}: {quantity}")
             if row == len(QUANTITIES) - 1:
-                axis.set(xlabel="trainings that the datamodel saw")
+                axis.set(xlabel="training runs for the datamodel")
             if column == 0:
                 axis.set(ylabel="linear datamodeling score")
     handles, labels = axes[0, 0].get_legend_handles_labels()

@@ -134,7 +134,7 @@ class LeftOut:
         seen = self.inside.sum(0)
         if (lacking := np.flatnonzero((seen == 0) | (seen == t))).size:
             raise InfluenceValueError(
-                f"image {lacking[0]}: of {t} trainings all or none saw it; add trainings"
+                f"image {lacking[0]}: all or none of {t} training runs saw it; add training runs"
             )
 
     @cached_property

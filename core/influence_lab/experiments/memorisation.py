@@ -267,7 +267,7 @@ def carry_out(study: Study, progress: bool = True) -> None:
     with locked(lock, wait=False) as mine:
         if not mine:
             raise InfluenceValueError(
-                f"{lock}: another process is at these trainings; wait for it, or stop it"
+                f"{lock}: another process works on these training runs; wait for it, or stop it"
             )
         with tqdm(
             total=goal, initial=done(), unit="training", file=sys.stderr, disable=not progress,

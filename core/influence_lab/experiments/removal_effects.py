@@ -319,5 +319,5 @@ def reproduce(task: Task) -> str:
     record = carry_out(plan, task)
     use_style()
     save(draw(record), task.picture)
-    done = f"{len(record['outcomes'])} of {len(plan.trainings())} trainings recorded"
+    done = f"{len(record['outcomes'])} of {len(plan.trainings())} training runs recorded"
     return "; ".join([done, *(f"{f.statement.words}: {f.verdict}" for f in findings(record)[::2])])

@@ -142,5 +142,5 @@ def test_the_power_is_as_stated():
 def test_an_image_that_every_training_saw_is_named():
     inside = np.ones((4, 3), bool)
     inside[:2, :2] = False
-    with pytest.raises(InfluenceError, match="image 2: of 4 trainings all or none saw it"):
+    with pytest.raises(InfluenceError, match="image 2: all or none of 4 training runs saw it"):
         LeftOut(np.zeros((4, 3)), inside)

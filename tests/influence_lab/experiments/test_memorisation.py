@@ -168,7 +168,7 @@ def test_two_processes_are_not_at_the_same_trainings(study):
     lock = memorisation.run_folder("memorisation", "tiny", 0, study.task.runs) / "trainings.lock"
     with (
         memorisation.locked(lock, wait=False),
-        pytest.raises(InfluenceError, match="another process is at these trainings"),
+        pytest.raises(InfluenceError, match="another process works on these training runs"),
     ):
         memorisation.carry_out(study, progress=False)
 

@@ -185,7 +185,7 @@ def test_the_command_goes_on_after_ctrl_c_and_ends_in_the_same_record(
         assert len(json.loads(path.read_text())["outcomes"]) == recorded
     assert main(command) == 0
     shown = capsys.readouterr()
-    assert "8 of 8 trainings recorded; " in shown.out
+    assert "8 of 8 training runs recorded; " in shown.out
     assert shown.err.count("min; left, for one process: ") == 3
     assert timeless(json.loads(path.read_text())) == timeless(whole)
     assert (tmp_path / "figure.svg").read_text().lstrip().startswith("<?xml")
