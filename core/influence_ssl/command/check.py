@@ -16,12 +16,12 @@ def add(commands: Any) -> None:
         "check",
         run,
         "--data PATH --out FILE",
-        "Look for duplicates, off-topic and odd images, without any gradient.",
+        "Find duplicates, off-topic images and odd ones, without any gradient.",
         "--data photos --out check.parquet",
     )
     option = command.add
     option("--data", "PATH", "folder, zip, or CSV with a column 'path'", type=Path, required=True)
-    option("--out", "FILE", ".parquet or .csv, a row per image", type=Path, required=True)
+    option("--out", "FILE", ".parquet or .csv, one row per image", type=Path, required=True)
     option(
         "--encoder",
         "SPEC",
@@ -34,7 +34,7 @@ def add(commands: Any) -> None:
     option(
         "--table",
         "FILE",
-        "CSV of paths and columns such as label or split, across which copies are counted "
+        "CSV of paths and columns such as label or split, across which to count copies "
         "(without it: across folders)",
         type=Path,
     )

@@ -172,7 +172,7 @@ def _summarise(
     if loaded.untrained:
         print(
             f"warning: the encoder has random weights from seed {options.seed}, because "
-            "--weights was not given; the off-topic images it finds mean little"
+            "--weights was not given; its off-topic images are not meaningful"
         )
     if images.converted:
         print(f"converted to 8-bit RGB: {counted(images.converted)}")

@@ -19,12 +19,12 @@ def add(commands: Any) -> None:
         "Compare two score files of the same images: rank correlation and largest moves.",
         "scores.parquet other.parquet",
     )
-    command.add("a", "A", "a file of influence-ssl score", type=Path)
+    command.add("a", "A", "a file written by influence-ssl score", type=Path)
     command.add("b", "B", "another such file", type=Path)
     command.add(
         "--top",
         "N",
-        "how many of the images that moved most to list (10)",
+        "number of images to list among those that moved most (10)",
         type=natural,
         default=10,
     )

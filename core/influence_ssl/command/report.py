@@ -19,14 +19,14 @@ def add(commands: Any) -> None:
         "Write an HTML report of a score file that opens from disk.",
         "scores.parquet --images photos --out report.html",
     )
-    command.add("scores", "SCORES", "a file of influence-ssl score", type=Path)
+    command.add("scores", "SCORES", "a file written by influence-ssl score", type=Path)
     command.add("--out", "FILE", "the .html file to write", type=Path, required=True)
-    command.add("--images", "PATH", "the --data that was scored, to show thumbnails", type=Path)
+    command.add("--images", "PATH", "the scored --data, to show thumbnails", type=Path)
     command.add(
-        "--table", "FILE", "CSV of paths and columns by which to break scores down", type=Path
+        "--table", "FILE", "CSV of paths and columns by which to break down the scores", type=Path
     )
     command.add(
-        "--kept", "FOLDER", "what influence-ssl score --keep wrote, to draw a map", type=Path
+        "--kept", "FOLDER", "folder written by influence-ssl score --keep, to draw a map", type=Path
     )
     command.add("--json", "FILE", "also write the content as JSON", type=Path)
 
@@ -43,6 +43,6 @@ def run(options: argparse.Namespace) -> None:
     every = write(options.scores, options.out, options.images, options.table, options.json, drawn)
     print(f"written to {options.out}" + (f" and {options.json}" if options.json else ""))
     if every is not None:
-        print(f"the page holds some of the rows; all of them are in {every}")
+        print(f"the page contains only some of the rows; all rows are in {every}")
     if options.images is not None:
         print("the page contains thumbnails of the images; leave out --images to share it")

@@ -22,7 +22,7 @@ def add(commands: Any) -> None:
         "scores.parquet --drop-duplicates --drop-highest 1% --out keep.txt",
     )
     option = command.add
-    option("scores", "SCORES", "a file of influence-ssl score or check", type=Path)
+    option("scores", "SCORES", "a file written by influence-ssl score or check", type=Path)
     option("--out", "FILE", "the list, one name per line", type=Path, required=True)
     option("--list", "WHICH", "which images: keep (default) or drop", choices=("keep", "drop"),
            default="keep")  # fmt: skip

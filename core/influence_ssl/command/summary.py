@@ -66,9 +66,7 @@ def summarise(
             f"another run of {options.draws} draws"
         )
     if (others := partial_folder(options.out)).is_dir():
-        print(
-            f"unfinished work with other settings is kept in {others}; remove it if it is useless"
-        )
+        print(f"unfinished work with other settings is kept in {others}; remove it if not needed")
     kept = options.keep
     print(f"written to {options.out}" + (f" and {kept}" if kept is not None else ""))
 

@@ -20,7 +20,7 @@ def add(commands: Any) -> None:
         "kept --query queries --encoder mine.py:encoder --out trace.html",
     )
     option = command.add
-    option("folder", "FOLDER", "a folder that influence-ssl score --keep wrote", type=Path)
+    option("folder", "FOLDER", "a folder written by influence-ssl score --keep", type=Path)
     option("--query", "PATH", "the query images: an image, folder, zip or CSV", type=Path,
            required=True)  # fmt: skip
     option(
