@@ -94,9 +94,10 @@ def images_html(link: str) -> str:
         )
     median = float(scores.quantiles[len(scores.quantiles) // 2])
     return (
-        f'<figure class="front">{"".join(rows)}<figcaption>The {SHOWN} images of highest and the '
-        f"{SHOWN} of lowest influence among {record['images']:,} of {escape(record['data'])}, "
-        f"under a SimCLR encoder that never saw a label. The median is {_number(median)}. "
+        f'<figure class="front">{"".join(rows)}<figcaption>The {SHOWN} images with the highest and '
+        f"the {SHOWN} with the lowest influence among {record['images']:,} of "
+        f"{escape(record['data'])}, for a SimCLR encoder that never saw a label. The median is "
+        f"{_number(median)}. "
         f'<a href="{escape(link)}">More of them, measured</a></figcaption></figure>'
     )
 
