@@ -105,6 +105,7 @@ PEERS := $(patsubst benchmarks/peers/%.py,%,$(wildcard benchmarks/peers/*.py))
 FIRST := logix_ai ours ours_joint ours_bf16
 SLOW := logix_ai-64 kronfluence_ekfac traker_trak
 LATER := $(filter-out $(FIRST) $(SLOW),$(PEERS)) $(SLOW)
+PAIRS := $(patsubst benchmarks/pairs/%.py,_build/bench/pairs/%.json,$(wildcard benchmarks/pairs/*.py))
 measured = $(patsubst %,_build/bench/%.json,$(1))
 
 _build/peers/installed: .venv/installed benchmarks/peers/requirements.txt
@@ -138,8 +139,13 @@ _build/bench/%.json: benchmarks/peers/%.py _build/peers/installed $(if $(SPEED),
 	$(PEER)
 	$(KEEP)
 
+_build/bench/pairs/%.json: benchmarks/pairs/%.py _build/peers/installed
+	@mkdir -p $(@D) book/results/cpu/pairs
+	OMP_NUM_THREADS=1 PYTHONPATH=core _build/peers/bin/python -W ignore -m influence_lab.experiments.pairwise $< $@
+	@cp $@ book/results/cpu/pairs/
+
 # In the order of what the book rests on, for a machine that is quiet for a while only.
-bench: _build/bench/cost $(call measured,$(FIRST)) _build/bench/fidelity $(call measured,$(LATER))
+bench: _build/bench/cost $(call measured,$(FIRST)) _build/bench/fidelity $(call measured,$(LATER)) $(PAIRS)
 	@echo "The benchmark's records are in book/results/cpu; make book shows them"
 
 # A machine with a card needs nothing of ours but this tree: its own Python has PyTorch, and `make

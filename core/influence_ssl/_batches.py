@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from influence_ssl._examples import Examples, stacked
+from influence_ssl._examples import Examples, joined
 from influence_ssl._gradients import Capture
 from influence_ssl._memory import free_memory
 from influence_ssl._store import Columns, Store
@@ -42,6 +42,8 @@ class Batches:
 
     With fewer than two, the caller's thread does everything, each batch when its turn comes.
     ``None``: one per processor, at most eight, if several threads may read the images, else none.
+    None either where a tensor is scored on the processor: the noise is a small part of the work,
+    and the processor is busy already.
     """
 
     def __init__(
@@ -49,7 +51,8 @@ class Batches:
         workers: int | None,
     ) -> None:  # fmt: skip
         self.examples, self.capture, self.store, self.step = examples, capture, store, step
-        own = processors() if examples.threads else 1
+        busy = examples.whole and capture.device.type == "cpu"
+        own = processors() if examples.threads and not busy else 1
         self.threads = own if workers is None else workers
         self._kept: dict[int, Future[Batch]] | None = None
 
@@ -87,7 +90,7 @@ class Batches:
             return kept[rows.start]
         step = len(rows) if threads < 2 else -(-len(rows) // (_PIECES * threads))
         parts = [rows[start : start + step] for start in range(0, len(rows), step)]
-        found = pool.submit(_stacked, [pool.submit(examples.items, part) for part in parts])
+        found = pool.submit(_joined, [pool.submit(examples.batch, part) for part in parts])
         if kept is not None:
             kept[rows.start] = found
         return found
@@ -112,5 +115,5 @@ class Batches:
         return Ready(batch, index, objective, name, stored)
 
 
-def _stacked(parts: list[Future[list[Batch]]]) -> Batch:
-    return stacked([item for part in parts for item in part.result()])
+def _joined(parts: list[Future[Batch]]) -> Batch:
+    return joined([part.result() for part in parts])

@@ -84,9 +84,11 @@ class Examples:
             if found.device.type == "cpu":
                 self._check(found, rows)
             return (found,)
-        return stacked(self.items(rows))
+        batch = stacked(self._items(rows))
+        self._check(batch[0], rows)
+        return batch
 
-    def items(self, rows: range) -> list[tuple[Tensor, ...]]:
+    def _items(self, rows: range) -> list[tuple[Tensor, ...]]:
         """The items of these rows of a data set, one by one."""
         read = getattr(self.images, "__getitems__", None)  # a data set that reads several at once
         if read is None:
@@ -113,27 +115,38 @@ class Examples:
                 f"image {i} has shape {tuple(item[0].shape)}, but earlier images have shape "
                 f"{tuple(self._shape)}; resize all images to one shape."
             )
-        self._check(item[0][None], range(i, i + 1))
+        _refuse_integers(item[0])  # here, because a stack of mixed types is floating-point
         # An objective has no use for what is not a number, such as a path.
         kinds = Tensor, int, float, np.number, np.bool_, np.ndarray
         rest = (torch.as_tensor(x) for x in item[1:] if isinstance(x, kinds))
         return (item[0], *rest)
 
     def _check(self, images: Tensor, rows: range) -> None:
-        if not images.is_floating_point():
-            raise InfluenceTypeError(
-                f"images are {images.dtype}; convert them to the floating-point values that the "
-                "encoder expects, for instance images.float() / 255."
-            )
+        _refuse_integers(images)
         bad = ~images.isfinite().flatten(1).all(1)
         if bad.any():
             i = rows[int(bad.nonzero()[0])]
             raise InfluenceValueError(f"image {i} has NaN or infinite values; repair or drop it.")
 
 
+def _refuse_integers(images: Tensor) -> None:
+    if not images.is_floating_point():
+        raise InfluenceTypeError(
+            f"images are {images.dtype}; convert them to the floating-point values that the "
+            "encoder expects, for instance images.float() / 255."
+        )
+
+
 def stacked(items: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
     """Items as columns, one row per item."""
     return tuple(torch.stack(list(column)) for column in zip(*items, strict=True))
+
+
+def joined(batches: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """Consecutive batches as one."""
+    if len(batches) == 1:
+        return batches[0]
+    return tuple(torch.cat(list(column)) for column in zip(*batches, strict=True))
 
 
 @contextmanager

@@ -9,6 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import Any, Protocol, TypeVar
 
+import torch
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -54,11 +56,16 @@ def ahead(
     done in the caller's thread when its turn comes. A task may wait for calls that ``submit`` made
     before it: the pool begins calls in their order. An error is raised when its task's turn comes.
     Close the iterator (``contextlib.closing``): then what has not begun is dropped, and no thread
-    is left.
+    is left. PyTorch's operations take one processor in each of these threads.
     """
     todo, waiting = iter(tasks), deque[Future[R]]()
-    threaded = threads > 1
-    pool = ThreadPoolExecutor(threads, "influence-ssl") if threaded else None
+    threaded, own = threads > 1, torch.get_num_threads()
+    # Each thread would otherwise start helpers of its own, which wait in a loop for more to do.
+    pool = (
+        ThreadPoolExecutor(threads, "influence-ssl", torch.set_num_threads, (1,))
+        if threaded
+        else None
+    )
     try:
         while True:
             for task in islice(todo, (most if threaded else 1) - len(waiting)):
@@ -69,3 +76,4 @@ def ahead(
     finally:
         if pool is not None:
             pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(own)  # for threads that start later

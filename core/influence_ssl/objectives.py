@@ -19,8 +19,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from influence_ssl._seeds import example_seeds
 from influence_ssl.errors import InfluenceTypeError, InfluenceValueError
-from influence_ssl.perturbations import GaussianNoise, example_seed
+from influence_ssl.perturbations import GaussianNoise
 
 Encode = Callable[[Tensor], Tensor]
 Batch = tuple[Tensor, ...]  # images, and labels where there are any
@@ -108,9 +109,11 @@ class Alignment:
         images = batch[0].cpu()
         with torch.random.fork_rng(devices=[]):
             views = [
-                self._view(x, example_seed(seed, i, draw, view))
+                self._view(x, number)
                 for view in (0, 1)
-                for x, i in zip(images, index.tolist(), strict=True)
+                for x, number in zip(
+                    images, example_seeds(seed, index.tolist(), draw, view), strict=True
+                )
             ]
         if len(shapes := {tuple(view.shape) for view in views}) > 1:
             raise InfluenceValueError(

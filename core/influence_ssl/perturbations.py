@@ -18,11 +18,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from influence_ssl._seeds import example_seed, example_seeds
 from influence_ssl.errors import InfluenceValueError
 
 
@@ -33,11 +33,6 @@ def example_generator(seed: int, index: int, draw: int) -> torch.Generator:
     PyTorch uses 32 bits of the hash; among 100,000 examples, about one pair shares its noise.
     """
     return torch.Generator().manual_seed(example_seed(seed, index, draw))
-
-
-def example_seed(*numbers: int) -> int:
-    """A 64-bit hash of all these numbers, from NumPy's ``SeedSequence``."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
 @dataclass(frozen=True)
@@ -86,6 +81,7 @@ class GaussianNoise:
             if noise.shape == shape and known == numbers and rest == [draw, seed]:
                 return noise
         noise = torch.empty(*shape, dtype=torch.float32, device="cpu", pin_memory=pinned)
-        for row, i in enumerate(numbers):
-            noise[row].normal_(generator=example_generator(seed, i, draw))
+        generator = torch.Generator()
+        for row, number in zip(noise.unbind(), example_seeds(seed, numbers, draw), strict=True):
+            row.normal_(generator=generator.manual_seed(number))
         return noise.mul_(self.std).add_(self.mean)

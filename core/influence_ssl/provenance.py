@@ -56,3 +56,22 @@ def made_with() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "torch build": f"{torch.__version__}, BLAS {blas[1] if blas else 'unknown'}",
     }
+
+
+def device_used(device: torch.device) -> dict[str, Any]:
+    """``device`` and, of a CUDA device, what decides its last digits.
+
+    Returns:
+        ``device``; on a card also ``card`` (its name), ``CUDA`` and ``cuDNN`` (their versions), and
+        ``TF32``: whether the inputs of float32 ``products`` and ``convolutions`` are rounded to ten
+        bits.
+    """
+    found: dict[str, Any] = {"device": str(device)}
+    if device.type == "cuda":
+        found["card"] = torch.cuda.get_device_name(device)
+        found["CUDA"], found["cuDNN"] = torch.version.cuda, torch.backends.cudnn.version()
+        found["TF32"] = {
+            "products": torch.backends.cuda.matmul.allow_tf32,
+            "convolutions": torch.backends.cudnn.allow_tf32,
+        }
+    return found

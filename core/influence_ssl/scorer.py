@@ -29,7 +29,7 @@ from influence_ssl.errors import InfluenceError, InfluenceTypeError, InfluenceVa
 from influence_ssl.influence import Influence, products, refuse
 from influence_ssl.objectives import Invariance, Objective
 from influence_ssl.processes import gather, place, together
-from influence_ssl.provenance import made_with
+from influence_ssl.provenance import device_used, made_with
 from influence_ssl.scores import Scores
 
 _BATCH, _LEAST = 256, 8  # images of 3 x 64 x 64, and at least so many of any size
@@ -62,8 +62,10 @@ class InfluenceScorer:
       belongs to one encoder and one set of settings and rejects all others.
     - workers: the number of threads that read images and draw noise ahead of the device; affects
       speed, never the values. With 0 or 1, nothing runs ahead. ``None`` means one per processor, at
-      most eight, for a tensor and for :class:`~influence_ssl.files.images.ImageFiles`. Any other
-      data set is then read in the calling thread, because not all can be read by several threads.
+      most eight, for :class:`~influence_ssl.files.images.ImageFiles` and, on a card, for a tensor;
+      on the processor itself nothing runs ahead for a tensor, because the noise is a small part of
+      the work. Any other data set is then read in the calling thread, because not all can be read
+      by several threads.
       Set ``workers`` if yours can.
     """
 
@@ -475,7 +477,7 @@ class InfluenceScorer:
             "layers": {x.name: [x.out_features, x.in_features] for x in capture.layers},
             "left out": [name for name, x in parameters if id(x) not in used],
             "dtype": str(capture.dtype).removeprefix("torch."),
-            "device": str(capture.device),
+            **device_used(capture.device),
             **made_with(),
             **getattr(fitted, "provenance", {}),
         }

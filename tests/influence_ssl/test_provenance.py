@@ -62,3 +62,24 @@ def test_scores_say_on_what_they_were_computed() -> None:
     assert found["vector extensions"] == torch.backends.cpu.get_cpu_capability()
     assert found["threads"] == threads + 1
     assert found["torch build"].startswith(f"{torch.__version__}, BLAS ")
+
+
+@pytest.mark.filterwarnings("ignore:Please use the new API settings to control TF32")
+def test_of_a_card_its_name_versions_and_precision(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda d: asked.append(d) or "A card")
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91000)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    card = torch.device("cuda", 1)
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    try:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = True, False
+        found = provenance.device_used(card)
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+    assert asked == [card]
+    assert found == {
+        "device": "cuda:1", "card": "A card", "CUDA": "13.0", "cuDNN": 91000,
+        "TF32": {"products": False, "convolutions": True},
+    }  # fmt: skip
+    assert provenance.device_used(torch.device("cpu")) == {"device": "cpu"}

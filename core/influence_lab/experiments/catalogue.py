@@ -42,6 +42,7 @@ RESULTS = {
     "explorer": "explorer",
     "traces": "traces",
     "trace-cost": "trace_cost",
+    "host": "host",
     "planted": "planted",
 }
 """The results of ``influence-lab reproduce NAME``, and the modules that produce them."""

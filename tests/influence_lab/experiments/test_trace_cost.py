@@ -42,6 +42,7 @@ def test_reproduce_records_what_a_trace_costs(tmp_path, monkeypatch, capsys):
     took = record["seconds"]
     whole = took["fit, φ kept"] + took["influence"]
     assert ratio(record) == pytest.approx(whole / took["score"])
+    assert took["score"] == pytest.approx(np.mean(record["scored"]), abs=0.006)
     assert 0 <= took["of which search"] < took["score"]
     assert record["dimensions"] == 4 * 4 + 8 * 8
     assert record["recall"].keys() == {"16", "64"}

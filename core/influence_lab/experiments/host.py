@@ -1,0 +1,139 @@
+"""What the processor feeds to a device: images per second, and how far its work hides behind it.
+
+A card is simulated by a wait of a given time per image, during which the processor is free, as it
+is while a card computes. Images come as a tensor, for which only the noise is left to do, or as
+JPEG files, which have to be read and decoded as well.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from influence_lab.experiments.task import Task
+from influence_lab.pretrain.resnets import cifar_resnet18
+from influence_lab.records import results
+from influence_ssl import GaussianNoise, Identity, InfluenceScorer
+from influence_ssl.files.images import ImageFiles
+from influence_ssl.objectives import Batch, Encode, Index
+
+IMAGES = {"tiny": {32: (256, 64), 224: (16, 8)}, "cpu": {32: (24_576, 6_144), 224: (1_024, 768)}}
+"""Images of a tensor and JPEG files, by side."""
+ROUNDS = {"tiny": 1, "cpu": 3}
+SPEEDS = (0.5, 1.0, 2.0)
+"""Time of the simulated card over that of the processor, with all its cores at work."""
+SMALL = {"tiny": 16, "cpu": 256}
+BATCH = {32: 256, 224: 16}
+
+
+@dataclass(frozen=True)
+class Card:
+    """An objective that draws an image's noise, waits instead of computing, and returns a loss."""
+
+    seconds: float = 0.0  # per image
+    drawn: bool = False
+
+    def ahead(
+        self, shape: Sequence[int], index: Index, draw: int, seed: int, pinned: bool = False
+    ) -> Self:
+        """The same objective with the noise drawn."""
+        GaussianNoise().ahead(shape, index, draw, seed, pinned)
+        return replace(self, drawn=True)
+
+    def __call__(self, encode: Encode, batch: Batch, index: Index, draw: int, seed: int) -> Tensor:
+        if not self.drawn:
+            self.ahead(batch[0].shape, index, draw, seed)
+        time.sleep(self.seconds * len(index))
+        return encode(batch[0][:, :, :1, :1]).square().sum(1)
+
+
+def seconds_of(images: Tensor | ImageFiles, side: int, workers: int, card: float = 0.0) -> float:
+    """Wall time per image of a pass over ``images`` with a card of ``card`` seconds per image."""
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(3, 1))
+    scorer = InfluenceScorer(
+        encoder, Card(card), Identity(), batch_size=BATCH[side], workers=workers, progress=False
+    )
+    begin = time.perf_counter()
+    for _ in scorer.gradients(images):
+        pass
+    return (time.perf_counter() - begin) / len(images)
+
+
+def pictures(folder: Path, side: int, count: int) -> ImageFiles:
+    """JPEG files of smooth random pictures."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(side)
+    for k in range(count):
+        coarse = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+        coarse.resize((side, side), Image.Resampling.BICUBIC).save(folder / f"{k:05}.jpg")
+    return ImageFiles(folder)
+
+
+def measure(images: Tensor | ImageFiles, side: int, cores: int, rounds: int) -> dict[str, Any]:
+    """Images per second without and with threads, and passes over the slower of both sides."""
+
+    def median(workers: int, card: float = 0.0) -> float:
+        return statistics.median(seconds_of(images, side, workers, card) for _ in range(rounds))
+
+    alone, threaded = median(0), median(cores)
+    passes = {}
+    for speed in SPEEDS:
+        card = speed * alone / cores
+        passes[str(speed)] = round(median(cores, card) / max(alone / cores, card), 3)
+    return {"images": len(images), "alone": round(1 / alone), "threads": round(1 / threaded),
+            "passes": passes}  # fmt: skip
+
+
+def small(n: int, rounds: int) -> float:
+    """Wall time of scoring ``n`` images on the processor with threads over without them."""
+    torch.manual_seed(0)
+    encoder, x = cifar_resnet18(8), torch.rand(n, 3, 32, 32)
+    found: dict[int | None, list[float]] = {0: [], None: []}
+    for _ in range(rounds + 1):
+        for workers, seconds in found.items():
+            begin = time.perf_counter()
+            InfluenceScorer(encoder, workers=workers, batch_size=32, progress=False).score(x)
+            seconds.append(time.perf_counter() - begin)
+    ratios = [a / b for a, b in zip(found[None][1:], found[0][1:], strict=True)]
+    return round(statistics.median(ratios), 3)
+
+
+def reproduce(task: Task) -> str:
+    """Measure how many images per second the processor feeds, by size, source and threads."""
+    size = "tiny" if task.profile == "tiny" else "cpu"
+    begin, sizes = time.perf_counter(), IMAGES[size]
+    rounds, cores = ROUNDS[size], os.cpu_count() or 1
+    n = SMALL[size]
+    found: dict[str, dict[str, Any]] = {}
+    digest = hashlib.sha256()
+    with tempfile.TemporaryDirectory() as folder:
+        for side, (many, files) in sizes.items():
+            read = pictures(Path(folder) / str(side), side, files)
+            for path in sorted(read.source.iterdir()):
+                digest.update(path.read_bytes())
+            for source, images in (("tensor", torch.rand(many, 3, side, side)), ("JPEG", read)):
+                found[f"{side} {source}"] = measure(images, side, cores, rounds)
+    record: dict[str, Any] = {
+        "cores": cores,
+        "feeds": found,
+        "small": {"images": n, "ratio": small(n, 3 * rounds)},
+        "provenance": results.provenance(
+            task.command, task.profile, 0, "smooth random pictures as JPEG", digest.hexdigest(),
+            results.device_name("cpu"), time.perf_counter() - begin,
+        ),
+    }  # fmt: skip
+    results.save_json((task.root or results.results_root()) / task.profile / "host.json", record)
+    slowest = max(max(one["passes"].values()) for one in found.values())
+    return f"passes take at most {slowest:.2f} times the slower of processor and simulated card"

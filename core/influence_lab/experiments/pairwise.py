@@ -1,0 +1,231 @@
+"""Other libraries at the influence of images on others: 100 queries, 2,000 images, a loss of pairs.
+
+A peer is a script under ``benchmarks/pairs`` that defines ``PACKAGE``, ``METHOD`` and
+``influence(encoder, train, queries, damping) -> (q, n)``, positive where an image helps a query;
+``train`` and ``queries`` are each (images, noisy copies). It holds nothing that a user of that
+library would not write, and runs in an environment of its own:
+
+    python -m influence_lab.experiments.pairwise benchmarks/pairs/trak.py OUT.json
+
+The reference is the exact empirical Fisher of all convolutions, from the core, made once. Agreement
+is Spearman's correlation over the images, one for each query. Time is the processor time
+of the whole call, over that of a plain forward and backward pass over all pairs, which is timed
+before and after it in the faster memory layout. A peer that fails, or does not come to an end in
+time, is recorded with its error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import runpy
+import signal
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+from torch import Tensor, nn
+
+from influence_lab.benchmark import timing
+from influence_lab.benchmark.scale import peak
+from influence_lab.experiments.fidelity import MAIN
+from influence_lab.experiments.peers import lines, words_of
+from influence_lab.experiments.task import Task
+from influence_lab.experiments.traces import encoder_of
+from influence_lab.measures.agreement import mean, rounded
+from influence_lab.pretrain.resnets import normalise
+from influence_lab.records import results
+from influence_lab.records.recording import data_for
+from influence_ssl import EmpiricalFisher, GaussianNoise, Identity, InfluenceScorer, Invariance
+from influence_ssl.analysis.reliability import spearman
+from influence_ssl.errors import InfluenceError
+from influence_ssl.files.writing import replacing
+
+SCRIPTS = (
+    "ours", "logix_ai", "kronfluence_ekfac", "traker_trak", "dattri_datainf", "dattri_logra",
+    "captum_tracin", "captum_arnoldi", "bergson_index",
+)  # fmt: skip
+TRAIN, QUERIES, TOP = 2000, 100, 10
+BATCH = 64
+SMALL = {"tiny": (48, 6)}
+SECONDS = 1200
+"""What a call may take at most."""
+
+Pair = tuple[Tensor, Tensor]
+Influences = Callable[[nn.Module, Pair, Pair, float], Tensor]
+
+
+class Work(NamedTuple):
+    """The encoder, the images and the queries with their noisy copies, and what they are."""
+
+    encoder: nn.Module
+    train: Pair
+    queries: Pair
+    data: str
+    digest: str
+
+
+def recorded(root: Path | None = None) -> dict[str, dict[str, Any] | None]:
+    """The record of each peer by its script's name, ``None`` where there is none yet."""
+    return {name: results.load_record("cpu", f"pairs/{name}", root) for name in SCRIPTS}
+
+
+def work_of(task: Task) -> Work:
+    """The same for every peer: fixed images, their noise that of their positions."""
+    n, q = SMALL.get(task.profile, (TRAIN, QUERIES))
+    rng, noise = np.random.default_rng(0), GaussianNoise()
+    parts, names, digest = [], [], ""
+    start = 0
+    for split, count in (("train", n), ("test", q)):
+        images = data_for(task.profile, split)
+        chosen = images.subset(np.sort(rng.permutation(len(images))[:count]))
+        x = normalise(torch.from_numpy(chosen.images.transpose(0, 3, 1, 2).copy()))
+        parts.append((x, noise(x, torch.arange(start, start + len(x)), 0, 0)))
+        names.append(f"{len(x):,} of {len(images):,} images of {images.name} {split}")
+        digest, start = digest or images.digest, start + len(x)
+    train, queries = parts
+    return Work(encoder_of(task).eval(), train, queries, "; ".join(names), digest)
+
+
+def exact(work: Work, path: Path) -> tuple[Float64[np.ndarray, "q n"], float]:
+    """Minus the exact influences, and their λ, made once and kept in ``path``."""
+    if not path.exists():
+        (x, noisy), (y, copies) = work.train, work.queries
+        both = torch.cat([noisy, copies])
+        objective = Invariance(lambda x, index, draw, seed: both[index])
+        unit = _mean_eigenvalue(work.encoder, objective, x)
+        scorer = InfluenceScorer(
+            work.encoder, objective, EmpiricalFisher(damping=MAIN * unit), batch_size=BATCH,
+            progress=sys.stderr.isatty(),
+        )  # fmt: skip
+        index = np.arange(len(x), len(both))  # whose noise the queries have
+        found = -scorer.fit(x, keep=True).influence(y, index=index).values
+        with replacing(path, parents=True) as temporary, temporary.open("wb") as file:
+            np.savez(file, influence=found, damping=MAIN * unit, digest=work.digest)
+    kept = np.load(path)
+    if str(kept["digest"]) != work.digest:
+        raise InfluenceError(f"{str(path)!r} is of other images; remove it.")
+    return kept["influence"], float(kept["damping"])
+
+
+def _mean_eigenvalue(encoder: nn.Module, objective: Invariance, x: Tensor) -> float:
+    """tr(H)/n, in which λ is counted: the mean squared norm of the gradients over n."""
+    scorer = InfluenceScorer(encoder, objective, Identity(), batch_size=BATCH, progress=False)
+    return float(scorer.score(x).magnitude.mean()) / len(x)
+
+
+def agreement(
+    found: Float64[np.ndarray, "q n"], reference: Float64[np.ndarray, "q n"]
+) -> dict[str, Any]:
+    """Spearman's correlation over the images and the share of the first ten, over the queries."""
+    rho = np.array([spearman(a, b) for a, b in zip(found, reference, strict=True)])
+    firsts = [np.argsort(-rows, axis=1, kind="stable")[:, :TOP] for rows in (found, reference)]
+    shared = [len(set(a) & set(b)) for a, b in zip(*map(np.ndarray.tolist, firsts), strict=True)]
+    return {
+        "spearman": rounded({"": mean(rho)})[""],
+        "quartiles": timing.quartiles(rho.tolist()),
+        "shared of ten": rounded({"": mean(np.array(shared, dtype=np.float64))})[""],
+    }
+
+
+def run(path: Path, work: Work, reference: Float64[np.ndarray, "q n"], λ: float) -> dict[str, Any]:
+    """The record of one peer."""
+    record: dict[str, Any] = {"lines": lines(path), "package": "", "version": None, "error": None}
+    train, queries = work.train, work.queries
+    unit = _plain(work)
+    try:
+        script = runpy.run_path(str(path))
+        record |= {"package": script["PACKAGE"], "method": script["METHOD"]}
+        record["version"] = version(script["PACKAGE"])
+        found: dict[str, Tensor] = {}
+
+        def call() -> None:
+            clones = [tuple(x.clone() for x in pair) for pair in (train, queries)]
+            encoder = copy.deepcopy(work.encoder).requires_grad_()
+            found[""] = script["influence"](encoder, *clones, λ)
+
+        with _limited(SECONDS):
+            begin = time.process_time()
+            record["bytes"] = peak(call)
+        seconds = time.process_time() - begin
+        values = found[""].detach().double().cpu().numpy()
+        if values.shape != reference.shape:
+            raise ValueError(f"a result of shape {values.shape}, not {reference.shape}")
+        if not np.isfinite(values).all():
+            raise ValueError("a result that is not finite")
+        again = _plain(work)
+        record |= {
+            "seconds": round(seconds, 1),
+            "plain seconds": [round(unit, 2), round(again, 2)],
+            "passes": round(seconds / min(unit, again), 2),
+            **agreement(values, reference),
+        }
+    except InfluenceError:  # no finding about the library: data or a record are not there
+        raise
+    except PackageNotFoundError:
+        raise
+    except Exception as error:  # whatever a foreign library raises is the finding
+        record["error"] = words_of(error)
+    return record
+
+
+class _TooLong(Exception):
+    pass
+
+
+class _limited:
+    """Raises in the block after so many seconds."""
+
+    def __init__(self, seconds: int) -> None:
+        self.seconds = seconds
+
+    def __enter__(self) -> None:
+        def stop(*_: Any) -> None:
+            raise _TooLong(f"not done after {self.seconds} seconds")
+
+        self.before = signal.signal(signal.SIGALRM, stop)
+        signal.alarm(self.seconds)
+
+    def __exit__(self, *_: object) -> None:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, self.before)
+
+
+def _plain(work: Work) -> float:
+    """Processor time of a plain pass over all pairs, in the faster layout."""
+    pairs = [
+        torch.cat(both)
+        for one, other in (work.train, work.queries)
+        for both in zip(one.split(BATCH), other.split(BATCH), strict=True)
+    ]
+    jobs = timing.plain_passes(work.encoder, pairs)
+    return min(timing.seconds_of(job)["cpu"] for job in jobs.values())
+
+
+def main() -> None:
+    """Measure one script and write its record."""
+    parser = argparse.ArgumentParser(description="Measure one peer at the influence on queries.")
+    parser.add_argument("script", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--profile", default="cpu")
+    options = parser.parse_args()
+    begin, name = time.perf_counter(), options.out.stem
+    work = work_of(Task("pairs", options.profile))
+    reference, λ = exact(work, options.out.with_name("exact.npz"))
+    record = run(options.script, work, reference, λ)
+    record["provenance"] = results.provenance(
+        f"make bench (pairs/{name})", options.profile, 0, work.data,
+        work.digest, results.device_name("cpu"), time.perf_counter() - begin,
+    )  # fmt: skip
+    results.save_json(options.out, record)
+    print(f"{name}: {record['error'] or record['spearman']}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""The record of what the processor feeds to a device."""
+
+import json
+
+import pytest
+import torch
+
+from influence_lab.cli import main
+from influence_lab.experiments import host
+from influence_ssl import GaussianNoise, Identity, InfluenceScorer
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_pass_takes_at_least_the_card_s_time(workers):
+    x = torch.rand(6, 3, 32, 32)
+    assert host.seconds_of(x, 32, workers, card=0.02) > 0.02  # seconds per image
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_simulated_card_draws_the_noise_of_every_image_once(workers, monkeypatch):
+    drawn = []
+
+    def noted(self, shape, index, draw, seed, pinned=False):
+        drawn.extend(index.tolist())
+        return self
+
+    monkeypatch.setattr(GaussianNoise, "ahead", noted)
+    encoder = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3, 1))
+    x = torch.rand(40, 3, 4, 4)
+    InfluenceScorer(
+        encoder, host.Card(), Identity(), batch_size=8, workers=workers, progress=False
+    ).score(x)
+    assert set(drawn) == set(range(40))
+    of_later = [i for i in drawn if i >= 16]  # the first images are also used for checks
+    assert sorted(of_later) == list(range(16, 40))
+
+
+def test_reproduce_records_images_per_second(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(host, "IMAGES", {"tiny": {32: (12, 6)}})
+    monkeypatch.setattr(host, "SMALL", {"tiny": 4})
+    assert main(["reproduce", "host", "--profile", "tiny", "--results", str(tmp_path)]) == 0
+    assert "times the slower of processor and simulated card" in capsys.readouterr().out
+    record = json.loads((tmp_path / "tiny" / "host.json").read_text())
+    assert [(name, one["images"]) for name, one in record["feeds"].items()] == [
+        ("32 tensor", 12), ("32 JPEG", 6),
+    ]  # fmt: skip
+    for one in record["feeds"].values():
+        assert one["alone"] > 0
+        assert one["threads"] > 0
+        assert one["passes"].keys() == {"0.5", "1.0", "2.0"}
+    assert record["small"]["images"] == 4
+    assert record["small"]["ratio"] > 0
