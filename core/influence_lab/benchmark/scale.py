@@ -26,7 +26,7 @@ from influence_ssl import GaussianNoise, InfluenceScorer, LoGra, Scores
 from influence_ssl.curvature import CHUNK, CHUNK_BYTES, Curvature, Gradients, Layer
 from influence_ssl.errors import InfluenceTypeError
 
-PER_IMAGE = 80  # bytes of an image's indices, scores, and their copies in one draw
+PER_IMAGE = 128  # bytes of an image's index, score, loss, norm, and their copies, per draw
 
 
 @dataclass(frozen=True)
