@@ -96,15 +96,15 @@ def measure(images: Tensor | ImageFiles, side: int, cores: int, rounds: int) -> 
             "passes": passes}  # fmt: skip
 
 
-def small(n: int, rounds: int) -> float:
-    """Wall time of scoring ``n`` images on the processor with threads over without them."""
+def small(images: ImageFiles, rounds: int) -> float:
+    """Wall time of scoring files on the processor with threads over without them."""
     torch.manual_seed(0)
-    encoder, x = cifar_resnet18(8), torch.rand(n, 3, 32, 32)
+    encoder = cifar_resnet18(8)
     found: dict[int | None, list[float]] = {0: [], None: []}
     for _ in range(rounds + 1):
         for workers, seconds in found.items():
             begin = time.perf_counter()
-            InfluenceScorer(encoder, workers=workers, batch_size=32, progress=False).score(x)
+            InfluenceScorer(encoder, workers=workers, batch_size=32, progress=False).score(images)
             seconds.append(time.perf_counter() - begin)
     ratios = [a / b for a, b in zip(found[None][1:], found[0][1:], strict=True)]
     return round(statistics.median(ratios), 3)
@@ -119,6 +119,7 @@ def reproduce(task: Task) -> str:
     found: dict[str, dict[str, Any]] = {}
     digest = hashlib.sha256()
     with tempfile.TemporaryDirectory() as folder:
+        few = small(pictures(Path(folder) / "small", 32, n), 3 * rounds)
         for side, (many, files) in sizes.items():
             read = pictures(Path(folder) / str(side), side, files)
             for path in sorted(read.source.iterdir()):
@@ -128,7 +129,7 @@ def reproduce(task: Task) -> str:
     record: dict[str, Any] = {
         "cores": cores,
         "feeds": found,
-        "small": {"images": n, "ratio": small(n, 3 * rounds)},
+        "small": {"images": n, "ratio": few},
         "provenance": results.provenance(
             task.command, task.profile, 0, "smooth random pictures as JPEG", digest.hexdigest(),
             results.device_name("cpu"), time.perf_counter() - begin,
