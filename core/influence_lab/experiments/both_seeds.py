@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Bool, Float32, Float64, Int64
 
 from influence_lab.datasets import Images
+from influence_lab.experiments import embedding
 from influence_lab.experiments.claims import Reading, Region, above, agrees, below, reading, weakest
 from influence_lab.experiments.concept import LOW, truth_of
 from influence_lab.experiments.distributions import LABELS, METHODS, PAPER, TELLING, moments
@@ -141,6 +142,17 @@ def bridges(
     }
 
 
+def structures(
+    z: Float32[np.ndarray, "n d"], labels: Int64[np.ndarray, " n"], score: Column
+) -> dict[str, Any]:
+    """Figure 3's numbers of a ranking: size → set → purity, silhouette and distance."""
+    found = embedding.measure(z, labels, np.argsort(score, kind="stable"))
+    return {
+        size: {name: {what: row[what] for what in embedding.MEASURES} for name, row in sets.items()}
+        for size, sets in found.items()
+    }
+
+
 def _auroc(
     key: Column, inside: Bool[np.ndarray, " n"], outside: Bool[np.ndarray, " n"],
     group: Int64[np.ndarray, " n"],
@@ -220,7 +232,9 @@ def reproduce(task: Task) -> str:
     chosen = of_class(images)
     found = find(images.subset(chosen.index).images)
     twin, group = pixel_twins(images.images)
-    record: dict[str, Any] = {"class": round(float(found.truth(RULES[1]).mean()), 4), "methods": {}}
+    record: dict[str, Any] = {
+        "class": round(float(found.truth(RULES[1]).mean()), 4), "methods": {}, "by loss": {},
+    }  # fmt: skip
     known: dict[str, Neighbours] = {}
     for method, each in scores.items():
         record["methods"][method] = [
@@ -240,6 +254,13 @@ def reproduce(task: Task) -> str:
                 for target, masks in truth.items()
             }
             row["bridges"] = bridges(score, near, images.labels, uniform)
+            row["structure"] = structures(z, images.labels, score)
+        # The loss is recorded for a fixed set, so that both rankings are measured on it.
+        record["by loss"][method] = {
+            kind: structures(z[rows], images.labels[rows], keys)
+            for kind, keys in encoders[method].with_rivals(NOISE, 0).items()
+            if kind != "gradient norm"
+        }
     record["between seeds"] = {
         m: rank_correlation(each[0], each[1]) for m, each in scores.items() if len(each) > 1
     }

@@ -104,7 +104,7 @@ def verdict(
         claimed: the values that the claim allows.
         encoders: the number of training runs behind ``found``; by default its length.
         smaller: the encoder is smaller than the paper's, so *contradicted* takes two training runs.
-        stand_in: the data or the ranking replace the paper's, so the verdict is *not tested here*.
+        stand_in: the data replace the paper's, so the verdict is *not tested here*.
         cannot: why this design cannot test the claim; the verdict is then at most *inconclusive*.
     """
     if stand_in or not found:
@@ -260,11 +260,16 @@ def both(
     """``found``, and the estimate of the other pre-training if ``both-seeds`` has it."""
     if found is None:
         return None
+    return [found, *(Estimate(*one) for one in others(profile, method, *place, root=root))]
+
+
+def others(profile: str, method: str, *place: str, root: Path | None = None) -> list[Any]:
+    """What ``both-seeds`` holds at ``place`` of the other pre-trainings of a method."""
     record = results.load_record(profile, "both-seeds", root) or {"methods": {}}
     several: list[Any] = record["methods"].get(method, [])[1:]
     for key in place:
         several = [one[key] for one in several]
-    return [found, *(Estimate(*numbers) for numbers in several)]
+    return several
 
 
 @dataclass(frozen=True)
@@ -274,7 +279,7 @@ class Claim:
     Attributes:
         id: ``claim-41-initialisations``.
         section: its place, ``4.1`` or ``Figure 3, caption``.
-        display: the figure or table that it refers to, ``paper-fig-2``.
+        display: the figure, table or equation that it refers to, ``paper-fig-2``.
         says: the sentence, quoted or shortened.
         tests: ids of the readings that it asserts; a trailing ``*`` matches any ending.
         ours: ids of stricter or alternative readings and of controls.
@@ -368,7 +373,9 @@ def status(display: str, found: Sequence[Row]) -> str:
     real = any(test.found and not test.stand_in for test in tests)
     stand_in = any(test.found and test.stand_in for test in tests)
     needed = dict.fromkeys(
-        row.claim.needs for row in about if row.verdict == NOT_TESTED and row.claim.needs
+        row.claim.needs
+        for row in about
+        if row.verdict in (NOT_TESTED, INCONCLUSIVE) and row.claim.needs
     )
     missing = f"; missing: {', '.join(needed)}" if needed else ""
     if real:

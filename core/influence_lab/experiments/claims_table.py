@@ -14,12 +14,13 @@ from itertools import groupby
 from influence_lab.experiments.claims import VERDICTS, Reading, Row
 
 HEAD = ("The paper says", "Verdict", "Ours")
+KINDS = {"fig": "Figure", "table": "Table", "eq": "Equation"}
 
 
 def named(display: str) -> str:
     """``paper-fig-2`` in the paper's wording."""
     kind, _, number = display.removeprefix("paper-").partition("-")
-    return f"{'Figure' if kind == 'fig' else 'Table'} {number}"
+    return f"{KINDS[kind]} {number}"
 
 
 def counted(found: Sequence[Row]) -> str:
@@ -92,11 +93,8 @@ def _row(row: Row, base: str) -> str:
 
 
 def _short(row: Row) -> str:
-    """The deciding number, from the first deciding test."""
-    if not row.deciding or not row.deciding[0].found:
-        return ""
-    one = row.deciding[0]
-    return f"<p>{_numbers(one)}</p>"
+    """The deciding number, from the first deciding test that has one."""
+    return next((f"<p>{_numbers(one)}</p>" for one in row.deciding if one.found), "")
 
 
 def badge(verdict: str, why: str = "") -> str:

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from influence_lab.experiments.claims import Reading, above, reading
 from influence_lab.experiments.left_out import (
     LeftOut,
     Sampled,
@@ -38,6 +40,9 @@ from influence_ssl.files.writing import replacing
 SIZES = (1, 4, 16)
 SCORE = "noise score, LoGra"
 DIGITS = 5
+LINK = "experiments/memorisation.html#fig-memorisation"
+# Two views that the encoder is to align, and the score of the same two views.
+ALIGNED = {"noise loss": SCORE, "alignment loss": "alignment score, LoGra"}
 
 
 def averaged(rows: Rows, size: int) -> Rows:
@@ -184,6 +189,37 @@ def known(numbers: list[float | None]) -> Estimate:
 def at_most(rows: dict[str, list[float | None]]) -> Estimate:
     """A number's recorded correlation at the largest number of encoders."""
     return known([found for size, found in rows.items() if size.isdecimal()][-1])
+
+
+def claims(root: Path | None = None) -> list[Reading]:
+    """Section 3: the score says what an image's exclusion does to the alignment of its views.
+
+    Digits stand in for CIFAR.
+    """
+    profile, found = results.largest_record("memorisation", root) or ("", {})
+    regime = next(iter(REGIMES))
+    rows = []
+    for loss, score in ALIGNED.items():
+        kind = loss.removesuffix(" loss")
+        numbers = found["predictors"][regime][loss][score] if found else {}
+        for name, words, estimate in (
+            ("", "", at_most(numbers) if numbers else None),
+            (
+                "-given-loss",
+                ", given the loss",
+                known(numbers["given the loss"]) if numbers else None,
+            ),
+        ):
+            rows.append(
+                reading(
+                    f"exclusion-{kind}{name}",
+                    f"digits: rank correlation of the {kind} score with what training without the "
+                    f"image changes of its {loss}{words}", "> 0", estimate, above(0.0), LINK,
+                    found["provenance"]["data"] if found else "", "small encoders, many trainings",
+                    profile, stand_in=True,
+                )
+            )  # fmt: skip
+    return rows
 
 
 def record(study: Study) -> dict[str, Any]:

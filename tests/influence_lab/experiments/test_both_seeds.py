@@ -73,6 +73,37 @@ def test_the_record_of_scenes_is_made_again(made):
             np.testing.assert_allclose(numbers, old[name], atol=0.02, err_msg=name)
 
 
+def test_structures_are_those_of_figure_3_and_follow_their_ranking(made):
+    """The first seed's are the numbers of the record of Figure 3, made by another command."""
+    root, _ = made
+    for profile, place in (("tiny", root), ("cpu", None)):
+        record = results.load_record(profile, "both-seeds", place)
+        for method, sizes in results.load_record(profile, "embedding")["methods"].items():
+            if method not in both_seeds.SELF:
+                continue
+            first, *again = (one["structure"] for one in record["methods"][method])
+            assert len(again) == (profile == "cpu")
+            assert list(first) == list(sizes)
+            for size, sets in sizes.items():
+                for name, row in first[size].items():
+                    numbers = [sets[name][what] for what in row]
+                    np.testing.assert_allclose(list(row.values()), numbers, atol=2e-3)
+                for other in again:
+                    assert first[size]["random"] == other[size]["random"]
+                    assert first[size]["lowest"] != other[size]["lowest"]
+
+
+def test_score_and_loss_are_measured_on_the_same_images(made):
+    root, _ = made
+    found = results.load_record("tiny", "both-seeds", root)["by loss"]["simclr"]
+    assert found.keys() == {"score", "loss"}
+    # Scenes are all in the fixed set.
+    own = results.load_record("tiny", "both-seeds", root)["methods"]["simclr"][0]["structure"]
+    for size, sets in own.items():
+        assert found["score"][size]["random"] == found["loss"][size]["random"] == sets["random"]
+        assert found["score"][size]["lowest"] != found["loss"][size]["lowest"]
+
+
 def test_rows_take_both_seeds(tmp_path):
     """BYOL's atypical images: 0.496 [0.484, 0.508] with one seed and 0.519 with the other."""
     record = results.load_record("cpu", "both-seeds")

@@ -108,7 +108,8 @@ def test_verdicts_follow_the_gaps(tmp_path):
     centers = {"lowest": 0.6, "highest": 0.5, "random": 0.55,
                "classes of the highest": 0.52, "classes of the lowest": 0.65}  # fmt: skip
     sets = {name: row(center) for name, center in centers.items()}
-    record = {"methods": {"simclr": {"2000": sets}}, "provenance": {"data": "some"}}
+    both_sizes = {"2000": sets, "1000": sets}
+    record = {"methods": {"simclr": both_sizes}, "provenance": {"data": "some"}}
     results.save_json(tmp_path / "tiny" / "embedding.json", record)
     assert {row.verdict for row in embedding.claims(tmp_path)} == {NOT_TESTED}
     results.save_json(tmp_path / "cpu" / "embedding.json", record)
@@ -128,3 +129,36 @@ def test_verdicts_follow_the_gaps(tmp_path):
     assert verdicts["fig-3-simclr-caption"] == INCONCLUSIVE
     assert embedding.gap_of(sets, "caption").value == pytest.approx(-0.1)
     assert verdicts["fig-3-byol-tight"] == NOT_TESTED
+
+
+def test_the_caption_is_held_to_2_000_images_and_the_text_to_1_000(tmp_path):
+    def sets(low, high):
+        centers = {"lowest": low, "highest": high, "random": 0.5,
+                   "classes of the highest": 0.5, "classes of the lowest": 0.5}  # fmt: skip
+        what = ("purity", "silhouette", "distance")
+        return {name: {key: [mid, mid, mid] for key in what} for name, mid in centers.items()}
+
+    def gaps():
+        return {row.id[len("fig-3-simclr-"):]: [one.value for one in row.found]
+                for row in embedding.claims(tmp_path) if "simclr" in row.id}  # fmt: skip
+
+    # In the order of numbers, whatever that of the file.
+    found = {"1000": sets(0.7, 0.5), "2000": sets(0.3, 0.9)}
+    record = {"methods": {"simclr": found}, "provenance": {"data": "some"}}
+    results.save_json(tmp_path / "cpu" / "embedding.json", record)
+    first = gaps()
+    assert first["caption"] == pytest.approx([0.6])
+    assert first["tight"] == pytest.approx([0.2])
+    assert first["dispersed"] == pytest.approx([0.4])
+    assert first["separated"] == first["silhouette"] == pytest.approx([0.2])
+    assert first["intermingled"] == pytest.approx([0])
+    # The other pre-training's ranking, at the same sizes.
+    again = {"1000": sets(0.6, 0.5), "2000": sets(0.3, 0.4)}
+    seeds = {"methods": {"simclr": [{"structure": found}, {"structure": again}]}}
+    results.save_json(tmp_path / "cpu" / "both-seeds.json", seeds)
+    both = gaps()
+    assert both["caption"] == pytest.approx([0.6, 0.1])
+    assert both["separated"] == pytest.approx([0.2, 0.1])
+    words = {row.id: row.words for row in embedding.claims(tmp_path)}
+    assert "2,000 images each" in words["fig-3-simclr-caption"]
+    assert "1,000 images each" in words["fig-3-simclr-silhouette"]

@@ -6,12 +6,17 @@ import numpy as np
 import pytest
 import torch
 import torchvision.transforms.v2.functional as vision
+from scipy.stats import pearsonr, spearmanr
 
 from influence_lab.datasets import make_scenes
+from influence_lab.experiments import families, scored
+from influence_lab.experiments.claims import CONTRADICTED, INCONCLUSIVE, REPRODUCED
+from influence_lab.measures.agreement import Estimate, around
 from influence_lab.pretrain import views
 from influence_lab.pretrain.resnets import normalise
 from influence_lab.pretrain.settings import Augmentation
 from influence_lab.pretrain.views import ALWAYS, Augmented
+from influence_lab.records.keys import key
 from influence_ssl import Identity, InfluenceError, InfluenceScorer, Invariance
 from influence_ssl.encoders.loading import import_function
 from influence_ssl.perturbations import example_generator
@@ -128,6 +133,38 @@ def test_an_image_left_alone_scores_exactly_zero(pixels):
     encoder = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, 2), torch.nn.ReLU(), torch.nn.Flatten())
     scores = InfluenceScorer(encoder, Invariance(flip), Identity(), progress=False).score(x)
     np.testing.assert_array_equal(scores.magnitude == 0, same)
+
+
+def test_an_order_between_encoders_needs_every_pair(monkeypatch):
+    """By hand: what a pair's best loses by is its least lead, and all pairs decide together."""
+    crops, verdicts = {"": (0.9, 0.95), "-pearson": (0.7, 0.9)}, {}
+
+    def across(profile, root=None, statistic=""):
+        others = {name: Estimate(0.8, 0.79, 0.81) for name in families.FAMILIES}
+        of = [others | {"crop": around(value, 0.001)} for value in crops[statistic]]
+        return dict(zip(("a b", "a c"), of, strict=True))
+
+    monkeypatch.setattr(families, "across", across)
+    rows = {row.id: row for row in families.claims()}
+    for name in ("table-4-crop-flips-across", "table-4-gaussian-first-across"):
+        verdicts[name] = [rows[name + suffix].verdict for suffix in families.STATISTICS]
+    assert verdicts == {
+        "table-4-crop-flips-across": [REPRODUCED, INCONCLUSIVE],
+        "table-4-gaussian-first-across": [CONTRADICTED, INCONCLUSIVE],
+    }
+    leads = rows["table-4-gaussian-first-across"].found
+    assert [one.value for one in leads] == pytest.approx([-0.1, -0.15])
+
+
+def test_both_statistics_are_taken_between_the_recorded_scores():
+    first, second = (scored.vectors_of("cpu", m, 0) for m in ("simclr", "barlow"))
+    name = key("score", families.FAMILIES["crop"].perturbation, 0)
+    x, y = first[name], second[name]
+    expected = {"": spearmanr(x, y).statistic, "-pearson": pearsonr(x, y).statistic}
+    for suffix, value in expected.items():
+        found = families.between(("simclr", 0), ("barlow", 0), "cpu", statistic=suffix)
+        assert found["crop"].value == pytest.approx(value)
+    assert "crop" not in families.between(("simclr", 0), ("simclr", 1), "cpu")
 
 
 def test_unknown_steps_are_named_and_repr_is_the_constructor():

@@ -25,6 +25,20 @@ def test_the_interval_by_formula_is_that_of_the_bootstrap():
         assert tuple(found) == pytest.approx(tuple(expected), abs=0.004)
 
 
+def test_the_interval_of_pearson_s_correlation_holds_for_heavy_tails():
+    """Fisher's formula, for normal variables alone, is far too narrow for these."""
+    rng = np.random.default_rng(6)
+    x = rng.normal(size=4000)
+    for weight in (0.3, 1.0, 4.0):
+        y = weight * x + rng.normal(size=4000)
+        for a, b in ((x, y), (np.exp(x), np.exp(y / (1 + weight)))):
+            found, expected = agreement.linear_correlation(a, b), agreement.pearson(a, b)
+            assert found.value == pytest.approx(np.corrcoef(a, b)[0, 1], abs=1e-12)
+            half = (expected.high - expected.low) / 2
+            assert tuple(found) == pytest.approx(tuple(expected), abs=0.25 * half)
+    assert np.isnan(agreement.linear_correlation(x, np.ones(4000))).all()
+
+
 def test_correlations_are_scipys(columns):
     x, y, _ = columns
     assert len(np.unique(x)) < len(x), "ties are part of the test"
