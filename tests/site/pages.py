@@ -26,6 +26,13 @@ def _files(node: Any) -> Iterator[str]:
 
 DOCUMENTS = list(_files(yaml.safe_load((ROOT / "_toc.yml").read_text("utf-8"))))
 PAGES = [*(f"{document}.html" for document in DOCUMENTS), "search.html"]
+# The pages with a picture that answers, by its name.
+HOMES = {
+    "drag": "book/foundations/one-example.html",
+    "damping": "book/theory/leverage.html",
+    "trace": "book/method/where.html",
+    "explorer": "book/experiments/loss.html",
+}
 
 
 def one_of_each_kind() -> list[str]:

@@ -13,16 +13,10 @@ import pytest
 from scipy.stats import spearmanr
 
 from influence_lab.theory import linear_network as net
-from pages import ROOT, SITE
-from test_browser import DESKTOP, PHONE, address, opened, overflow, violations
+from pages import HOMES, ROOT, SITE
+from test_browser import DESKTOP, PHONE, address, load, opened, overflow, violations, window
 
 pytestmark = pytest.mark.usefixtures("built_site")
-HOMES = {
-    "drag": "book/foundations/one-example.html",
-    "damping": "book/theory/leverage.html",
-    "trace": "book/method/where.html",
-    "explorer": "book/experiments/loss.html",
-}
 RESULTS = ROOT / "book/results/cpu"
 
 
@@ -407,16 +401,24 @@ def test_a_finger_chooses_an_image(chromium: Any, explored: Any) -> None:
         assert of_the_explorer(view) == near(expected(values, "border", middle))
 
 
+@pytest.fixture(scope="module")
+def phone(chromium: Any) -> Iterator[Any]:
+    with window(chromium, **FINGER) as view:
+        yield view
+
+
 @pytest.mark.parametrize("name", HOMES)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_picture_fits_a_phone_in_both_themes(chromium: Any, name: str, scheme: str) -> None:
-    with opened(chromium, address(HOMES[name]), scheme, **FINGER) as view:
-        place = view.locator(f"#touch-{name}")
-        place.scroll_into_view_if_needed()
-        assert place.locator(".touch-picture").bounding_box()["width"] <= PHONE["width"]
-        assert place.locator("figcaption").inner_text()
-        assert overflow(view) == {"wide": 0, "who": [], "cut": []}
-        assert violations(view) == []
+def test_a_picture_fits_a_phone_in_both_themes(phone: Any, name: str, scheme: str) -> None:
+    phone.emulate_media(color_scheme=scheme)
+    load(phone, address(HOMES[name]))
+    assert phone.evaluate("document.documentElement.dataset.theme") == scheme
+    place = phone.locator(f"#touch-{name}")
+    place.scroll_into_view_if_needed()
+    assert place.locator(".touch-picture").bounding_box()["width"] <= PHONE["width"]
+    assert place.locator("figcaption").inner_text()
+    assert overflow(phone) == {"wide": 0, "who": [], "cut": []}
+    assert violations(phone) == []
 
 
 @pytest.mark.parametrize("name", HOMES)
