@@ -154,6 +154,7 @@ def test_the_command_goes_on_after_ctrl_c_and_ends_in_the_same_record(
     monkeypatch.setitem(PLANS, "tiny", SMALL)
     whole = removal.carry_out(SMALL, task, progress=False)
     assert len(whole["outcomes"]) == len(trained) == 8
+    assert removal.BEFORE in whole
     # What was trained on is what is left, by brute force from the scores.
     _, magnitude = recorded_scores()
     pool = sorted(SMALL.indices(128).tolist(), key=lambda i: magnitude[i])
@@ -197,7 +198,9 @@ def test_the_command_goes_on_after_ctrl_c_and_ends_in_the_same_record(
 
 
 def test_the_start_is_what_the_methods_without_labels_begin_with(task):
-    record = removal.carry_out(SMALL, task, progress=False)
+    study = removal.Study(SMALL, task, progress=False)
+    study.measure_start()
+    record = study.record()
     bank = TRAINING.subset(SMALL.indices(128))
     for n, seed in enumerate(SMALL.seeds):
         for method in ("simclr", "byol", "barlow"):

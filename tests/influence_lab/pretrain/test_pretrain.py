@@ -117,40 +117,60 @@ from influence_lab.cli import main
 from influence_lab.pretrain.resnets import cifar_resnet18
 from influence_lab.records.results import save_encoder
 from influence_ssl import InfluenceError
+from test_pretrain import make_scenes, train
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-what, folder, limit = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
-resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-try:
-    if what == "encoder":
-        save_encoder(cifar_resnet18(8), folder / "encoder.safetensors")
+hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+for case in sys.argv[2:]:
+    what, limit = case.split("-")
+    folder = Path(sys.argv[1], case)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), hard))
+    try:
+        if what == "encoder":
+            save_encoder(cifar_resnet18(8), folder / "encoder.safetensors")
+        else:
+            train("simclr", folder, (make_scenes(96, 0).images, make_scenes(40, 1).images))
+    except InfluenceError as error:
+        print(error, flush=True)
     else:
-        from test_pretrain import make_scenes, train
-        train("simclr", folder, (make_scenes(96, 0).images, make_scenes(40, 1).images))
-except InfluenceError as error:
-    print(error)
+        print("written", flush=True)
 """
+CASES = ("checkpoint-1000", "checkpoint-100000", "encoder-60000")
 
 
-@pytest.mark.parametrize(
-    ("what", "limit"), [("checkpoint", 1_000), ("checkpoint", 100_000), ("encoder", 60_000)]
-)
-def test_a_disk_that_fills_up_loses_nothing_that_was_there(what, limit, tmp_path, scenes):
-    """A process that may write no more than ``limit`` bytes a file."""
-    name = "checkpoint.pt" if what == "checkpoint" else "encoder.safetensors"
-    if what == "checkpoint":
-        train("simclr", tmp_path, scenes, stop_after=1)
-    else:
-        (tmp_path / name).write_bytes(b"earlier")
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    assert what == "encoder" or len(before[name]) > limit
-    arguments = [sys.executable, "-c", FULL_DISK, what, str(tmp_path), str(limit)]
+@pytest.fixture(scope="module")
+def full_disk(tmp_path_factory, scenes):
+    """Of each case the files before and after, and what a process says that may write no more."""
+    root = tmp_path_factory.mktemp("full")
+    for case in CASES:
+        if case.startswith("checkpoint"):
+            train("simclr", root / case, scenes, stop_after=1)
+        else:
+            (root / case).mkdir()
+            (root / case / "encoder.safetensors").write_bytes(b"earlier")
+
+    def files(case):
+        return {path.name: path.read_bytes() for path in (root / case).iterdir()}
+
+    before = {case: files(case) for case in CASES}
+    arguments = [sys.executable, "-c", FULL_DISK, str(root), *CASES]
     done = subprocess.run(
         arguments, capture_output=True, text=True, cwd=Path(__file__).parent, timeout=120
     )
     assert done.returncode == 0, done.stderr
-    assert re.fullmatch(rf".*{name}' cannot be written .*free space.*\n", done.stdout), done.stdout
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    said = dict(zip(CASES, done.stdout.splitlines(), strict=True))
+    return {case: (before[case], files(case), said[case]) for case in CASES}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_disk_that_fills_up_loses_nothing_that_was_there(full_disk, case):
+    """A process that may write no more than so many bytes per file."""
+    before, after, said = full_disk[case]
+    what, limit = case.split("-")
+    name = "checkpoint.pt" if what == "checkpoint" else "encoder.safetensors"
+    assert what == "encoder" or len(before[name]) > int(limit)
+    assert re.fullmatch(rf".*{name}' cannot be written .*free space.*", said), said
+    assert after == before
 
 
 def test_fewer_images_than_a_batch(tmp_path):
