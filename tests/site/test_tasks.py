@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from test_browser import DESKTOP, address, opened
+from test_browser import DESKTOP, address, load, window
 
 pytestmark = pytest.mark.usefixtures("built_site")
 FIRST = "book/intro.html"
@@ -33,31 +34,36 @@ SEARCHES = {
 }
 
 
+@pytest.fixture(scope="module")
+def view(chromium: Any) -> Iterator[Any]:
+    with window(chromium, viewport=DESKTOP) as view:
+        yield view
+
+
 @pytest.mark.parametrize("task", LINKS)
-def test_by_links(chromium: Any, task: str) -> None:
+def test_by_links(view: Any, task: str) -> None:
     names, goal, answer = LINKS[task]
     assert len(names) <= 2
-    with opened(chromium, address(FIRST), viewport=DESKTOP) as view:
-        for name in names:
-            row = view.locator("tr", has=view.get_by_role("cell", name=name, exact=True))
-            link = row.get_by_role("link") if row.count() else view.get_by_role("link", name=name)
-            # A card's link has no text of its own size to click on; its whole card follows it.
-            link.first.press("Enter", timeout=5000)
-            view.wait_for_load_state()
-        assert goal in view.url
-        assert answer in view.locator("article").inner_text()
+    load(view, address(FIRST))
+    for name in names:
+        row = view.locator("tr", has=view.get_by_role("cell", name=name, exact=True))
+        link = row.get_by_role("link") if row.count() else view.get_by_role("link", name=name)
+        # A card's link has no text of its own size to click on; its whole card follows it.
+        link.first.press("Enter", timeout=5000)
+        view.wait_for_load_state()
+    assert goal in view.url
+    assert answer in view.locator("article").inner_text()
 
 
-def test_by_search(chromium: Any) -> None:
-    with opened(chromium, address("search.html"), viewport=DESKTOP) as view:
-        missed = {}
-        for task, (words, goal) in SEARCHES.items():
-            view.goto(address("search.html") + "?q=" + words)
-            view.wait_for_selector("#search-results li a")
-            view.wait_for_function("document.querySelector('#search-results p')?.innerText")
-            hits = view.locator("#search-results li > a").evaluate_all(
-                "links => links.slice(0, 3).map(a => a.href)"
-            )
-            if not any(goal in hit for hit in hits):
-                missed[task] = hits
-        assert missed == {}
+def test_by_search(view: Any) -> None:
+    missed = {}
+    for task, (words, goal) in SEARCHES.items():
+        view.goto(address("search.html") + "?q=" + words)
+        view.wait_for_selector("#search-results li a")
+        view.wait_for_function("document.querySelector('#search-results p')?.innerText")
+        hits = view.locator("#search-results li > a").evaluate_all(
+            "links => links.slice(0, 3).map(a => a.href)"
+        )
+        if not any(goal in hit for hit in hits):
+            missed[task] = hits
+    assert missed == {}
