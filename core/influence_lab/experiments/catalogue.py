@@ -35,6 +35,7 @@ RESULTS = {
     "stream": "streaming",
     "architectures": "architectures",
     "memorisation": "memorisation_effects",
+    "memorisation-cifar10": "memorisation_effects",
     "datamodels": "datamodels",
     "unrolled": "unrolled",
     "nearest": "nearest_by_influence",

@@ -109,7 +109,7 @@ def ridge(
 
 
 def of_encoder(
-    encoder: SmallEncoder, recipe: Recipe, images: Float[Tensor, "m 1 8 8"], pool: int, seed: int
+    encoder: SmallEncoder, recipe: Recipe, images: Float[Tensor, "m c h w"], pool: int, seed: int
 ) -> dict[str, dict[str, Float64[np.ndarray, "m p"]]]:
     """τ by quantity and name, of all images as queries; the first ``pool`` are trained on."""
     alignment = AlignmentOfViews(recipe)
@@ -273,8 +273,8 @@ def reproduce(task: Task) -> str:
         "regimes": measure(study),
         "provenance": results.provenance(
             task.command, task.profile, task.seed,
-            f"digits ({study.plan.pool} images, and {study.plan.queries} outside the pool)",
-            study.pool.digest, results.device_name("cpu"), time.perf_counter() - begin,
+            study.pool.title, study.pool.digest, results.device_name("cpu"),
+            time.perf_counter() - begin,
         ),
     }  # fmt: skip
     results.save_json(study.folder / "datamodels.json", record)

@@ -1,14 +1,14 @@
 """What does leaving an image out change, and which number predicts the change?
 
-Many small SimCLR encoders are trained on random halves of a pool of digits. An image's memorisation
+Many small SimCLR encoders are trained on random halves of a pool of images. An image's memorisation
 is its mean loss over the encoders trained without it, minus that over the encoders trained with it
 (:mod:`.left_out`). Three losses are measured: Equation 6's with noise, the misalignment of two of
 the training's own views, and the share of nearest neighbours with a different label. In one regime
 the views are random crops; in the other, Equation 6's noise is added to each crop.
 
-Training runs are recorded batch by batch, both regimes in turn, so an interrupted experiment can
-resume. Run t has the same half and initialisation in both regimes. :mod:`.predictors` computes the
-numbers that are compared with the truth.
+Training runs are recorded batch by batch, a plan's regimes in turn, so an interrupted experiment
+can resume. Run t has the same half and initialisation in both regimes. :mod:`.predictors` computes
+the numbers that are compared with the truth.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,10 +31,11 @@ from torch import Tensor
 from torch.func import functional_call, stack_module_state, vmap
 from tqdm import tqdm
 
-from influence_lab.datasets import Images, load_digits
+from influence_lab.datasets import Images, load
 from influence_lab.experiments.small_encoders import Recipe, SmallEncoder, View, train_together
 from influence_lab.experiments.task import Task
 from influence_lab.pretrain import run_folder
+from influence_lab.pretrain.resnets import normalise
 from influence_lab.records import results
 from influence_lab.records.locks import locked
 from influence_ssl import GaussianNoise
@@ -50,6 +51,12 @@ MEASURED = 10_000
 _HALF, _TRAINING, _REFERENCE = range(3)
 
 
+# By data set: the result's name, and what differs in the recipes. Objects look the same in a
+# mirror, digits do not.
+RECORDS = {"digits": "memorisation", "cifar10": "memorisation-cifar10"}
+CHANGES: dict[str, dict[str, Any]] = {"digits": {}, "cifar10": {"flips": True}}
+
+
 @dataclass(frozen=True)
 class Plan:
     """Sizes: images in the pool, queries outside it, training runs per regime, and runs at once."""
@@ -60,12 +67,22 @@ class Plan:
     together: int
     references: int
     epochs: int
+    data: str = "digits"
+    regimes: tuple[str, ...] = tuple(REGIMES)
 
 
 PLANS = {
-    "tiny": Plan(pool=64, queries=16, trainings=64, together=32, references=4, epochs=30),
-    "cpu": Plan(pool=128, queries=64, trainings=1000, together=20, references=16, epochs=150),
-}
+    "digits": {
+        "tiny": Plan(pool=64, queries=16, trainings=64, together=32, references=4, epochs=30),
+        "cpu": Plan(pool=128, queries=64, trainings=1000, together=20, references=16, epochs=150),
+    },
+    "cifar10": {
+        "cpu": Plan(
+            pool=256, queries=100, trainings=400, together=8, references=16, epochs=150,
+            data="cifar10", regimes=("crops",),
+        ),
+    },
+}  # fmt: skip
 
 
 def half(seed: int, training: int, pool: int) -> Int64[np.ndarray, " h"]:
@@ -79,20 +96,23 @@ def _training_seed(seed: int, purpose: int, number: int) -> int:
 
 
 class Pool:
-    """The digits of one plan and seed: the pool's images first, then the queries."""
+    """The images of one plan and seed: the pool's first, then the queries."""
 
     def __init__(self, plan: Plan, seed: int) -> None:
-        digits = load_digits()
-        chosen = np.random.default_rng([seed, len(digits)]).permutation(len(digits))
+        whole = load(plan.data)
+        chosen = np.random.default_rng([seed, len(whole)]).permutation(len(whole))
         self.index = chosen[: plan.pool + plan.queries]
         self.size = plan.pool
-        self.part: Images = digits.subset(self.index)
-        self.digest = digits.digest
+        self.part: Images = whole.subset(self.index)
+        self.digest = whole.digest
+        outside = len(self.index) - plan.pool
+        self.title = f"{whole.name} ({plan.pool} images, and {outside} outside the pool)"
 
     @cached_property
-    def images(self) -> Float[Tensor, "m 1 8 8"]:
-        """Pixels in [0, 1], the encoders' input."""
-        return self.part.tensor().float() / 255
+    def images(self) -> Float[Tensor, "m c h w"]:
+        """The encoders' input: grey pixels in [0, 1], colours normalised like CIFAR-10."""
+        pixels = self.part.tensor()
+        return normalise(pixels) if pixels.shape[1] == 3 else pixels.float() / 255
 
 
 class Measurement:
@@ -189,7 +209,7 @@ class Study:
         self.plan, self.task = plan, task
         self.pool = Pool(plan, task.seed)
         self.recipes = {
-            name: Recipe(**(asdict(recipe) | {"epochs": plan.epochs}))
+            name: replace(recipe, epochs=plan.epochs, **CHANGES[plan.data])
             for name, recipe in REGIMES.items()
         }
         root = results.results_root() if task.root is None else task.root
@@ -202,7 +222,13 @@ class Study:
             "data_sha256": self.pool.digest,
             "measured": {"draws": DRAWS, "seed": MEASURED, "neighbours": NEIGHBOURS},
         }
-        self.trainings = Trainings(self.folder / "memorisation-trainings.npz", origin)
+        self.name = RECORDS[plan.data]
+        self.trainings = Trainings(self.folder / f"{self.name}-trainings.npz", origin)
+
+    @property
+    def recorded(self) -> list[str]:
+        """The regimes with recorded training runs."""
+        return [regime for regime, values in self.trainings.values.items() if len(values)]
 
     def inside(self, regime: str) -> Bool[np.ndarray, "t p"]:
         """The pool images in each recorded training run."""
@@ -213,8 +239,8 @@ class Study:
         return seen
 
     def missing(self) -> list[str]:
-        """The regimes with missing training runs, the one with the fewest runs first."""
-        done = {regime: len(values) for regime, values in self.trainings.values.items()}
+        """The plan's regimes with missing training runs, the one with the fewest runs first."""
+        done = {regime: len(self.trainings.values[regime]) for regime in self.plan.regimes}
         return sorted((r for r in done if done[r] < self.plan.trainings), key=lambda r: done[r])
 
     def advance(self) -> bool:
@@ -247,22 +273,23 @@ class Study:
         return {name: Measurement(self.pool, recipe) for name, recipe in self.recipes.items()}
 
 
-def plan_of(profile: str) -> Plan:
+def plan_of(profile: str, data: str = "digits") -> Plan:
     """The plan of a profile; raises an :class:`InfluenceValueError` if there is none yet."""
-    if profile not in PLANS:
+    plans = PLANS[data]
+    if profile not in plans:
         raise InfluenceValueError(
-            f"memorisation: no plan for profile {profile}; use one of {', '.join(PLANS)}"
+            f"{RECORDS[data]}: no plan for profile {profile}; use one of {', '.join(plans)}"
         )
-    return PLANS[profile]
+    return plans[profile]
 
 
 def carry_out(study: Study, progress: bool = True) -> None:
     """Carry out every training run that is not recorded yet, in one process at a time."""
-    task, goal = study.task, len(REGIMES) * study.plan.trainings
-    lock = run_folder("memorisation", task.profile, task.seed, task.runs) / "trainings.lock"
+    task, plan = study.task, study.plan
+    lock = run_folder(study.name, task.profile, task.seed, task.runs) / "trainings.lock"
 
     def done() -> int:
-        return sum(map(len, study.trainings.values.values()))
+        return sum(len(study.trainings.values[regime]) for regime in plan.regimes)
 
     with locked(lock, wait=False) as mine:
         if not mine:
@@ -270,8 +297,8 @@ def carry_out(study: Study, progress: bool = True) -> None:
                 f"{lock}: another process works on these training runs; wait for it, or stop it"
             )
         with tqdm(
-            total=goal, initial=done(), unit="training", file=sys.stderr, disable=not progress,
-            mininterval=20,
+            total=len(plan.regimes) * plan.trainings, initial=done(), unit="training",
+            file=sys.stderr, disable=not progress, mininterval=20,
         ) as bar:  # fmt: skip
             while study.advance():
                 bar.update(done() - bar.n)

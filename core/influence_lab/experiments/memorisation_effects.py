@@ -25,6 +25,7 @@ from influence_lab.experiments.left_out import (
 )
 from influence_lab.experiments.memorisation import (
     QUANTITIES,
+    RECORDS,
     REGIMES,
     Study,
     carry_out,
@@ -56,7 +57,7 @@ def predicted(study: Study) -> dict[str, dict[str, Rows]]:
 
     They are kept because their encoders are not.
     """
-    path, n = study.folder / "memorisation-predictors.npz", study.plan.pool
+    path, n = study.folder / f"{study.name}-predictors.npz", study.plan.pool
     origin = study.trainings.origin | {"references": study.plan.references, "draws": DRAWS}
     arrays: dict[str, Any] = {}
     if path.is_file():
@@ -64,7 +65,7 @@ def predicted(study: Study) -> dict[str, dict[str, Rows]]:
             arrays = dict(file)
         refuse_another(path, origin, json.loads(str(arrays["written"])))
     images, labels = study.pool.images[:n], study.pool.part.labels[:n]
-    for regime in REGIMES:
+    for regime in study.recorded:
         if any(key.startswith(f"{regime}: ") for key in arrays):
             continue
         found = predictors(study.references(regime), study.recipes[regime], images, labels)
@@ -72,7 +73,7 @@ def predicted(study: Study) -> dict[str, dict[str, Rows]]:
         arrays["written"] = np.array(json.dumps(origin))
         with replacing(path, parents=True) as temporary, temporary.open("wb") as stream:
             np.savez_compressed(stream, **arrays)
-    numbers: dict[str, dict[str, Rows]] = {regime: {} for regime in REGIMES}
+    numbers: dict[str, dict[str, Rows]] = {regime: {} for regime in study.recorded}
     for key, rows in arrays.items():
         if key != "written":
             regime, name = key.split(": ")
@@ -84,29 +85,31 @@ def measure(study: Study) -> dict[str, Any]:
     """The record without provenance."""
     n = study.plan.pool
     truth: dict[str, dict[str, LeftOut]] = {}
-    numbers = predicted(study)
-    for regime in REGIMES:
+    numbers, regimes = predicted(study), study.recorded
+    for regime in regimes:
         values, inside = study.trainings.values[regime].astype(np.float64), study.inside(regime)
         truth[regime] = {
             quantity: LeftOut(values[:, row, :n], inside, study.task.seed)
             for row, quantity in enumerate(QUANTITIES)
         }
     sizes = [size for size in SIZES if size <= study.plan.references]
-    return {
+    found: dict[str, Any] = {
         "images": n,
-        "trainings": {regime: len(values) for regime, values in study.trainings.values.items()},
-        "power": {r: {q: _power(found, n) for q, found in truth[r].items()} for r in REGIMES},
-        "memorisation": {r: {q: _size(found) for q, found in truth[r].items()} for r in REGIMES},
+        "trainings": {regime: len(study.trainings.values[regime]) for regime in regimes},
+        "power": {r: {q: _power(found, n) for q, found in truth[r].items()} for r in regimes},
+        "memorisation": {r: {q: _size(found) for q, found in truth[r].items()} for r in regimes},
         "predictors": {
             r: {q: _compared(q, found, numbers[r], sizes) for q, found in truth[r].items()}
-            for r in REGIMES
+            for r in regimes
         },
         "agreement of two encoders": {
             r: {name: _agreement(rows) for name, rows in numbers[r].items() if len(rows) > 1}
-            for r in REGIMES
+            for r in regimes
         },
-        "score, difference of regimes": _regimes(truth, numbers, sizes[-1]),
     }
+    if regimes == list(REGIMES):
+        found["score, difference of regimes"] = _regimes(truth, numbers, sizes[-1])
+    return found
 
 
 def _power(found: LeftOut, n: int) -> dict[str, Any]:
@@ -229,15 +232,15 @@ def record(study: Study) -> dict[str, Any]:
         "wall seconds per training": {
             regime: round(seconds[regime] / len(values), 2)
             for regime, values in study.trainings.values.items()
+            if len(values)
         },
         "trainings made by": study.trainings.code,
         "provenance": results.provenance(
             task.command, task.profile, task.seed,
-            f"digits ({study.plan.pool} images, and {study.plan.queries} outside the pool)",
-            study.pool.digest, results.device_name("cpu"), sum(seconds.values()),
+            study.pool.title, study.pool.digest, results.device_name("cpu"), sum(seconds.values()),
         ),
     }  # fmt: skip
-    results.save_json(study.folder / "memorisation.json", found)
+    results.save_json(study.folder / f"{study.name}.json", found)
     return found
 
 
@@ -257,14 +260,16 @@ def draw(found: dict[str, Any]) -> Any:
 
     from influence_lab.figures import COLORS, WIDTH
 
-    names = list(next(iter(next(iter(found["predictors"].values())).values())))
-    figure, axes = plt.subplots(
-        1, len(REGIMES), figsize=(WIDTH, 0.42 * len(names) + 1.6), sharey=True, sharex=True
-    )
+    regimes = found["predictors"]
+    names = list(next(iter(next(iter(regimes.values())).values())))
+    figure, (axes,) = plt.subplots(
+        1, len(regimes), figsize=(WIDTH, 0.42 * len(names) + 1.6), sharey=True, sharex=True,
+        squeeze=False,
+    )  # fmt: skip
     looks = list(
         zip(QUANTITIES, ("blue", "vermilion", "green"), "os^", (-0.2, 0, 0.2), strict=True)
     )
-    for axis, (regime, quantities) in zip(axes, found["predictors"].items(), strict=True):
+    for axis, (regime, quantities) in zip(axes, regimes.items(), strict=True):
         axis.axvline(0, color=COLORS["grey"], linestyle=":", linewidth=1.2)
         for quantity, color, marker, shift in looks:
             value, low, high = np.array([at_most(v) for v in quantities[quantity].values()]).T
@@ -285,7 +290,8 @@ def reproduce(task: Task) -> str:
     """Carry out missing training runs, record the results, and draw each number's prediction."""
     from influence_lab.figures import save, use_style
 
-    study = Study(plan_of(task.profile), task)
+    data = {name: data for data, name in RECORDS.items()}[task.result]
+    study = Study(plan_of(task.profile, data), task)
     carry_out(study)
     found = record(study)
     use_style()

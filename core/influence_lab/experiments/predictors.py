@@ -29,7 +29,7 @@ Objective = Callable[..., Tensor]
 def predictors(
     encoders: Sequence[SmallEncoder],
     recipe: Recipe,
-    images: Float[Tensor, "n 1 8 8"],
+    images: Float[Tensor, "n c h w"],
     labels: Int64[np.ndarray, " n"],
 ) -> dict[str, Rows]:
     """All numbers by name: one row per encoder, or a single row if no encoder is needed.
@@ -93,7 +93,7 @@ def losses(
     return torch.stack(drawn).double().mean(0).numpy()
 
 
-def of_pixels(images: Float[Tensor, "n 1 8 8"]) -> dict[str, Float64[np.ndarray, " n"]]:
+def of_pixels(images: Float[Tensor, "n c h w"]) -> dict[str, Float64[np.ndarray, " n"]]:
     """Mean and deviation of an image's pixels, and its distance to the nearest other images."""
     flat = images.flatten(1).double().numpy()
     near = nearest(unit(flat - flat.mean(0)), NEIGHBOURS)

@@ -1,4 +1,4 @@
-"""Small SimCLR encoders of 8 x 8 images, several trained at once.
+"""Small SimCLR encoders of small images, several trained at once.
 
 Each encoder has its own images, initialisation and augmentations, all functions of one seed. One
 tensor per parameter contains the weights of all encoders. One vectorised step then costs less than
@@ -10,7 +10,7 @@ beside it, except for rounding.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
-from influence_lab.pretrain.augment import random_resized_crop
+from influence_lab.pretrain.augment import mirrored, random_resized_crop
 from influence_lab.pretrain.losses import nt_xent
 from influence_lab.pretrain.optim import learning_rate
 from influence_lab.pretrain.settings import Augmentation
@@ -28,25 +28,44 @@ from influence_ssl import GaussianNoise, Invariance
 from influence_ssl.errors import InfluenceValueError
 from influence_ssl.perturbations import example_generator
 
+# The convolutions halve the image's sides until they are this long.
+SIDE = 4
+# A training draws the views of as many epochs at a time as keep them below this many numbers.
+DRAWN_AT_ONCE = 2**22
+
 
 class SmallEncoder(nn.Module):
-    """Two 3 x 3 convolutions and a linear layer: (B, 1, 8, 8) -> (B, 4 * width).
+    """Convolutions of 3 x 3 and a linear layer, for images of one ``shape`` (C, H, W).
 
-    There are no biases or normalisation layers, so the layers' weights are the only parameters.
+    Each convolution halves the sides, down to 4 x 4; where a single one would do, as for 8 x 8, one
+    that keeps the size comes first. The first has ``width`` channels and each further one twice
+    as many as the one before it, and the representation twice as many as the last. There are no
+    biases or normalisation layers, so the layers' weights are the only parameters.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, shape: tuple[int, int, int] = (1, 8, 8)) -> None:
         super().__init__()
-        self.num_features = 4 * width
-        self.conv1 = nn.Conv2d(1, width, 3, 1, 1, bias=False)
-        self.conv2 = nn.Conv2d(width, 2 * width, 3, 2, 1, bias=False)
-        self.linear = nn.Linear(2 * width * 4 * 4, self.num_features, bias=False)
-        for convolution in (self.conv1, self.conv2):
+        channels, side, other = shape
+        halvings = (side // SIDE).bit_length() - 1
+        if side != other or halvings < 1 or side != SIDE << halvings:
+            raise InfluenceValueError(
+                f"shape={tuple(shape)}: the encoder takes square images with a side of "
+                f"{2 * SIDE}, {4 * SIDE}, {8 * SIDE} and so on; resize or crop them"
+            )
+        strides = [2] * halvings if halvings > 1 else [1, 2]
+        self.convolutions = nn.ModuleList()
+        for stride in strides:
+            self.convolutions.append(nn.Conv2d(channels, width, 3, stride, 1, bias=False))
+            channels, width = width, 2 * width
+        self.num_features = width
+        self.linear = nn.Linear(channels * SIDE * SIDE, self.num_features, bias=False)
+        for convolution in self.convolutions:
             nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
 
-    def forward(self, x: Float[Tensor, "b 1 8 8"]) -> Float[Tensor, "b d"]:
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
         """The representation."""
-        x = torch.relu(self.conv2(torch.relu(self.conv1(x))))
+        for convolution in self.convolutions:
+            x = torch.relu(convolution(x))
         return self.linear(x.flatten(1))
 
 
@@ -54,7 +73,8 @@ class SmallEncoder(nn.Module):
 class Recipe:
     """The training settings: AdamW with a cosine schedule after warm-up for a tenth of the epochs.
 
-    ``noise`` decides whether Equation 6's noise follows the random crop of each view.
+    ``flips`` decides whether each view is randomly mirrored after its crop, and ``noise`` whether
+    Equation 6's noise follows.
     """
 
     noise: bool
@@ -67,33 +87,31 @@ class Recipe:
     weight_decay: float = 1e-4
     temperature: float = 0.2
     least_scale: float = 0.5
-
-    @property
-    def crops(self) -> Augmentation:
-        """The random crop, as the pre-training's code takes it."""
-        return Augmentation(crop=8, least_scale=self.least_scale)
+    flips: bool = False
 
 
 def training_views(
-    recipe: Recipe, images: Float[Tensor, "n 1 8 8"], generator: torch.Generator
-) -> Float[Tensor, "s v 1 8 8"]:
-    """All batches of one run, drawn in float32: per step ``batch`` first, then second views.
+    recipe: Recipe, images: Float[Tensor, "n c h w"], generator: torch.Generator
+) -> Iterator[Float[Tensor, "v c h w"]]:
+    """The batches of one run, drawn in float32: ``batch`` first views, then the second ones.
 
     Each epoch visits the images in a new order; images that do not fill a batch are left out.
     """
-    steps = len(images) // recipe.batch
-    orders = [
-        torch.randperm(len(images), generator=generator)[: steps * recipe.batch]
-        for _ in range(recipe.epochs)
-    ]
-    order = torch.cat(orders)
-    views = torch.stack([_view(recipe, images[order].float(), generator) for _ in range(2)])
-    views = views.view(2, -1, recipe.batch, *images.shape[1:]).transpose(0, 1)
-    return views.reshape(len(views), 2 * recipe.batch, *images.shape[1:])
+    used = len(images) // recipe.batch * recipe.batch
+    orders = [torch.randperm(len(images), generator=generator)[:used] for _ in range(recipe.epochs)]
+    shape = images.shape[1:]
+    epochs = max(1, DRAWN_AT_ONCE // (2 * used * shape.numel()))
+    for first in range(0, recipe.epochs, epochs):
+        x = images[torch.cat(orders[first : first + epochs])].float()
+        views = torch.stack([_view(recipe, x, generator) for _ in range(2)])
+        yield from views.view(2, -1, recipe.batch, *shape).transpose(0, 1).flatten(1, 2)
 
 
 def _view(recipe: Recipe, x: Tensor, generator: torch.Generator) -> Tensor:
-    x = random_resized_crop(x, recipe.crops, generator)
+    crop = Augmentation(crop=x.shape[-1], least_scale=recipe.least_scale)
+    x = random_resized_crop(x, crop, generator)
+    if recipe.flips:
+        x = mirrored(x, 0.5, generator)
     if recipe.noise:
         noise = GaussianNoise()
         x = x + noise.mean + noise.std * torch.randn(x.shape, generator=generator)
@@ -103,9 +121,9 @@ def _view(recipe: Recipe, x: Tensor, generator: torch.Generator) -> Tensor:
 class _Trained(nn.Module):
     """An encoder with SimCLR's two-layer projection."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, shape: tuple[int, int, int]) -> None:
         super().__init__()
-        self.encoder = SmallEncoder(recipe.width)
+        self.encoder = SmallEncoder(recipe.width, shape)
         self.projector = nn.Sequential(
             nn.Linear(self.encoder.num_features, recipe.hidden),
             nn.ReLU(),
@@ -118,7 +136,7 @@ class _Trained(nn.Module):
 
 def train_together(
     recipe: Recipe,
-    images: Float[Tensor, "n 1 8 8"],
+    images: Float[Tensor, "n c h w"],
     members: Sequence[Int64[np.ndarray, " m"]],
     seeds: Sequence[int],
 ) -> list[SmallEncoder]:
@@ -133,11 +151,12 @@ def train_together(
             f"members: sets of {sorted(sizes)} images; give sets of one size, at least a batch "
             f"({recipe.batch})"
         )
+    channels, height, width = images.shape[1:]
     nets, views = [], []
     for rows, seed in zip(members, seeds, strict=True):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            nets.append(_Trained(recipe))
+            nets.append(_Trained(recipe, (channels, height, width)))
         generator = torch.Generator().manual_seed(seed + 1)
         views.append(training_views(recipe, images[torch.from_numpy(rows)], generator))
     weights, _ = stack_module_state([net.to(images.dtype) for net in nets])
@@ -150,11 +169,11 @@ def train_together(
         a, b = functional_call(skeleton, weights, (batch,)).chunk(2)
         return nt_xent(a, b, recipe.temperature)
 
-    steps = len(views[0])
-    for step in range(steps):
+    steps = recipe.epochs * (min(sizes) // recipe.batch)
+    for step, batches in enumerate(zip(*views, strict=True)):
         rate = learning_rate(step, steps, steps // 10, recipe.lr, 0.0)
         optimiser.param_groups[0]["lr"] = rate
-        batch = torch.stack([each[step] for each in views]).to(images.dtype)
+        batch = torch.stack(batches).to(images.dtype)
         optimiser.zero_grad()
         vmap(loss)(weights, batch).sum().backward()
         optimiser.step()
@@ -177,8 +196,8 @@ class View:
     recipe: Recipe
 
     def __call__(
-        self, x: Float[Tensor, "b 1 h w"], index: Int64[Tensor, " b"], draw: int, seed: int
-    ) -> Float[Tensor, "b 1 h w"]:
+        self, x: Float[Tensor, "b c h w"], index: Int64[Tensor, " b"], draw: int, seed: int
+    ) -> Float[Tensor, "b c h w"]:
         views = [
             _view(self.recipe, image[None], example_generator(seed, i, draw))
             for image, i in zip(x.float(), index.tolist(), strict=True)

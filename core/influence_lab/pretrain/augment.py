@@ -40,7 +40,14 @@ def recolour_and_flip(
     if settings.solarise:
         chosen = _chosen(x, settings.solarise, generator)
         x = torch.where(chosen & (x >= 0.5), 1 - x, x)
-    return torch.where(_chosen(x, settings.flip, generator), x.flip(3), x)
+    return mirrored(x, settings.flip, generator)
+
+
+def mirrored(
+    x: Float[Tensor, "b c h w"], probability: float, generator: torch.Generator
+) -> Float[Tensor, "b c h w"]:
+    """Each image with this probability swapped left for right."""
+    return torch.where(_chosen(x, probability, generator), x.flip(3), x)
 
 
 def _uniform(n: int, low: float, high: float, like: Tensor, generator: torch.Generator) -> Tensor:

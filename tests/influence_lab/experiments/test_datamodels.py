@@ -142,7 +142,7 @@ def trained(tmp_path_factory):
 
 
 def test_reproduce_scores_draws_and_goes_on(trained, monkeypatch, capsys):
-    monkeypatch.setattr(memorisation, "PLANS", {"tiny": PLAN})
+    monkeypatch.setattr(memorisation, "PLANS", {"digits": {"tiny": PLAN}})
     out = trained / "figure.svg"
     arguments = ["reproduce", "datamodels", "--profile", "tiny", "--results", str(trained)]
     arguments += ["--runs", str(trained), "--out", str(out)]
@@ -166,13 +166,13 @@ def test_reproduce_scores_draws_and_goes_on(trained, monkeypatch, capsys):
     # Once more, from what is kept: no encoder is trained.
     monkeypatch.setattr(Study, "references", lambda *_: pytest.fail("trained again"))
     assert main(arguments) == 0
-    monkeypatch.setattr(memorisation, "PLANS", {"tiny": replace(PLAN, references=2)})
+    monkeypatch.setattr(memorisation, "PLANS", {"digits": {"tiny": replace(PLAN, references=2)}})
     assert main(arguments) == 1
     assert "was made with another encoders" in capsys.readouterr().err
 
 
 def test_too_few_trainings_are_refused(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(memorisation, "PLANS", {"tiny": PLAN})
+    monkeypatch.setattr(memorisation, "PLANS", {"digits": {"tiny": PLAN}})
     arguments = ["reproduce", "datamodels", "--profile", "tiny", "--results", str(tmp_path)]
     assert main([*arguments, "--runs", str(tmp_path)]) == 1
     refused = "contains 0 training runs of a regime; first run influence-lab reproduce memorisation"

@@ -1,5 +1,6 @@
 """Trainings on random halves: together as alone, resumed as whole, measured as the core does."""
 
+import itertools
 import json
 from dataclasses import replace
 
@@ -9,12 +10,14 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 
 from influence_lab.cli import main
-from influence_lab.experiments import left_out, memorisation, memorisation_effects
+from influence_lab.datasets import Images
+from influence_lab.experiments import left_out, memorisation, memorisation_effects, small_encoders
 from influence_lab.experiments import predictors as candidates
 from influence_lab.experiments.memorisation import (
     DRAWS,
     MEASURED,
     NEIGHBOURS,
+    PLANS,
     QUANTITIES,
     REGIMES,
     Measurement,
@@ -37,14 +40,16 @@ from influence_lab.experiments.task import Task
 from influence_lab.pretrain.losses import nt_xent
 from influence_lab.pretrain.optim import learning_rate
 from influence_ssl import InfluenceError, InfluenceScorer, Invariance
+from influence_ssl.encoders.resnet import CIFAR10_MEAN, CIFAR10_STD
 
 SMALL = Recipe(noise=True, width=4, hidden=8, output=4, epochs=5, batch=8)
 PLAN = Plan(pool=64, queries=10, trainings=24, together=12, references=4, epochs=1)
+COLOURED = replace(PLAN, together=24, data="cifar10", regimes=("crops",))
 
 
-@pytest.fixture
-def images():
-    return torch.rand(24, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+@pytest.fixture(params=[(1, 8, 8), (3, 32, 32)], ids=["grey", "colour"])
+def images(request):
+    return torch.rand(24, *request.param, generator=torch.Generator().manual_seed(0))
 
 
 def weights(encoder):
@@ -55,9 +60,9 @@ def trained_alone(recipe, images, rows, seed):
     """The textbook loop."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = _Trained(recipe).to(images.dtype)
+        net = _Trained(recipe, tuple(images.shape[1:])).to(images.dtype)
     generator = torch.Generator().manual_seed(seed + 1)
-    views = training_views(recipe, images[torch.from_numpy(rows)], generator)
+    views = list(training_views(recipe, images[torch.from_numpy(rows)], generator))
     optimiser = torch.optim.AdamW(net.parameters(), weight_decay=recipe.weight_decay)
     for step, batch in enumerate(views):
         optimiser.param_groups[0]["lr"] = learning_rate(
@@ -72,7 +77,7 @@ def trained_alone(recipe, images, rows, seed):
 
 @pytest.mark.parametrize("noise", [False, True])
 def test_encoders_trained_together_are_those_trained_alone(images, noise):
-    recipe, exact = replace(SMALL, noise=noise), images.double()
+    recipe, exact = replace(SMALL, noise=noise, flips=not noise), images.double()
     members = [np.arange(16), np.arange(8, 24), np.arange(0, 16)]
     together = train_together(recipe, exact, members, [5, 9, 7])
     for encoder, rows, seed in zip(together, members, [5, 9, 7], strict=True):
@@ -93,15 +98,51 @@ def test_a_training_is_a_function_of_its_images_and_its_seed(images):
     assert torch.equal(weights(left[1]), weights(first[1]))
 
 
-def test_each_epoch_visits_every_image_once_in_both_views(images):
-    coloured = torch.arange(16.0).view(16, 1, 1, 1).expand(-1, 1, 8, 8)
-    views = training_views(replace(SMALL, noise=False), coloured, torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("drawn", [1, 2 * 16 * 64 * 3, 2**22])
+def test_each_epoch_visits_every_image_once_in_both_views(monkeypatch, drawn):
+    """Also where the views of an epoch, or of three, are drawn at a time."""
+    monkeypatch.setattr(small_encoders, "DRAWN_AT_ONCE", drawn)
+    shades = torch.arange(16.0).view(16, 1, 1, 1).expand(-1, 1, 8, 8)
+    drawn = training_views(replace(SMALL, noise=False), shades, torch.Generator().manual_seed(0))
+    views = torch.stack(list(drawn))
     assert views.shape == (10, 16, 1, 8, 8)
     shown = views.mean((2, 3, 4)).round().long()
     assert torch.equal(shown[:, :8], shown[:, 8:])
     for epoch in shown[:, :8].reshape(5, 16):
         assert sorted(epoch.tolist()) == list(range(16))
     assert len({tuple(row.tolist()) for row in shown}) == 10
+
+
+def test_flips_mirror_half_of_the_views_and_change_no_crop():
+    """A ramp from left to right falls in a mirrored view, and rises in any crop."""
+    ramp = torch.arange(32.0).expand(200, 3, 32, 32).contiguous()
+    plain, flipped = (View(replace(SMALL, noise=False, flips=flips)) for flips in (False, True))
+    index = torch.arange(200)
+    crops, views = (view(ramp, index, 0, 0) for view in (plain, flipped))
+    mirrored = views[..., 0].mean((1, 2)) > views[..., -1].mean((1, 2))
+    assert 70 < mirrored.sum() < 130
+    assert torch.equal(torch.where(mirrored.view(-1, 1, 1, 1), views.flip(3), views), crops)
+    assert (crops[..., 0].mean((1, 2)) < crops[..., -1].mean((1, 2))).all()
+
+
+@pytest.mark.parametrize(("side", "count"), [(8, 2), (16, 2), (32, 3), (64, 4)])
+def test_convolutions_halve_the_sides_down_to_four(side, count):
+    encoder = SmallEncoder(2, (3, side, side))
+    seen = []
+    for convolution in encoder.convolutions:
+        convolution.register_forward_hook(lambda _module, _x, y: seen.append(tuple(y.shape[1:])))
+    z = encoder(torch.rand(5, 3, side, side))
+    assert z.shape == (5, encoder.num_features) == (5, 2 * seen[-1][0])
+    assert seen[-1] == (2 ** (count), 4, 4)
+    assert len(seen) == count
+    for one, other in itertools.pairwise(seen):
+        assert other == (2 * one[0], one[1] // 2, one[2] // 2)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 16), (3, 28, 28), (1, 4, 4), (1, 24, 24)])
+def test_other_sides_are_refused(shape):
+    with pytest.raises(InfluenceError, match="square images with a side of 8, 16, 32 and so on"):
+        SmallEncoder(2, shape)
 
 
 def test_sets_of_different_sizes_and_small_ones_are_refused(images):
@@ -122,7 +163,7 @@ def test_views_of_an_example_do_not_depend_on_its_batch(images):
     back = view(images.flip(0), index.flip(0), 3, 1).flip(0)
     assert torch.equal(whole, back)
     assert not torch.equal(whole, view(images, index, 4, 1))
-    encoder = SmallEncoder(4)
+    encoder = SmallEncoder(4, tuple(images.shape[1:]))
     scores = [
         InfluenceScorer(
             encoder, AlignmentOfViews(SMALL), batch_size=size, draws=2, progress=False
@@ -162,6 +203,49 @@ def test_another_plan_or_seed_does_not_mix_with_a_record(study):
     with pytest.raises(InfluenceError, match="another seed; move"):
         Study(PLAN, replace(task, seed=1))
     assert len(Study(replace(PLAN, trainings=99), task).missing()) == 2
+
+
+def test_the_recorded_trainings_are_those_of_the_plans(monkeypatch):
+    """Plan, recipes and seed are the file's; of other data, the data alone are another."""
+    task = Task("memorisation", "cpu")
+    assert Study(PLANS["digits"]["cpu"], task).recorded == list(REGIMES)
+    monkeypatch.setattr(memorisation, "load", coloured)
+    for plan in (PLANS["digits"]["cpu"], PLANS["cifar10"]["cpu"]):
+        changed = replace(plan, regimes=())
+        with pytest.raises(InfluenceError, match="npz: was made with another data_sha256; move"):
+            Study(changed, task)
+
+
+def coloured(name, split="train"):
+    """As many random images as the plan takes, in CIFAR-10's form."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (90, 32, 32, 3), dtype=np.uint8)
+    return Images("squares", pixels, rng.integers(0, 3, 90), ("",) * 90, tuple("abc"))
+
+
+def test_colours_have_a_record_of_their_own_with_the_regimes_of_the_plan(tmp_path, monkeypatch):
+    monkeypatch.setattr(memorisation, "load", coloured)
+    monkeypatch.setattr(left_out, "RESAMPLES", 20)
+    monkeypatch.setattr(candidates, "DRAWS", 1)
+    monkeypatch.setattr(memorisation, "PLANS", {"cifar10": {"tiny": COLOURED}})
+    arguments = ["reproduce", "memorisation-cifar10", "--profile", "tiny", "--runs", str(tmp_path)]
+    out = tmp_path / "figure.svg"
+    assert main([*arguments, "--results", str(tmp_path), "--out", str(out)]) == 0
+    found = json.loads((tmp_path / "tiny/memorisation-cifar10.json").read_text())
+    assert found["trainings"] == {"crops": 24}
+    assert list(found["power"]) == list(found["predictors"]) == ["crops"]
+    assert found["provenance"]["data"] == "squares (64 images, and 10 outside the pool)"
+    task = Task("memorisation-cifar10", "tiny", root=tmp_path, runs=tmp_path)
+    one = Study(COLOURED, task)
+    assert not one.advance()
+    both = Study(replace(COLOURED, regimes=tuple(REGIMES)), task)
+    assert both.missing() == ["crops and noise"]
+    assert both.trainings.values["crops"].shape == (24, 3, 74)
+    assert all(recipe.flips for recipe in one.recipes.values())
+    shade = one.pool.images.mean((0, 2, 3))
+    raw = torch.from_numpy(one.pool.part.images.mean((0, 1, 2)) / 255)
+    mean, std = (torch.tensor(row) for row in (CIFAR10_MEAN, CIFAR10_STD))
+    torch.testing.assert_close(shade, ((raw - mean) / std).float(), rtol=1e-3, atol=1e-4)
 
 
 def test_two_processes_are_not_at_the_same_trainings(study):
@@ -227,7 +311,7 @@ def test_encoders_are_averaged_in_disjoint_groups():
 
 
 def test_reproduce_records_power_and_draws(study, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(memorisation, "PLANS", {"tiny": PLAN})
+    monkeypatch.setattr(memorisation, "PLANS", {"digits": {"tiny": PLAN}})
     monkeypatch.setattr(left_out, "RESAMPLES", 40)
     monkeypatch.setattr(candidates, "DRAWS", 1)
     out, root = tmp_path / "figure.svg", study.task.root
