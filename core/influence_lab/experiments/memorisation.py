@@ -78,7 +78,7 @@ PLANS = {
     },
     "cifar10": {
         "cpu": Plan(
-            pool=256, queries=100, trainings=400, together=8, references=16, epochs=150,
+            pool=256, queries=100, trainings=400, together=4, references=16, epochs=150,
             data="cifar10", regimes=("crops",),
         ),
     },

@@ -44,7 +44,7 @@ from influence_ssl.encoders.resnet import CIFAR10_MEAN, CIFAR10_STD
 
 SMALL = Recipe(noise=True, width=4, hidden=8, output=4, epochs=5, batch=8)
 PLAN = Plan(pool=64, queries=10, trainings=24, together=12, references=4, epochs=1)
-COLOURED = replace(PLAN, together=24, data="cifar10", regimes=("crops",))
+COLOURED = replace(PLAN, together=24, references=1, data="cifar10", regimes=("crops",))
 
 
 @pytest.fixture(params=[(1, 8, 8), (3, 32, 32)], ids=["grey", "colour"])
