@@ -53,13 +53,14 @@ class SmallEncoder(nn.Module):
                 f"{2 * SIDE}, {4 * SIDE}, {8 * SIDE} and so on; resize or crop them"
             )
         strides = [2] * halvings if halvings > 1 else [1, 2]
-        self.convolutions = nn.ModuleList()
+        convolutions = []
         for stride in strides:
-            self.convolutions.append(nn.Conv2d(channels, width, 3, stride, 1, bias=False))
+            convolutions.append(nn.Conv2d(channels, width, 3, stride, 1, bias=False))
             channels, width = width, 2 * width
         self.num_features = width
+        self.convolutions = nn.ModuleList(convolutions)
         self.linear = nn.Linear(channels * SIDE * SIDE, self.num_features, bias=False)
-        for convolution in self.convolutions:
+        for convolution in convolutions:
             nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:

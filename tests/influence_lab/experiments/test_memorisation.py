@@ -207,13 +207,11 @@ def test_another_plan_or_seed_does_not_mix_with_a_record(study):
 
 def test_the_recorded_trainings_are_those_of_the_plans(monkeypatch):
     """Plan, recipes and seed are the file's; of other data, the data alone are another."""
-    task = Task("memorisation", "cpu")
-    assert Study(PLANS["digits"]["cpu"], task).recorded == list(REGIMES)
+    plan, task = PLANS["digits"]["cpu"], Task("memorisation", "cpu")
+    assert Study(plan, task).recorded == list(REGIMES)
     monkeypatch.setattr(memorisation, "load", coloured)
-    for plan in (PLANS["digits"]["cpu"], PLANS["cifar10"]["cpu"]):
-        changed = replace(plan, regimes=())
-        with pytest.raises(InfluenceError, match="npz: was made with another data_sha256; move"):
-            Study(changed, task)
+    with pytest.raises(InfluenceError, match="npz: was made with another data_sha256; move"):
+        Study(plan, task)
 
 
 def coloured(name, split="train"):
