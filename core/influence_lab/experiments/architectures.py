@@ -33,7 +33,7 @@ TORCHVISION = (
     "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small", "regnet_y_400mf", "resnet18",
     "shufflenet_v2_x0_5", "squeezenet1_1", "swin_v2_t", "vgg11_bn", "vit_b_16",
 )  # fmt: skip
-SIZES = (32, 48, 64, 96, 128, 160, 192, 224, 256, 299, 336, 384, 448, 512)
+SIZES = (32, 48, 64, 96, 128, 160, 192, 224, 240, 256, 299, 336, 384, 448, 512)
 IMAGES = 3
 DAMPING = 0.1
 CURVATURE = LoGra(rank=4, joint=True, damping=Relative(DAMPING))
@@ -58,9 +58,12 @@ def smallest(module: str) -> tuple[str, int]:
 
     found = []
     for name in timm.list_models(module=module):
-        # Not on the meta device: many models ask for values while they are built.
-        with _NoRandomWeights():
-            model = timm.create_model(name, pretrained=False)
+        try:
+            with torch.device("meta"):
+                model = timm.create_model(name, pretrained=False)
+        except (RuntimeError, NotImplementedError):  # it asks for values while it is built
+            with _NoRandomWeights():
+                model = timm.create_model(name, pretrained=False)
         found.append((sum(p.numel() for p in model.parameters()), name))
     count, name = min(found)
     return name, count
