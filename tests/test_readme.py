@@ -53,6 +53,14 @@ def test_the_links_into_the_repository_resolve():
         assert (README.parent / target).exists(), target
 
 
+def test_readme_first_page_and_how_tos_name_the_page_of_numbers():
+    book = README.parent / "book"
+    assert "](book/practice/which-number.md)" in README.read_text()
+    assert "](practice/which-number.md)" in (book / "intro.md").read_text()
+    for name in ("score-your-own", "trace", "duplicates", "outliers", "audit", "settings"):
+        assert "{doc}`which-number`" in (book / f"practice/{name}.md").read_text(), name
+
+
 def test_the_readme_counts_the_trainings_that_are_recorded():
     _, record = results.largest_record("memorisation")
     assert f"Over {sum(record['trainings'].values()):,} training runs" in README.read_text()
