@@ -17,7 +17,7 @@ N = 300
 
 
 def scored(n: int = N, names: list[str] | None = None) -> pandas.DataFrame:
-    """A score file's columns: groups {0, 1}, {2, 3, 4}; image 7 scores highest and stands alone."""
+    """A score file's columns: groups {0, 1} and {2, 3, 4}; image 7 is on top and alone."""
     rng = np.random.default_rng(0)
     magnitude = np.exp(rng.normal(size=n))
     magnitude[7] = 1000.0
@@ -37,7 +37,7 @@ def scored(n: int = N, names: list[str] | None = None) -> pandas.DataFrame:
     table["similarity"] = 0.5 + 0.4 * rng.random(n)
     table.loc[7, "similarity"] = 0.1
     table["duplicate_group"] = pandas.array([None] * n, dtype="Int64")
-    for group, members in enumerate(((0, 1), (2, 3, 4))):
+    for group, members in enumerate(((0, 1), (2, 3, 4)), 1):
         for a, b in zip(members, (*members[1:], members[0]), strict=True):
             table.loc[a, ["nearest", "similarity", "duplicate_group"]] = [names[b], 0.99, group]
     return table

@@ -26,8 +26,9 @@ class Table:
 
     ``score`` (N,) is signed, ``rank`` counts from 1 at the largest magnitude, and ``percentile``
     is 100 there and 0 at the smallest. ``loss``, ``gradient_norm``, ``similarity`` (NaN for none),
-    ``nearest``, ``sha256`` (empty for none), ``group`` (−1 for none), ``width``, ``height`` and
-    ``bytes`` of the file are None where the file has no such column.
+    ``nearest``, ``sha256`` (empty for none), ``group``, ``width``, ``height`` and ``bytes`` of the
+    file are None where the file has no such column. ``group`` is a position in the provenance's
+    list of groups, one less than the number in the file; −1 for none.
     """
 
     name: list[str]
@@ -137,6 +138,11 @@ def _table(path: Path, scores: Scores, rows: pandas.DataFrame) -> Table:
         return frame[column].fillna("").astype(str).tolist() if column in frame else None
 
     rank, percentile, group = numbers("rank"), numbers("percentile"), numbers("duplicate_group")
+    if group is not None and (group < 1).any():
+        raise InfluenceValueError(
+            f"{str(path)!r}: the column 'duplicate_group' contains a number below 1, but groups are "
+            "numbered from 1; score again, or remove the column."
+        )
     return Table(
         name=[name[i] for i in order],
         named=scores.names is not None,
@@ -150,7 +156,7 @@ def _table(path: Path, scores: Scores, rows: pandas.DataFrame) -> Table:
         similarity=numbers("similarity"),
         nearest=texts("nearest"),
         sha256=texts("sha256"),
-        group=None if group is None else np.nan_to_num(group, nan=-1).astype(np.int64),
+        group=None if group is None else np.nan_to_num(group, nan=0).astype(np.int64) - 1,
         width=numbers("width"),
         height=numbers("height"),
         bytes=numbers("bytes"),

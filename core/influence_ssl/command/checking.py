@@ -24,7 +24,7 @@ from influence_ssl.analysis.duplicates import Group, confirmed, duplicate_groups
 from influence_ssl.analysis.offtopic import Distances, distances
 from influence_ssl.analysis.ranking import read_labels
 from influence_ssl.command import settings
-from influence_ssl.command.summary import size
+from influence_ssl.command.summary import rotation, size
 from influence_ssl.encoders.loading import Loaded, load_encoder
 from influence_ssl.errors import InfluenceValueError, described, printable
 from influence_ssl.files.sources import counted, refuse_overwriting
@@ -138,7 +138,7 @@ def _columns(images: ImageFiles, groups: list[Group], far: Distances | None) -> 
     from influence_ssl.files.looks import Looks
 
     group: list[int | None] = [None] * len(images)
-    for number, found in enumerate(groups):
+    for number, found in enumerate(groups, 1):
         for member in found.members:
             group[member] = number
     columns: dict[str, Any] = {
@@ -176,6 +176,8 @@ def _summarise(
         )
     if images.converted:
         print(f"converted to 8-bit RGB: {counted(images.converted)}")
+    if images.rotated:
+        print(rotation(images))
     if images.ignored:
         print(f"left out by their names: {counted(images.ignored)}")
     for name, reason in images.skipped[:_LISTED]:

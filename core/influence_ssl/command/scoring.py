@@ -156,7 +156,7 @@ def _columns(scores: Scores, images: ImageFiles, z: Tensor, groups: list[Group])
     rank[scores.order("highest")] = np.arange(1, n + 1)
     neighbours = nearest(unit(z))
     group: list[int | None] = [None] * n
-    for number, found in enumerate(groups):
+    for number, found in enumerate(groups, 1):
         for member in found.members:
             group[member] = number
     looks = zip(*images.looks, strict=True)
@@ -257,6 +257,7 @@ def _provenance(options: argparse.Namespace, images: ImageFiles) -> dict[str, An
             "skipped": [list(skipped) for skipped in images.skipped],
             "other files": images.ignored,
             "converted": images.converted,
+            "EXIF rotation not applied": images.rotated,
         },
     }
     if options.weights not in (None, "pretrained"):

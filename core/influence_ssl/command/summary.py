@@ -40,6 +40,8 @@ def summarise(
         )
     if images.converted:
         print(f"converted to 8-bit RGB: {counted(images.converted)}")
+    if images.rotated:
+        print(rotation(images))
     if images.ignored:
         print(f"left out by their names: {counted(images.ignored)}")
     if images.skipped:
@@ -74,6 +76,14 @@ def summarise(
 def size(images: ImageFiles) -> str:
     """The shape of the images, such as ``3 x 32 x 32``."""
     return " x ".join(map(str, images.shape or ()))
+
+
+def rotation(images: ImageFiles) -> str:
+    """The number of images that a viewer would rotate, and how to rotate their pixels."""
+    return (
+        f"EXIF rotation not applied: {images.rotated} (read with their pixels as stored; Pillow's "
+        "ImageOps.exif_transpose rotates the pixels themselves)"
+    )
 
 
 def _left_out(names: list[str]) -> str:

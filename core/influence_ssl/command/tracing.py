@@ -194,6 +194,8 @@ def _summarise(
     else:
         print("reliability: not estimated; score with --draws 2 or more estimates it")
     print(f"written to {' and '.join(map(str, options.out))}")
+    if any(out.suffix == ".html" for out in options.out):
+        print("the page contains pictures of the queries and images; .parquet and .csv have none")
 
 
 def _queries(count: int) -> str:

@@ -7,7 +7,8 @@ those that the file declares (TIFF's BitsPerSample, a portable map's largest val
 that the caller names, because many files hold 12 bits in 16 without declaring it. PNG's sBIT chunk
 is ignored: the standard scales values to all 16 bits regardless. TIFF's MaxSampleValue is ignored
 too, because it must not change how an image looks. Like torchvision and timm, this module does not
-apply orientation tags.
+apply orientation tags; :func:`rotated` identifies the images that have one. Pillow itself applies
+those of TIFF.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from jaxtyping import UInt8, UInt16
 from influence_ssl.errors import one_line
 
 try:
-    from PIL import Image, UnidentifiedImageError
+    from PIL import ExifTags, Image, UnidentifiedImageError
 except ModuleNotFoundError as error:
     raise ImportError(
         "reading image files needs Pillow; pip install 'influence-ssl[report]'."
@@ -44,6 +45,8 @@ _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP", "JPEG2000", "AVI
 _PNG = b"\x89PNG\r\n\x1a\n"
 _TEXT = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 _BITS_PER_SAMPLE, _PLANES = 258, 284
+# The orientations of EXIF but 1, which is as stored.
+_ROTATED = range(2, 9)
 _PLAIN = ("RGB", "RGBA", "RGBa", "RGBX")
 _KINDS = {"1": "grey", "L": "grey", "LA": "grey", "I": "grey", "P": "palette", "PA": "palette"}
 
@@ -160,6 +163,23 @@ def decode(data: bytes) -> Decoded:
         )
     image.load()
     return Decoded(image, tuple(kinds))
+
+
+def rotated(data: bytes) -> bool:
+    """Whether an EXIF tag asks viewers to rotate or mirror the image; :func:`decode` does not.
+
+    False if the tag cannot be read, and for TIFF, whose tags Pillow applies.
+    """
+    data = _without_text(data)
+    # Pillow would decode every PNG without the chunk to its end in search of it.
+    if data.startswith(_PNG) and b"eXIf" not in data:
+        return False
+    try:
+        image = _open(data)
+        found = image.getexif().get(ExifTags.Base.Orientation)
+        return image.format != "TIFF" and found in _ROTATED
+    except Exception:  # a damaged tag does not make the image unreadable
+        return False
 
 
 def _open(data: bytes) -> Any:

@@ -33,7 +33,7 @@ from influence_ssl.errors import (
     InfluenceValueError,
     one_line,
 )
-from influence_ssl.files.decoding import DEPTHS, Image, TooLarge, decode, reason
+from influence_ssl.files.decoding import DEPTHS, Image, TooLarge, decode, reason, rotated
 from influence_ssl.files.looks import Looks, look_of
 from influence_ssl.files.sources import EXTENSIONS, counted, open_source
 
@@ -62,6 +62,7 @@ class _Inspected(NamedTuple):
     thumbnail: np.ndarray
     looks: Looks
     kinds: tuple[str, ...]
+    rotated: bool
     content: bytes
 
 
@@ -102,9 +103,10 @@ class ImageFiles(Dataset[tuple[Tensor]]):
     skipped. ``ignored`` counts the files that were not read, by extension. :meth:`readable` adds
     ``skipped``, ``sha256[k]`` (of the file), ``pixels[k]`` (:func:`pixel_digest`),
     ``thumbnails[k]`` (grey, 32 x 32, uint8), ``looks[k]``
-    (:class:`~influence_ssl.files.looks.Looks`: size, bytes, brightness and so on), ``shape`` and
-    ``converted`` (the number of images other than plain 8-bit RGB, by kind). Threads and
-    data loader workers may share the data set.
+    (:class:`~influence_ssl.files.looks.Looks`: size, bytes, brightness and so on), ``shape``,
+    ``converted`` (the number of images other than plain 8-bit RGB, by kind) and ``rotated`` (the
+    number of images with an EXIF rotation tag, which is not applied). Threads and data loader
+    workers may share the data set.
 
     Raises :class:`InfluenceError` if the source is missing, unsafe or without images. Items that
     cannot be read raise :class:`InfluenceOSError`.
@@ -132,6 +134,7 @@ class ImageFiles(Dataset[tuple[Tensor]]):
         self.looks: tuple[Looks, ...] = ()
         self.shape: tuple[int, ...] | None = None
         self.converted: dict[str, int] = {}
+        self.rotated = 0
         # Of all images that are listed, and so the same for the readable ones among them.
         self._bits: list[int] = []
         self._apart = not _keeps_nothing(self.preprocess)
@@ -205,6 +208,7 @@ class ImageFiles(Dataset[tuple[Tensor]]):
         subset.shape = first[1]
         counts = Counter(kind for found in inspected for kind in found.kinds)
         subset.converted = dict(counts.most_common())
+        subset.rotated = sum(found.rotated for found in inspected)
         return subset
 
     def _load(self, k: int) -> tuple[bytes, Image.Image, tuple[str, ...]]:
@@ -261,6 +265,7 @@ class ImageFiles(Dataset[tuple[Tensor]]):
             thumbnail,
             look_of(image, len(data)),
             kinds,
+            rotated(data),
             content,
         )
 

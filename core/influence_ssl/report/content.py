@@ -21,6 +21,8 @@ FIRST = 6
 SETTLED = 0.9
 """Below this reliability the page warns that the order is not reliable."""
 GROUPS = 40
+PICTURED = 12
+"""Number of groups with pictures in print."""
 MEMBERS = 8
 EXTREME = 0.05
 _BINS = 48
@@ -44,6 +46,7 @@ def content(table: Table, source: str, labels: pandas.DataFrame | None) -> dict[
         "top": top,
         "missing": table.missing(),
         "skipped": _skipped(table),
+        "rotated": _rotated(table),
         "alerts": _alerts(table.provenance),
         "summary": _summary(table),
         "distribution": _distribution(table.magnitude),
@@ -211,7 +214,7 @@ def _group(table: Table, group: int, rows: list[int]) -> dict[str, Any]:
     known = table.provenance.get("duplicate groups")
     told = known[group] if isinstance(known, list) and group < len(known) else {}
     return {
-        "group": group,
+        "group": group + 1,
         "size": len(rows),
         "rules": told.get("reasons"),
         "confirmed": confirmed(table.provenance).get(group),
@@ -228,20 +231,15 @@ def _group(table: Table, group: int, rows: list[int]) -> dict[str, Any]:
 
 
 def _outliers(table: Table) -> dict[str, Any] | None:
-    """Images of the top 5 % in magnitude and the lowest 5 % in similarity to their nearest.
-
-    ``expected``: how many would be in both if the two were unrelated.
-    """
+    """The 5 % of images least similar to their nearest image, the least similar first."""
     if table.similarity is None or not np.isfinite(table.similarity).any():
         return None
-    n = len(table)
-    count = max(1, round(EXTREME * n))
-    similarity = np.nan_to_num(table.similarity, nan=np.inf)
-    lonely = set(np.argsort(similarity, kind="stable")[:count].tolist())
-    rows = [row for row in range(count) if row in lonely]
+    known = np.isfinite(table.similarity)
+    count = max(1, round(EXTREME * int(known.sum())))
+    order = np.argsort(np.where(known, table.similarity, np.inf), kind="stable")
+    rows = order[:count].tolist()
     return {
         "total": len(rows),
-        "expected": number(count * count / n),
         "share": EXTREME,
         "rows": rows,
         "shown": [_entry(table, row) for row in rows[:GALLERY]],
@@ -266,7 +264,7 @@ def _rows(table: Table, labels: pandas.DataFrame | None) -> dict[str, Any]:
     if table.similarity is not None:
         kinds.append(("similarity", "number", _numbers(table.similarity)))
     if table.group is not None:
-        groups = [group if group >= 0 else None for group in table.group.tolist()]
+        groups = [group + 1 if group >= 0 else None for group in table.group.tolist()]
         kinds.append(("duplicate_group", "number", groups))
     if labels is not None:
         kinds += [(f"table: {name}", "text", labels[name].tolist()) for name in labels.columns]
@@ -280,6 +278,12 @@ def _skipped(table: Table) -> list[list[str]]:
     data = table.provenance.get("data")
     skipped = data.get("skipped", []) if isinstance(data, dict) else []
     return [[str(part) for part in pair] for pair in skipped]
+
+
+def _rotated(table: Table) -> int:
+    data = table.provenance.get("data")
+    found = data.get("EXIF rotation not applied") if isinstance(data, dict) else None
+    return found if isinstance(found, int) else 0
 
 
 def number(value: float) -> float | None:

@@ -18,7 +18,7 @@ from influence_ssl.errors import InfluenceValueError
 from influence_ssl.files.sources import refuse_overwriting
 from influence_ssl.files.writing import replacing
 from influence_ssl.report.chart import chart
-from influence_ssl.report.content import FIRST, content, number
+from influence_ssl.report.content import FIRST, PICTURED, content, number
 from influence_ssl.report.facts import FACTS
 from influence_ssl.report.pages import code, render
 from influence_ssl.report.pictures import Pictures
@@ -161,7 +161,7 @@ def _render(
         outliers = [place[row] for row in outliers if row in place]
     return render(
         "template.html.j2",
-        report=found | {"first": FIRST},
+        report=found | {"first": FIRST, "pictured": PICTURED},
         facts=FACTS,
         uris=uris,
         chart=chart(found["distribution"]),

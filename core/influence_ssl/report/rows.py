@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any, TextIO
 
 ROWS = 50_000
-BYTES = 15_000_000
+BYTES = 12_000_000
 """The size limit of the rows, so that a page with its pictures stays below 20 MB."""
 
 
 def chosen(rows: dict[str, Any], outliers: list[int]) -> list[int] | None:
     """The rows to show, in the order of rank; None for all of them.
 
-    Likely outliers and members of duplicate groups come first, each with up to a quarter of the
-    places; both ends of the ranking share the remaining places.
+    Images far from the others and members of duplicate groups come first, each with up to a quarter
+    of the places; both ends of the ranking share the remaining places.
     """
     n = len(rows["values"][0])
     places = min(ROWS, n)

@@ -8,7 +8,7 @@ import pandas
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import ExifTags, Image
 
 from influence_lab.pretrain.resnets import cifar_preprocess
 from influence_lab.records import results
@@ -33,6 +33,9 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     large = Image.open(root / "dog/02.png")
     large.resize((84, 96), 3).save(root / "dog/02-large.png")
     Image.open(root / "dog/04.png").transpose(Image.Transpose.ROTATE_90).save(root / "dog/04-t.png")
+    lying = Image.Exif()
+    lying[ExifTags.Base.Orientation] = 6
+    Image.open(root / "dog/06.png").save(root / "dog/06.png", exif=lying)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -41,6 +44,7 @@ def test_check_in_one_command(photos: Path, capsys: pytest.CaptureFixture[str]) 
     assert main(["check", "--data", "photos", "--out", "check.parquet", "--device", "cpu"]) == 0
     said = capsys.readouterr().out
     assert "sees every image at 32 x 32 pixels" in said
+    assert "EXIF rotation not applied: 1 (read with their pixels as stored" in said
     assert "likely duplicates: 6 images in 3 groups" in said
     assert "across folder: 1 groups of duplicates" in said
     table = pandas.read_parquet("check.parquet").set_index("name")

@@ -118,6 +118,7 @@ def test_the_columns_against_brute_force(work: Path, suffix: str) -> None:
     assert table["nearest"].tolist() == [names[int(i)] for i in cosine.argmax(1)]
     grouped = table["duplicate_group"].notna()
     assert table["name"][grouped].tolist() == ["04.png", "20.png"]
+    assert table["duplicate_group"][grouped].tolist() == [1, 1]
     np.testing.assert_allclose(Scores.load(f"scores.{suffix}").values, table["score"], rtol=1e-14)
     assert read_scores(Path(f"scores.{suffix}")).missing() == []
 

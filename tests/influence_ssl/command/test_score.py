@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from commands import listing, run, scored, small, tensors
-from PIL import Image
+from PIL import ExifTags, Image
 from safetensors.torch import save_file
 from scipy.stats import spearmanr
 from torchvision.transforms import functional as TF
@@ -175,6 +175,10 @@ def test_the_summary_tells_what_was_not_read_and_what_was_converted(
     clear = np.zeros((10, 10, 1), np.uint8)
     colours = rng.integers(0, 256, (10, 10, 3), np.uint8)
     Image.fromarray(np.concatenate([colours, clear + 9], 2)).save("images/cut.png")
+    for orientation in (1, 6, 8):
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = orientation
+        Image.fromarray(colours).save(f"images/camera{orientation}.jpg", exif=exif)
     data = scored().provenance["data"]
     output = capsys.readouterr().out
     assert "left out by their names: 3 .heic, 1 .dng\n" in output
@@ -182,6 +186,8 @@ def test_the_summary_tells_what_was_not_read_and_what_was_converted(
         "converted to 8-bit RGB: 2 grey, 2 of 16 bits (12 in use), "
         "1 with transparency (placed on mid-grey)\n"
     ) in output
+    assert "EXIF rotation not applied: 2 (read with their pixels as stored" in output
+    assert data["EXIF rotation not applied"] == 2
     assert data["other files"] == {".heic": 3, ".dng": 1}
     assert data["converted"] == {
         "grey": 2,

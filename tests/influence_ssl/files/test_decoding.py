@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, PngImagePlugin
+from PIL import ExifTags, Image, PngImagePlugin
 
 from influence_ssl.errors import InfluenceOSError
 from influence_ssl.files.decoding import BACKGROUND, DEPTHS
@@ -159,6 +159,34 @@ def test_images_that_come_out_nearly_black_are_told(tmp_path: Path) -> None:
         "of 16 bits (16 in use)": 2,
         "of 16 bits (16 in use, nearly black: 12 would suffice)": 1,
     }
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
+def test_rotations_of_exif_are_counted_and_not_applied(tmp_path: Path, suffix: str) -> None:
+    """As Pillow writes them; orientation 1 and a missing or damaged tag are none."""
+    image = Image.fromarray(RNG.integers(0, 256, (5, 7, 3), np.uint8))
+    for orientation in (1, 3, 6, 8):
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = orientation
+        image.save(tmp_path / f"{orientation}{suffix}", exif=exif)
+    image.save(tmp_path / f"none{suffix}")
+    image.save(tmp_path / f"torn{suffix}", exif=b"Exif\0\0II*\0\xff")
+    images = ImageFiles(tmp_path).readable()
+    assert images.rotated == 3
+    assert images.converted == {}
+    assert {images.image(k).size for k in range(len(images))} == {(7, 5)}
+    if suffix == ".png":
+        for k in range(4):
+            np.testing.assert_array_equal(np.asarray(images.image(k)), np.asarray(image))
+
+
+def test_the_rotation_of_a_png_of_16_bits_is_found(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    tag = chunk(b"eXIf", exif.tobytes()[6:])
+    (tmp_path / "before.png").write_bytes(png(values("RGB"), before=tag))
+    (tmp_path / "after.png").write_bytes(png(values("RGB"), after=tag))
+    assert ImageFiles(tmp_path).readable().rotated == 2
 
 
 def test_the_bits_that_a_file_declares_are_its_own(tmp_path: Path) -> None:

@@ -179,7 +179,7 @@ def score_file(folder: Path, suffix: str) -> Reader:
     seeds = [path.read_bytes()]
     if suffix != ".npz":
         table = some_scores().to_pandas()
-        table["rank"], table["nearest"], table["duplicate_group"] = range(1, 5), "a.png", 0
+        table["rank"], table["nearest"], table["duplicate_group"] = range(1, 5), "a.png", 1
         if suffix == ".csv":
             start = seeds[0].split(b"\n")[0] + b"\n"
             checked = b'# provenance: {"checked": true}\nindex,name,nearest\n0,a.png,\n1,b.png,\n'

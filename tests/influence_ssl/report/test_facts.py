@@ -1,8 +1,21 @@
-"""What the page says of the score is what the book's records hold."""
+"""What the page says of the score is what the book's records hold, point by point.
+
+Every point of the page's list of meanings has its test here, and so has every fact; the last test
+holds the list and this file to each other. Tests named in quotes stand elsewhere.
+"""
 
 import re
+from pathlib import Path
+
+import numpy as np
+import torch
+from reports import save, scored
 
 from influence_lab.records import results
+from influence_ssl import InfluenceScorer
+from influence_ssl.analysis.shares import fisher_exact
+from influence_ssl.report import html
+from influence_ssl.report.content import EXTREME
 from influence_ssl.report.facts import FACTS
 
 METHODS = ("simclr", "byol", "barlow")
@@ -12,20 +25,45 @@ def numbers(sentence: str) -> list[float]:
     return [float(number) for number in re.findall(r"\d\.\d+", sentence)]
 
 
-def test_the_loss_ranks_nearly_as_the_score() -> None:
+def ends(values: list[float], digits: int = 2) -> list[float]:
+    return [round(min(values), digits), round(max(values), digits)]
+
+
+def test_the_score_ranks_fragility_nearly_as_the_loss() -> None:
+    """Which is how far the perturbation moves the representation, by definition."""
     methods = results.load_record("cpu", "stability")["methods"]
     found = [methods[method]["score against"]["loss"][0] for method in METHODS]
-    assert numbers(FACTS["loss"]) == [round(min(found), 2), round(max(found), 2)]
+    assert numbers(FACTS["loss"]) == ends(found)
 
 
 def test_the_score_does_not_find_near_duplicates() -> None:
     methods = results.load_record("cpu", "near-duplicates")["methods"]
-    for method in ("simclr", "byol"):
-        _, low, high = methods[method]["score"]["pixels"]["auroc"]
-        assert low < 0.5 < high
-    assert methods["barlow"]["score"]["pixels"]["auroc"][2] < 0.5  # worse than chance
-    for method in METHODS:
-        assert methods[method]["representation kNN"]["pixels"]["auroc"][1] > 0.95
+    score, rival = (
+        [methods[method][key]["pixels"]["auroc"] for method in METHODS]
+        for key in ("score", "representation kNN")
+    )
+    *found, chance, low, high = numbers(FACTS["detector"])
+    assert (found, chance) == (ends([value for value, *_ in score]), 0.5)
+    assert [low, high] == ends([value for value, *_ in rival])
+    # "Did not tell": no interval lies above chance.
+    assert all(lower < 0.5 for _, lower, _ in score)
+
+
+def test_distances_find_what_is_far_and_the_score_hardly() -> None:
+    cases = results.load_record("cpu", "concept")["cases"]
+    elsewhere = [case["atypical elsewhere"]["auroc"] for case in cases.values()]
+    planted = results.load_record("cpu", "planted")["off-topic"]["trained"]
+    assert len(elsewhere) == 4
+    assert numbers(FACTS["far"]) == [
+        *ends([auroc["distance"][0] for auroc in elsewhere]),
+        *ends([auroc["score"][0] for auroc in elsewhere]),
+        0.5,
+        round(planted["density"][0], 2),
+        round(planted["mahalanobis"][0], 2),
+    ]
+    # "Hardly": the intervals of both lie apart under each encoder.
+    assert all(auroc["score"][2] < auroc["distance"][1] for auroc in elsewhere)
+    assert f"the {EXTREME:.0%}".replace("%", " %") in FACTS["far"]
 
 
 def test_the_score_predicts_little_of_leaving_an_image_out() -> None:
@@ -34,3 +72,91 @@ def test_the_score_predicts_little_of_leaving_an_image_out() -> None:
     for quantity in ("noise loss", "alignment loss"):
         assert abs(regime[quantity]["noise score, LoGra"]["16"][0]) < most
         assert round(regime[quantity]["kNN distance"]["16"][0], 1) >= rival
+
+
+def test_another_training_ranks_otherwise() -> None:
+    methods = results.load_record("cpu", "stability")["methods"]
+    found = [methods[m]["score"]["training"]["1"]["spearman"][0] for m in METHODS]
+    small = results.load_record("cpu", "memorisation")["agreement of two encoders"]
+    halves = [regime["noise score, LoGra"] for regime in small.values()]
+    assert numbers(FACTS["encoder"]) == [*ends(found), *ends(halves)]
+
+
+def test_the_mean_is_the_effective_dimension_bounded_by_rank_and_lowered_by_damping() -> None:
+    torch.manual_seed(0)
+    encoder = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 5))
+    scores = InfluenceScorer(encoder, progress=False).score(torch.randn(40, 3, 2, 2))
+    dimension = sum(scores.provenance["effective dimension"])
+    np.testing.assert_allclose(scores.magnitude.mean(), dimension, rtol=1e-4)
+    methods = results.load_record("cpu", "levels")["methods"]
+    cells = {name: cell for m in METHODS for name, cell in methods[m]["cells"].items()}
+    for cell in cells.values():
+        np.testing.assert_allclose(cell["mean |I|"], cell["effective dimension"], rtol=1e-5)
+        assert cell["effective dimension"] < cell["ceiling"]
+        # "Compare orders": they hardly depend on what sets the level.
+        assert cell["rank correlation"][0] > 0.99
+    level = {name: cell["mean |I|"] for name, cell in methods["simclr"]["cells"].items()}
+    by_rank = [level[f"rank {rank}, damping 0.1"] for rank in (4, 8, 16, 32, 64)]
+    by_damping = [level[f"rank 16, damping {damping}"] for damping in ("0.01", "0.1", "1")]
+    assert by_rank == sorted(by_rank)
+    assert by_damping == sorted(by_damping, reverse=True)
+
+
+def test_the_expected_agreement_of_two_runs_is_what_two_runs_have() -> None:
+    """The estimate from one run's own draws, beside the correlation of two separate runs."""
+    stability = results.load_record("cpu", "stability")["methods"]["simclr"]["score"]["noise"]
+    estimate = results.load_record("cpu", "fidelity")["reliability"]
+    for draws in ("1", "2", "4"):
+        assert abs(estimate[draws][0] - stability[draws]["spearman"][0]) < 0.01
+
+
+def test_near_duplicates_make_p_too_small() -> None:
+    """A label that has nothing to do with the order, on 40 pictures with five copies each."""
+    rng, alarms = np.random.default_rng(0), 0
+    for _ in range(200):
+        label = np.repeat(rng.permutation(40) < 20, 5)
+        top = np.repeat(rng.permutation(40) < 8, 5)
+        alarms += fisher_exact(int((label & top).sum()), 40, 100, 200) < 0.05
+    assert alarms > 3 * 0.05 * 200
+
+
+def test_every_number_for_a_question_is_that_of_the_book() -> None:
+    """The list's last point beside the table of its page."""
+    page = (Path(__file__).parents[3] / "book/practice/which-number.md").read_text("utf-8")
+    rows = re.findall(r"^\| ([^|]+\?) \| ([^|]+) \|", page, re.M)
+    answers = {question.split("?")[0].strip(): answer for question, answer in rows}
+    for question, words in (
+        ("Is there a near duplicate", "duplicate groups"),
+        ("Was it memorised", "distance to the nearest"),
+        ("Is it off-topic", "distance"),
+        ("Is it fragile under noise", "loss"),
+        ("Is its label wrong", "None"),
+    ):
+        assert words in answers[question], question
+
+
+POINTS = {
+    "What is measured.": test_the_score_ranks_fragility_nearly_as_the_loss,
+    "Close to the loss.": test_the_score_ranks_fragility_nearly_as_the_loss,
+    "Not a detector.": test_the_score_does_not_find_near_duplicates,
+    "Not the effect of retraining.": test_the_score_predicts_little_of_leaving_an_image_out,
+    "The mean says little about the images.": (
+        test_the_mean_is_the_effective_dimension_bounded_by_rank_and_lowered_by_damping
+    ),
+    "Uncertainty.": test_the_expected_agreement_of_two_runs_is_what_two_runs_have,
+    "Uncertainty: not known.": "test_what_makes_the_rest_worthless_comes_first",
+    "One encoder.": test_another_training_ranks_otherwise,
+    "Which number for which question.": test_every_number_for_a_question_is_that_of_the_book,
+}
+
+
+def test_every_point_and_every_fact_has_its_test(tmp_path: Path) -> None:
+    template = Path(html.__file__).with_name("template.html.j2").read_text("utf-8")
+    meaning = template[template.index('id="meaning"') : template.index('id="distribution"')]
+    assert {*re.findall(r"<li><strong>(.*?)</strong>", meaning)} == {*POINTS}
+    code = Path(__file__).read_text("utf-8")
+    used = {*re.findall(r"facts\.(\w+)", template)}
+    assert used == {*FACTS} == {*re.findall(r'FACTS\["(\w+)"\]', code)}
+    html.write(save(scored(20), tmp_path / "s.parquet"), tmp_path / "r.html")
+    page = (tmp_path / "r.html").read_text("utf-8").replace("&#39;", "'")
+    assert all(fact in page for fact in FACTS.values())

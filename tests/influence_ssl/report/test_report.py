@@ -16,8 +16,11 @@ from sklearn.decomposition import PCA
 
 from influence_ssl import InfluenceError, Scores
 from influence_ssl.analysis.duplicates import ALONE
+from influence_ssl.report.content import FIRST, GALLERY, GROUPS, MEMBERS
 from influence_ssl.report.html import write
+from influence_ssl.report.pictures import SIDE, _thumbnail
 from influence_ssl.report.plane import plane
+from influence_ssl.report.rows import BYTES
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +64,7 @@ def test_groups_tell_the_rules_that_the_command_recorded(tmp_path: Path) -> None
     write(scores, tmp_path / "r.html", None, None, tmp_path / "r.json")
     found = json.loads((tmp_path / "r.json").read_text())
     # What should be looked at first comes first.
-    assert [group["group"] for group in found["groups"]["shown"]] == [1, 0]
+    assert [group["group"] for group in found["groups"]["shown"]] == [2, 1]
     assert found["groups"]["unconfirmed"] == 1
     assert found["groups"]["shown"][0]["reason"] == (
         "grouped by pixels alone; its least alike pair: pixels at full detail 0.985, whitened "
@@ -74,20 +77,21 @@ def test_groups_tell_the_rules_that_the_command_recorded(tmp_path: Path) -> None
 
 def test_strangers_in_a_group_have_pixels_that_differ(made: Path, tmp_path: Path) -> None:
     table = scored()
-    table.loc[[20, 21], "duplicate_group"] = 2
+    table.loc[[20, 21], "duplicate_group"] = 3
     scores = save(table, tmp_path / "scores.csv")
     write(scores, tmp_path / "r.html", made / "images", None, tmp_path / "r.json")
     groups = {
         g["group"]: g for g in json.loads((tmp_path / "r.json").read_text())["groups"]["shown"]
     }
-    assert groups[2]["pixels"] < 0.8 < groups[1]["pixels"]
+    assert groups[3]["pixels"] < 0.8 < groups[2]["pixels"]
 
 
-def test_outlier_has_a_high_score_and_no_neighbour(content: dict[str, Any]) -> None:
-    outliers = content["outliers"]
-    assert outliers["shown"][0]["name"] == "b/00007.png"
-    assert outliers["expected"] == 15 * 15 / N
-    assert outliers["total"] == len(outliers["rows"]) < 15
+def test_far_from_the_others_are_the_least_similar(content: dict[str, Any]) -> None:
+    far = content["outliers"]
+    expected = scored().nsmallest(round(0.05 * N), "similarity")["name"].tolist()
+    assert expected[0] == "b/00007.png"
+    assert [entry["name"] for entry in far["shown"]] == expected
+    assert far["total"] == len(far["rows"]) == len(expected)
 
 
 def test_breakdown_finds_the_label_that_was_planted(content: dict[str, Any]) -> None:
@@ -109,6 +113,15 @@ def test_breakdown_finds_the_label_that_was_planted(content: dict[str, Any]) -> 
 def test_unreadable_picture_is_listed(made: Path, content: dict[str, Any]) -> None:
     assert [name for name, _ in content["pictures"]["failed"]] == ["b/00007.png"]
     assert "1 pictures cannot be shown" in (made / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("count", "words"), [(1, "1 image has an EXIF"), (3, "3 images have an EXIF")]
+)
+def test_rotations_that_were_not_applied_are_told(tmp_path: Path, count: int, words: str) -> None:
+    provenance = {"draws": 2, "data": {"EXIF rotation not applied": count}}
+    write(save(scored(20), tmp_path / "s.parquet", provenance), tmp_path / "r.html")
+    assert words in (tmp_path / "r.html").read_text()
 
 
 def test_a_bare_file_works_and_says_what_is_missing(tmp_path: Path) -> None:
@@ -190,6 +203,7 @@ def test_tables_of_other_programs_are_joined(tmp_path: Path, separator: str) -> 
         ("no folder", "cannot be written"),
         ("onto itself", "overwrite"),
         ("text", "holds a value that is not a number"),
+        ("group 0", "groups are numbered from 1"),
     ],
 )
 def test_errors_are_one_line_and_leave_nothing(tmp_path: Path, case: str, words: str) -> None:
@@ -201,6 +215,8 @@ def test_errors_are_one_line_and_leave_nothing(tmp_path: Path, case: str, words:
         table = table.drop(columns="name")
     if case == "text":
         table["loss"] = "much"
+    if case == "group 0":
+        table["duplicate_group"] -= 1
     scores = save(table, tmp_path / "s.parquet")
     if case == "no file":
         scores = tmp_path / "nothing.csv"
@@ -251,7 +267,7 @@ def test_the_first_screen_has_numbers_pictures_and_the_next_command(made: Path) 
     assert "influence-ssl select scores.parquet --drop-duplicates --out keep.txt" in first
     titles = re.findall(r'<ul class="gallery" aria-label="([^"]+)">(.*?)</ul>', first, re.S)
     assert [title.split(",")[0] for title, _ in titles] == [
-        "Duplicates", "Likely outliers", "Highest influence", "Lowest influence",
+        "Duplicates", "Far from the others", "Highest influence", "Lowest influence",
     ]  # fmt: skip
     assert all(1 <= gallery.count('class="card"') <= 6 for _, gallery in titles)
     assert "nearest at 0.100" in titles[1][1]
@@ -295,6 +311,15 @@ def test_the_page_of_a_large_set_holds_what_fits_and_the_rest_stands_beside_it(
     rows = (tmp_path / "r.html").read_text()
     assert 20 < len(held(rows)["rank"]) < places
     assert len(re.search(r'id="rows">(.*?)</script>', rows).group(1)) < 21_000
+
+
+def test_a_page_of_any_set_stays_below_20_megabytes() -> None:
+    """All the rows that fit, and pictures of noise, which no other picture of the size exceeds."""
+    noise = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
+    uri, *_ = _thumbnail(Image.fromarray(noise))
+    # Each outlier has its neighbour beside it, and the first of each finding stand twice.
+    shown = 2 * GALLERY + 2 * GALLERY + GROUPS * MEMBERS + 5 * FIRST
+    assert BYTES + shown * len(uri) < 19_500_000
 
 
 def test_the_map_is_the_principal_components_of_unit_representations() -> None:
