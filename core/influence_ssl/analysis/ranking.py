@@ -140,8 +140,8 @@ def _table(path: Path, scores: Scores, rows: pandas.DataFrame) -> Table:
     rank, percentile, group = numbers("rank"), numbers("percentile"), numbers("duplicate_group")
     if group is not None and (group < 1).any():
         raise InfluenceValueError(
-            f"{str(path)!r}: the column 'duplicate_group' contains a number below 1, but groups are "
-            "numbered from 1; score again, or remove the column."
+            f"{str(path)!r}: the column 'duplicate_group' contains a number below 1, but groups "
+            "are numbered from 1; score again, or remove the column."
         )
     return Table(
         name=[name[i] for i in order],

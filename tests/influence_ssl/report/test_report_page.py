@@ -330,7 +330,11 @@ def test_three_hundred_images_print_on_six_pages(chromium: Any, made: Path, tmp_
             "article => [...article.querySelectorAll('img')].filter(i => i.offsetWidth).length"
         )
         assert visible == (min(4, len(names)) if k < 12 else 0)
-    assert page.locator(".paper").inner_text().startswith("In print, the first 12 groups have pictures")
+    assert (
+        page.locator(".paper")
+        .inner_text()
+        .startswith("In print, the first 12 groups have pictures")
+    )
     printed = page.pdf(format="A4", prefer_css_page_size=True)
     assert len(re.findall(rb"/Type /Page\b", printed)) <= 6
     # Chromium loads what was not yet in view before it prints.
