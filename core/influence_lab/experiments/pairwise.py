@@ -55,7 +55,7 @@ TRAIN, QUERIES, TOP = 2000, 100, 10
 BATCH = 64
 SMALL = {"tiny": (48, 6)}
 SECONDS = 1200
-"""What a call may take at most."""
+"""The most processor time that a call may take."""
 
 Pair = tuple[Tensor, Tensor]
 Influences = Callable[[nn.Module, Pair, Pair, float], Tensor]
@@ -180,21 +180,21 @@ class _TooLong(Exception):
 
 
 class _limited:
-    """Raises in the block after so many seconds."""
+    """Raises in the block after so many seconds of processor time."""
 
     def __init__(self, seconds: int) -> None:
         self.seconds = seconds
 
     def __enter__(self) -> None:
         def stop(*_: Any) -> None:
-            raise _TooLong(f"not done after {self.seconds} seconds")
+            raise _TooLong(f"not done after {self.seconds} seconds of processor time")
 
-        self.before = signal.signal(signal.SIGALRM, stop)
-        signal.alarm(self.seconds)
+        self.before = signal.signal(signal.SIGPROF, stop)
+        signal.setitimer(signal.ITIMER_PROF, self.seconds)
 
     def __exit__(self, *_: object) -> None:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, self.before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, self.before)
 
 
 def _plain(work: Work) -> float:
