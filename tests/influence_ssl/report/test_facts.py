@@ -126,7 +126,7 @@ def test_every_number_for_a_question_is_that_of_the_book() -> None:
     rows = re.findall(r"^\| ([^|]+\?) \| ([^|]+) \|", page, re.M)
     answers = {question.split("?")[0].strip(): answer for question, answer in rows}
     for question, words in (
-        ("Is there a near duplicate", "duplicate groups"),
+        ("Is there a near-duplicate", "duplicate groups"),
         ("Was it memorised", "distance to the nearest"),
         ("Is it off-topic", "distance"),
         ("Is it fragile under noise", "loss"),
