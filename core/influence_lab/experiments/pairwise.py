@@ -5,7 +5,7 @@ A peer is a script under ``benchmarks/pairs`` that defines ``PACKAGE``, ``METHOD
 ``train`` and ``queries`` are each (images, noisy copies). It holds nothing that a user of that
 library would not write, and runs in an environment of its own:
 
-    python -m influence_lab.experiments.pairwise benchmarks/pairs/trak.py OUT.json
+    python -m influence_lab.experiments.pairwise benchmarks/pairs/traker_trak.py OUT.json
 
 The reference is the exact empirical Fisher of all convolutions, from the core, made once. Agreement
 is Spearman's correlation over the images, one for each query. Time is the processor time
