@@ -34,7 +34,7 @@ touch.open("damping", (picture, { eigenvalues, coordinates, damping, range }) =>
   const plane = element("svg", { role: "img", "aria-label": "Gradients as arrows in the plane of two eigendirections, and the ellipse of equal score" });
   const words = element("g", { class: "touch-axes", "aria-hidden": "true" });
   const paths = coordinates.map(() => element("path", { class: "touch-path" }));
-  const dots = coordinates.map(() => element("circle", { r: 3.5, class: "touch-dot" }));
+  const dots = coordinates.map(() => element("circle", { r: 1.8, class: "touch-dot" }));
   const arrows = coordinates.map(() => element("line", { class: "touch-arrow" }));
   const ellipse = element("ellipse", { class: "touch-ellipse" });
   const legend = element("g", { class: "touch-axes", "aria-hidden": "true" });

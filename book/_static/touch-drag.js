@@ -43,7 +43,7 @@ touch.open("drag", (picture, { inputs, targets, names }) => {
     const made = element(
       "g",
       { class: "touch-handle", role: "slider", tabindex: "0", "aria-label": `Point ${names[i]}`, "aria-valuemin": bounds[1][0], "aria-valuemax": bounds[1][1] },
-      element("circle", { class: "touch-area", r: 20 }),
+      element("circle", { class: "touch-area", r: 22 }),
       element("rect", { x: -7, y: -7, width: 14, height: 14 }),
       element("text", { y: -12, "text-anchor": "middle" }, names[i]),
     );
@@ -133,7 +133,11 @@ touch.open("drag", (picture, { inputs, targets, names }) => {
     ends(rest, without);
     const [input, target] = points[chosen];
     set(gap, { x1: x(input), x2: x(input), y1: y(target), y2: y(line.intercept + line.slope * input) });
-    for (const [i, one] of handles) set(one, { transform: `translate(${x(points[i][0])} ${y(points[i][1])})` });
+    for (const [i, one] of handles) {
+      set(one, { transform: `translate(${x(points[i][0])} ${y(points[i][1])})` });
+      // The letter stands on the side away from the line, clear of the bar.
+      set(one.querySelector("text"), { y: residual(line, points[i]) < 0 ? 21 : -12 });
+    }
   }
 
   touch.fit(picture, (width) => {

@@ -97,6 +97,12 @@ def test_keys_move_a_point_and_everything_is_fitted_again(drag: Any) -> None:
     assert shown(drag, "A") == pytest.approx(by_definition(inputs, targets, 60), rel=1e-9)
     assert point.get_attribute("aria-valuetext") != before
     assert "input 3.90, target 1.40" in point.get_attribute("aria-valuetext")
+    # Below the line the bar goes up from the point, and the letter gives way.
+    for _ in range(5):
+        point.press("Shift+ArrowDown")
+    boxes = "all => all.map(e => e.getBoundingClientRect()).map(b => [b.top, b.bottom])"
+    bar, letter = drag.locator("#touch-drag .touch-gap, .touch-chosen text").evaluate_all(boxes)
+    assert letter[0] >= bar[1] or letter[1] <= bar[0]
 
 
 def test_a_point_follows_the_pointer_and_goes_back(drag: Any) -> None:
@@ -401,6 +407,17 @@ def test_a_finger_chooses_an_image(chromium: Any, explored: Any) -> None:
         assert of_the_explorer(view) == near(expected(values, "border", middle))
 
 
+CONTROLS = "button, [type=range], [role=slider], label:has([type=radio])"
+
+
+def smallest(place: Any) -> float:
+    """The shortest side of what can be met, of each control in a picture."""
+    boxes = place.locator(CONTROLS).evaluate_all(
+        "all => all.map(e => e.getBoundingClientRect()).map(b => Math.min(b.width, b.height))"
+    )
+    return min(boxes)
+
+
 @pytest.fixture(scope="module")
 def phone(chromium: Any) -> Iterator[Any]:
     with window(chromium, **FINGER) as view:
@@ -417,6 +434,8 @@ def test_a_picture_fits_a_phone_in_both_themes(phone: Any, name: str, scheme: st
     place.scroll_into_view_if_needed()
     assert place.locator(".touch-picture").bounding_box()["width"] <= PHONE["width"]
     assert place.locator("figcaption").inner_text()
+    # What a finger needs.
+    assert smallest(place) >= 44
     assert overflow(phone) == {"wide": 0, "who": [], "cut": []}
     assert violations(phone) == []
 
@@ -440,6 +459,7 @@ def test_on_paper_and_without_scripts_the_figure_stands_alone(
     desktop.emulate_media(media="screen")
     load(desktop, address(HOMES[name]))
     assert desktop.locator(f"#touch-{name}").is_visible()
+    assert smallest(desktop.locator(f"#touch-{name}")) >= 24
     desktop.emulate_media(media="print")
     assert desktop.locator(f"#touch-{name}").is_hidden()
     load(without_scripts, address(HOMES[name]))
