@@ -166,14 +166,17 @@ def decode(data: bytes) -> Decoded:
 
 
 def rotated(data: bytes) -> bool:
-    """Whether an EXIF tag asks viewers to rotate or mirror the image; :func:`decode` does not.
+    """Whether a tag of EXIF or XMP asks viewers to rotate or mirror the image, which :func:`decode`
+    does not.
 
     False if the tag cannot be read, and for TIFF, whose tags Pillow applies.
     """
-    data = _without_text(data)
-    # Pillow would decode every PNG without the chunk to its end in search of it.
-    if data.startswith(_PNG) and b"eXIf" not in data:
-        return False
+    # A PNG keeps XMP in a text.
+    if not data.startswith(_PNG) or b"tiff:Orientation" not in data:
+        data = _without_text(data)
+        # Pillow would decode every PNG without the chunk to its end in search of it.
+        if data.startswith(_PNG) and b"eXIf" not in data:
+            return False
     try:
         image = _open(data)
         found = image.getexif().get(ExifTags.Base.Orientation)

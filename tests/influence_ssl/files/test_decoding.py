@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import ExifTags, Image, PngImagePlugin
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 
 from influence_ssl.errors import InfluenceOSError
 from influence_ssl.files.decoding import BACKGROUND, DEPTHS
@@ -54,6 +54,7 @@ def tiff(
     bits: int = 16,
     opacity: int | None = None,
     planes: int = 1,
+    orientation: int = 1,
 ) -> bytes:
     """A TIFF of one strip per image, with the given byte order; ``opacity`` as in ExtraSamples."""
     height, width, channels = array.shape
@@ -62,7 +63,7 @@ def tiff(
     tags = [
         (256, 3, 1, width), (257, 3, 1, height), (258, 3, channels, None),
         (259, 3, 1, 8 if deflate else 1), (262, 3, 1, 2 if channels > 2 else 1),
-        (273, 4, 1, None), (277, 3, 1, channels), (278, 3, 1, height),
+        (273, 4, 1, None), (274, 3, 1, orientation), (277, 3, 1, channels), (278, 3, 1, height),
         (279, 4, 1, len(pixels)), (284, 3, 1, planes),
     ]  # fmt: skip
     if opacity is not None:
@@ -178,6 +179,48 @@ def test_rotations_of_exif_are_counted_and_not_applied(tmp_path: Path, suffix: s
     if suffix == ".png":
         for k in range(4):
             np.testing.assert_array_equal(np.asarray(images.image(k)), np.asarray(image))
+
+
+def test_rotations_of_xmp_are_counted_as_pillow_finds_them(tmp_path: Path) -> None:
+    """Where EXIF has none, Pillow's ImageOps.exif_transpose turns the image as XMP says."""
+    image = Image.fromarray(RNG.integers(0, 256, (5, 7, 3), np.uint8))
+    for orientation in (1, 6):
+        xmp = f'<rdf:Description tiff:Orientation="{orientation}"/>'
+        text = PngImagePlugin.PngInfo()
+        text.add_itxt("XML:com.adobe.xmp", xmp)
+        image.save(tmp_path / f"{orientation}.png", pnginfo=text)
+        image.save(tmp_path / f"{orientation}.jpg", xmp=xmp.encode())
+        image.save(tmp_path / f"{orientation}.webp", xmp=xmp.encode())
+    turned = 0
+    for path in tmp_path.iterdir():
+        with Image.open(path) as found:
+            turned += ImageOps.exif_transpose(found).size != found.size
+    assert ImageFiles(tmp_path).readable().rotated == turned == 3
+
+
+@pytest.mark.parametrize("turns", [{1: 0}, {3: 2}, {6: 3, 8: 1}])
+def test_the_rotation_of_a_tiff_is_applied_and_not_counted(
+    tmp_path: Path, turns: dict[int, int]
+) -> None:
+    """Of 8 or 16 bits, packed or not: Pillow turns the pixels when it reads a TIFF."""
+    array = RNG.integers(0, 256, (5, 7, 3), np.uint8)
+    grey, deep = array[..., :1], array.astype(np.uint16) * 257
+    for orientation in turns:
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = orientation
+        for name, packing in (("plain", None), ("lzw", "tiff_lzw")):
+            path = tmp_path / f"{name}-{orientation}.tif"
+            Image.fromarray(array).save(path, exif=exif, compression=packing)
+        for deflate in (False, True):
+            for name, pixels in (("deep", deep), ("grey", deep[..., :1])):
+                path = tmp_path / f"{name}{deflate}-{orientation}.tif"
+                path.write_bytes(tiff(pixels, deflate=deflate, orientation=orientation))
+    images = ImageFiles(tmp_path).readable()
+    assert (len(images), images.rotated) == (6 * len(turns), 0)
+    for k, name in enumerate(images.names):
+        stored = np.repeat(grey, 3, 2) if name.startswith("grey") else array
+        expected = np.rot90(stored, turns[int(name[-5])])
+        np.testing.assert_array_equal(np.asarray(images.image(k)), expected)
 
 
 def test_the_rotation_of_a_png_of_16_bits_is_found(tmp_path: Path) -> None:
