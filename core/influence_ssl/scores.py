@@ -169,7 +169,12 @@ def _read_npz(path: Path) -> Scores:
     return Scores(names=None if names is None else names.tolist(), provenance=provenance, **columns)
 
 
-def _from_table(table: pandas.DataFrame, provenance: dict[str, Any]) -> Scores:
+def _from_table(path: Path, table: pandas.DataFrame, provenance: dict[str, Any]) -> Scores:
+    if "score" not in table and provenance.get("checked"):
+        raise InfluenceTypeError(
+            f"{path}: influence-ssl check wrote this file, which holds no scores; give a file "
+            "that influence-ssl score wrote."
+        )
     return Scores(
         np.array([float(value) for value in table["score"]]),
         # An empty cell of a CSV is no number; a zero is one.
@@ -182,6 +187,6 @@ def _from_table(table: pandas.DataFrame, provenance: dict[str, Any]) -> Scores:
 
 _READERS: dict[str, Callable[[Path], Scores]] = {
     ".npz": _read_npz,
-    ".csv": lambda path: _from_table(*read_csv(path)),
-    ".parquet": lambda path: _from_table(*read_parquet(path)),
+    ".csv": lambda path: _from_table(path, *read_csv(path)),
+    ".parquet": lambda path: _from_table(path, *read_parquet(path)),
 }

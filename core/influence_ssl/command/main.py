@@ -24,7 +24,14 @@ _THREE = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns 0, 2 after an error (one line on stderr), or 130 after Ctrl-C."""
-    options = parser().parse_args(arguments)
+    known = parser()
+    options, unknown = known.parse_known_args(arguments)
+    if unknown:  # argparse would name the help of the whole command, which lists no options
+        known.exit(
+            2,
+            f"influence-ssl: error: unrecognized arguments: {printable(' '.join(unknown))}; see "
+            f"influence-ssl {options.command} --help\n",
+        )
     # A terminal that cannot show a name must not fail after hours of work.
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -36,8 +36,8 @@ def add(commands: Any) -> None:
     option(
         "--encoder",
         "SPEC",
-        "timm:NAME, torchvision:NAME, or package.module:function or file.py:function that "
-        "returns a module (fed RGB in [0, 1]) or a pair (module, preprocess)",
+        "builtin:cifar-simclr, timm:NAME, torchvision:NAME, or your file.py:function or "
+        "module:function for a module (fed RGB in [0, 1]) or (module, preprocess)",
         required=True,
     )
     option(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from influence_ssl.report.pages import count as noun
+
 _WIDTH, _HEIGHT = 720, 330
 _LEFT, _RIGHT, _TOP, _BOTTOM = 76, 708, 14, 268
 
@@ -37,14 +39,14 @@ def chart(distribution: dict[str, Any]) -> dict[str, Any] | None:
                 "y": y(count),
                 "width": max(0.5, round(x(high) - x(low) - 1, 2)),
                 "height": round(_BOTTOM - y(count), 2),
-                "text": f"{count} images from {low:.4g} to {high:.4g}",
+                "text": f"{noun(count, 'image')} from {low:.4g} to {high:.4g}",
             }
             for count, low, high in zip(counts, edges[:-1], edges[1:], strict=True)
         ],
         "x": [{"at": x(t), "label": f"{t:.6g}"} for t in _ticks(edges[0], edges[-1])],
         "y": [{"at": y(t), "label": f"{t:,.0f}"} for t in y_ticks if t == int(t)],
         "text": f"From {edges[0]:.4g} to {edges[-1]:.4g}, median {distribution['median']:.4g}; the "
-        f"highest bar contains {max(counts)} of {sum(counts)} images.",
+        f"highest bar contains {max(counts)} of {noun(sum(counts), 'image')}.",
     }
 
 

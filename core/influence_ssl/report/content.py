@@ -46,6 +46,7 @@ def content(table: Table, source: str, labels: pandas.DataFrame | None) -> dict[
         "top": top,
         "missing": table.missing(),
         "skipped": _skipped(table),
+        "ignored": _ignored(table),
         "rotated": _rotated(table),
         "alerts": _alerts(table.provenance),
         "summary": _summary(table),
@@ -278,6 +279,13 @@ def _skipped(table: Table) -> list[list[str]]:
     data = table.provenance.get("data")
     skipped = data.get("skipped", []) if isinstance(data, dict) else []
     return [[str(part) for part in pair] for pair in skipped]
+
+
+def _ignored(table: Table) -> dict[str, int]:
+    """The number of files that are no images by their names, by extension."""
+    data = table.provenance.get("data")
+    found = data.get("other files") if isinstance(data, dict) else None
+    return found if isinstance(found, dict) else {}
 
 
 def _rotated(table: Table) -> int:

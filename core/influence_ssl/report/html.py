@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from influence_ssl.analysis.ranking import read_labels, read_scores
 from influence_ssl.errors import InfluenceValueError
-from influence_ssl.files.sources import refuse_overwriting
+from influence_ssl.files.sources import counted, refuse_overwriting
 from influence_ssl.files.writing import replacing
 from influence_ssl.report.chart import chart
 from influence_ssl.report.content import FIRST, PICTURED, content, number
@@ -129,6 +129,8 @@ def _shown(found: dict[str, Any]) -> list[str]:
 def _reason(group: dict[str, Any]) -> str:
     """The reasons for the group that the files state."""
     files, size = group["files"], group["size"]
+    if files == 1:
+        return "Copies of one file."
     found = []
     if group["rules"]:
         found.append(f"grouped by {', '.join(group['rules'])}")
@@ -138,15 +140,14 @@ def _reason(group: dict[str, Any]) -> str:
             f"representation {group['rule_representation']:.3f}"
         )
     if group["same_file"]:
-        found.append(
-            "copies of one file" if files == 1 else f"{size} images, {files} different files"
-        )
+        found.append(f"{size} images, {files} different files")
     if group["similarity"] is not None:
         found.append(f"cosine of representations {group['similarity']:.3f}")
     # The small pictures are compared upright; at full detail they were turned as well.
     if group["pixels"] is not None and group["rule_pixels"] is None:
         found.append(f"pixels {group['pixels']:.3f}")
-    return "; ".join(found) or "grouped by the score file without a stated reason"
+    text = "; ".join(found) or "grouped by the score file without a stated reason"
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def _render(
@@ -169,6 +170,7 @@ def _render(
         rows=_in_script(taken(found["rows"], some)),
         held=None if some is None else len(some),
         every=None if every is None else every.name,
+        left_out=counted(found["ignored"]),
         subsets=_in_script({"outliers": outliers, "top": found["top"], "total": found["images"]}),
         script=code("report.js"),
     )

@@ -29,6 +29,8 @@ def render(template: str, **values: Any) -> str:
     environment.finalize = _shown
     environment.filters["fixed"] = _fixed
     environment.filters["short"] = _short
+    environment.filters["percent"] = _percent
+    environment.filters["count"] = count
     return environment.get_template(template).render(style=code("report.css"), **values)
 
 
@@ -58,6 +60,16 @@ def _short(value: float | None) -> str:
 
 def _fixed(value: float | None, digits: int = 3) -> str:
     return "–" if value is None else _signed(f"{value:.{digits}f}")
+
+
+def _percent(value: float, digits: int = 0) -> str:
+    """With a space before the sign, at which a line does not break."""
+    return f"{100 * value:.{digits}f}\N{NO-BREAK SPACE}%"
+
+
+def count(number: int, one: str, many: str | None = None) -> str:
+    """A number and its noun, such as "1 image" or "2,000 images"."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 def _signed(number: str) -> str:

@@ -198,7 +198,7 @@
       $("export").disabled = !selected.size;
       const rows = [...selected].sort((a, b) => a - b);
       $("selected").textContent = rows.length
-        ? `${rows.length.toLocaleString("en")} images are selected${rows.length > LISTED ? `; the first ${LISTED} are listed` : ""}.`
+        ? `${rows.length.toLocaleString("en")} ${rows.length === 1 ? "image is" : "images are"} selected${rows.length > LISTED ? `; the first ${LISTED} are listed` : ""}.`
         : "No image is selected.";
       $("names").replaceChildren(...rows.slice(0, LISTED).map((row) => {
         const item = document.createElement("li");

@@ -82,6 +82,8 @@ def test_check_in_one_command(photos: Path, capsys: pytest.CaptureFixture[str]) 
     assert "dog/02.png" in dropped
     assert main(["select", "check.parquet", "--drop-highest", "1", "--out", "drop.txt"]) == 2
     assert "holds no scores to select by" in capsys.readouterr().err
+    assert main(["report", "check.parquet", "--out", "r.html"]) == 2
+    assert "give a file that influence-ssl score wrote" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

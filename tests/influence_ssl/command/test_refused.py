@@ -225,6 +225,16 @@ def test_wrong_usage_is_one_line(capsys: pytest.CaptureFixture[str], arguments: 
     assert "--help" in line
 
 
+def test_an_option_of_another_command_names_the_help_of_this_one(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["report", "s.parquet", "--out", "r.html", "--draws", "4"])
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("unrecognized arguments: --draws 4; see influence-ssl report --help")
+
+
 @pytest.mark.parametrize("suffix", [".npz", ".csv", ".parquet"])
 def test_a_disk_that_is_full_at_the_end_loses_nothing(
     work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, suffix: str

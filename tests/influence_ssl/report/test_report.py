@@ -45,7 +45,7 @@ def test_galleries_are_the_ends_of_the_order(made: Path, content: dict[str, Any]
 def test_groups_tell_their_reason(content: dict[str, Any]) -> None:
     copies, crops = content["groups"]["shown"]
     assert [m["name"] for m in copies["members"]] == ["a/00000.png", "b/00001.png"]
-    assert copies["reason"] == "copies of one file; cosine of representations 0.990; pixels 1.000"
+    assert copies["reason"] == "Copies of one file."
     assert crops["size"] == 3
     assert "file" not in crops["reason"]
     assert 0.95 < crops["pixels"] < 1
@@ -67,11 +67,12 @@ def test_groups_tell_the_rules_that_the_command_recorded(tmp_path: Path) -> None
     assert [group["group"] for group in found["groups"]["shown"]] == [2, 1]
     assert found["groups"]["unconfirmed"] == 1
     assert found["groups"]["shown"][0]["reason"] == (
-        "grouped by pixels alone; its least alike pair: pixels at full detail 0.985, whitened "
-        "representation 0.300; cosine of representations 0.990"
+        "Grouped by pixels alone; its least alike pair: pixels at full detail 0.985, whitened "
+        "representation 0.300; cosine of representations 0.990."
     )
     page = (tmp_path / "r.html").read_text()
-    assert "standard error above 25% of their score" in page
+    assert "standard error above 25\N{NO-BREAK SPACE}% of their score" in page
+    assert page.count("Check the first group with care: it rests on pixels alone") == 2
     assert "rank correlation 0.91" in page
 
 
@@ -112,7 +113,7 @@ def test_breakdown_finds_the_label_that_was_planted(content: dict[str, Any]) -> 
 
 def test_unreadable_picture_is_listed(made: Path, content: dict[str, Any]) -> None:
     assert [name for name, _ in content["pictures"]["failed"]] == ["b/00007.png"]
-    assert "1 pictures cannot be shown" in (made / "report.html").read_text()
+    assert "1 picture cannot be shown" in (made / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
@@ -122,6 +123,34 @@ def test_rotations_that_were_not_applied_are_told(tmp_path: Path, count: int, wo
     provenance = {"draws": 2, "data": {"EXIF rotation not applied": count}}
     write(save(scored(20), tmp_path / "s.parquet", provenance), tmp_path / "r.html")
     assert words in (tmp_path / "r.html").read_text()
+
+
+def test_the_files_that_have_no_score_add_up(tmp_path: Path) -> None:
+    data = {"skipped": [["a.jpg", "no image"]], "other files": {".heic": 2, ".dng": 1}}
+    write(save(scored(20), tmp_path / "s.parquet", {"data": data}), tmp_path / "r.html")
+    page = (tmp_path / "r.html").read_text()
+    assert "1 image could not be read and has no score" in page
+    assert "Left out by their names: 2 .heic, 1 .dng." in page
+
+
+def test_a_single_thing_is_not_counted_in_the_plural(tmp_path: Path) -> None:
+    """In a page with one of everything; no number has a noun of the wrong form."""
+    rules = [{"members": [0, 1], "reasons": [ALONE], "pixels": 0.98, "representation": 0.3}]
+    data = {"skipped": [["a.jpg", "no image"]], "EXIF rotation not applied": 1}
+    table = scored(20)
+    table.loc[table["duplicate_group"] == 2, "duplicate_group"] = None
+    table.loc[5, "score"] = 0.0
+    labels = pandas.DataFrame({"path": table["name"], "class": ["x", *"yyyzzz" * 3, ""]})
+    labels.to_csv(tmp_path / "labels.csv", index=False)
+    provenance = {"draws": 2, "duplicate groups": rules, "data": data}
+    source = save(table, tmp_path / "s.parquet", provenance)
+    write(source, tmp_path / "r.html", None, tmp_path / "labels.csv")
+    text = re.sub(r"<[^>]+>", "", (tmp_path / "r.html").read_text().split("<main>")[1])
+    text = " ".join(text.split('{"columns"')[0].split())
+    nouns = "images|groups|pictures|files|tests|have|are|rest|contain"
+    assert re.findall(rf"(?<![\d.,])1 (?:{nouns})\b.{{20}}", text) == []
+    assert "1 image with magnitude ≤ 0 has no logarithm and is left out" in text
+    assert "1 image has no value here and is left out" in text
 
 
 def test_a_bare_file_works_and_says_what_is_missing(tmp_path: Path) -> None:

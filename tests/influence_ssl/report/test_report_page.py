@@ -145,7 +145,12 @@ def test_json_is_what_the_page_shows(chromium: Any, made: Path, content: dict[st
         cells = [[cell.inner_text() for cell in row.locator("th, td").all()]
                  for row in table.locator("tbody tr").all()]  # fmt: skip
         expected = [
-            [row["value"], str(row["images"]), f"{row['base_rate']:.1%}", str(row["in_top"])]
+            [
+                row["value"],
+                str(row["images"]),
+                f"{100 * row['base_rate']:.1f}\N{NO-BREAK SPACE}%",
+                str(row["in_top"]),
+            ]
             for row in found["values"]
         ]
         assert [row[:4] for row in cells] == expected
@@ -376,6 +381,14 @@ def test_a_lasso_on_the_map_selects_and_the_names_are_saved(chromium: Any, mappe
     assert Axe().run(page).response["violations"] == []
     page.get_by_role("button", name="Clear the selection").click()
     assert page.inner_text("#selected") == "No image is selected."
+    # The empty list has no frame.
+    assert page.locator(".names").is_hidden()
+    page.select_option("#column", label="Rank")
+    page.fill("#to", "1")
+    page.wait_for_function("document.getElementById('status').textContent.startsWith('1 of')")
+    page.get_by_role("button", name="Select the rows of the table").click()
+    assert page.inner_text("#selected") == "1 image is selected."
+    page.get_by_role("button", name="Clear the selection").click()
     # By keyboard: the same 20 by the range of a column.
     page.select_option("#column", label="Map x")
     page.fill("#to", "0")
