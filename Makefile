@@ -106,15 +106,23 @@ FIRST := logix_ai ours ours_joint ours_bf16
 SLOW := logix_ai-64 kronfluence_ekfac traker_trak
 LATER := $(filter-out $(FIRST) $(SLOW),$(PEERS)) $(SLOW)
 PAIRS := $(patsubst benchmarks/pairs/%.py,_build/bench/pairs/%.json,$(wildcard benchmarks/pairs/*.py))
+DUPLICATES := $(patsubst benchmarks/duplicates/%.py,_build/bench/duplicates/%.json,$(wildcard benchmarks/duplicates/*.py))
 measured = $(patsubst %,_build/bench/%.json,$(1))
 
-_build/peers/installed: .venv/installed benchmarks/peers/requirements.txt
-	@test -x _build/peers/bin/python || $(PY) -m venv _build/peers
+define environment
+	@test -x $(@D)/bin/python || $(PY) -m venv $(@D)
 	@$(PY) -c 'import site; print(*site.getsitepackages(), sep="\n")' \
-	    > "$$(_build/peers/bin/python -c 'import site; print(site.getsitepackages()[0])')/main.pth"
-	@_build/peers/bin/python -m pip --disable-pip-version-check -qq install --no-deps \
-	    --ignore-requires-python -r benchmarks/peers/requirements.txt
+	    > "$$($(@D)/bin/python -c 'import site; print(site.getsitepackages()[0])')/main.pth"
+	@$(@D)/bin/python -m pip --disable-pip-version-check -qq install --no-deps \
+	    --ignore-requires-python -r $<
 	@touch $@
+endef
+
+_build/peers/installed: benchmarks/peers/requirements.txt .venv/installed
+	$(environment)
+
+_build/peers/%/installed: benchmarks/duplicates/%.txt .venv/installed
+	$(environment)
 
 _build/bench/cost: THREADS := 2
 _build/bench/fidelity: THREADS := 1
@@ -144,8 +152,26 @@ _build/bench/pairs/%.json: benchmarks/pairs/%.py _build/peers/installed
 	OMP_NUM_THREADS=1 PYTHONPATH=core _build/peers/bin/python -W ignore -m influence_lab.experiments.pairwise $< $@
 	@cp $@ book/results/cpu/pairs/
 
+# Planted duplicates: the libraries contradict one another in what they need, so that each has an
+# environment of its own. A script's name begins with that of its environment.
+_build/bench/duplicates/data: | .venv/installed
+	OMP_NUM_THREADS=1 PYTHONPATH=core $(PY) -m influence_lab.experiments.duplicate_peers --data $@
+
+DUPLICATE = OMP_NUM_THREADS=1 PYTHONPATH=core $(1)/bin/python -W ignore -m influence_lab.experiments.duplicate_peers $< $@ --data $(@D)/data
+FOUND = @mkdir -p book/results/cpu/duplicates && cp $@ book/results/cpu/duplicates/
+
+_build/bench/duplicates/ours.json: benchmarks/duplicates/ours.py | _build/bench/duplicates/data
+	$(call DUPLICATE,.venv)
+	$(FOUND)
+
+.PRECIOUS: _build/peers/%/installed
+.SECONDEXPANSION:
+_build/bench/duplicates/%.json: benchmarks/duplicates/%.py _build/peers/$$(firstword $$(subst _, ,$$*))/installed | _build/bench/duplicates/data
+	$(call DUPLICATE,_build/peers/$(firstword $(subst _, ,$*)))
+	$(FOUND)
+
 # In the order of what the book rests on, for a machine that is quiet for a while only.
-bench: _build/bench/cost $(call measured,$(FIRST)) _build/bench/fidelity $(call measured,$(LATER)) $(PAIRS)
+bench: _build/bench/cost $(call measured,$(FIRST)) _build/bench/fidelity $(call measured,$(LATER)) $(PAIRS) $(DUPLICATES)
 	@echo "The benchmark's records are in book/results/cpu; make book shows them"
 
 # A machine with a card needs nothing of ours but this tree: its own Python has PyTorch, and `make

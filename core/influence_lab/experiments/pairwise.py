@@ -150,7 +150,7 @@ def run(path: Path, work: Work, reference: Float64[np.ndarray, "q n"], λ: float
             encoder = copy.deepcopy(work.encoder).requires_grad_()
             found[""] = script["influence"](encoder, *clones, λ)
 
-        with _limited(SECONDS):
+        with limited(SECONDS):
             begin = time.process_time()
             record["bytes"] = peak(call)
         seconds = time.process_time() - begin
@@ -175,11 +175,11 @@ def run(path: Path, work: Work, reference: Float64[np.ndarray, "q n"], λ: float
     return record
 
 
-class _TooLong(Exception):
-    pass
+class TooLong(Exception):
+    """A call that took more processor time than it may."""
 
 
-class _limited:
+class limited:
     """Raises in the block after so many seconds of processor time."""
 
     def __init__(self, seconds: int) -> None:
@@ -187,7 +187,7 @@ class _limited:
 
     def __enter__(self) -> None:
         def stop(*_: Any) -> None:
-            raise _TooLong(f"not done after {self.seconds} seconds of processor time")
+            raise TooLong(f"not done after {self.seconds} seconds of processor time")
 
         self.before = signal.signal(signal.SIGPROF, stop)
         signal.setitimer(signal.ITIMER_PROF, self.seconds)

@@ -15,11 +15,12 @@ import io
 import itertools
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Bool
 from PIL import Image
 from torch import Tensor, nn
 
@@ -37,8 +38,9 @@ from influence_ssl.encoders.builtin import NAME, PREFIX, from_package
 Truth = dict[tuple[int, int], str]
 """(image, copy) → the kind of the copy."""
 
+COUNT = 4000
 IMAGES = {"tiny": 500}
-"""Test images of CIFAR-10 in both halves, by profile; 4,000 where nothing is said."""
+"""Test images of CIFAR-10 in both halves, by profile; :data:`COUNT` where nothing is said."""
 
 ALIKE = 24
 """Pictures in each set of look-alikes, and of digits five times as many."""
@@ -66,7 +68,11 @@ class Pictures:
 
     def image(self, k: int) -> Image.Image:
         """Picture k."""
-        return Image.open(io.BytesIO(self.files[k])).convert("RGB")
+        return Image.open(self.stream(k)).convert("RGB")
+
+    def stream(self, k: int) -> io.BytesIO:
+        """File k."""
+        return io.BytesIO(self.files[k])
 
     def represent(self, encoder: nn.Module) -> Tensor:
         """The pictures' representations at 32 x 32 pixels."""
@@ -165,43 +171,51 @@ def choose(half: dict[str, list[tuple[Search, Truth]]]) -> Limits:
     return chosen
 
 
-def reproduce(task: Task) -> str:
-    """Choose on one half, report the other; record ``planted.json``."""
-    begin = time.perf_counter()
-    test, nets = load("cifar10", "test"), encoders(task.seed)
-    rows = np.random.default_rng(task.seed).permutation(len(test))
-    count = IMAGES.get(task.profile, 4000)
+def halves(
+    images: np.ndarray, photos: Sequence[Image.Image], count: int, seed: int
+) -> Iterator[dict[str, tuple[Pictures, Truth]]]:
+    """By set, the pictures of the first half and of the second, with their planted copies.
+
+    ``count`` of CIFAR-10's ``images`` are drawn for both halves together.
+    """
+    rows = np.random.default_rng(seed).permutation(len(images))
     each = max(2, count // 400)
-    photos = [tile for photo in photographs().values() for tile in tiles(photo)]
-    halves: list[dict[str, list[tuple[Search, Truth]]]] = []
     for half in (0, 1):
-        rng = np.random.default_rng([task.seed, half])
+        rng = np.random.default_rng([seed, half])
         sets = {
-            "cifar10": plant(
-                [Image.fromarray(test.images[k]) for k in rows[half:count:2]], each, rng
-            ),
+            "cifar10": plant([Image.fromarray(images[k]) for k in rows[half:count:2]], each, rng),
             "photographs": plant(photos[half::2], 2, rng),
         }
         for name, draw in SETS.items():
             drawn = draw(ALIKE * (5 if name == "digits" else 1), rng)
             sets[name] = Pictures([file_of(picture) for picture in drawn]), {}
-        halves.append(
-            {
-                name: [(Search(found.represent(net), found), truth) for net in nets.values()]
-                for name, (found, truth) in sets.items()
-            }
-        )
-    chosen = choose(halves[0])
+        yield sets
+
+
+def reproduce(task: Task) -> str:
+    """Choose on one half, report the other; record ``planted.json``."""
+    begin = time.perf_counter()
+    test, nets = load("cifar10", "test"), encoders(task.seed)
+    count = IMAGES.get(task.profile, COUNT)
+    photos = [tile for photo in photographs().values() for tile in tiles(photo)]
+    searches = [
+        {
+            name: [(Search(found.represent(net), found), truth) for net in nets.values()]
+            for name, (found, truth) in sets.items()
+        }
+        for sets in halves(test.images, photos, count, task.seed)
+    ]
+    chosen = choose(searches[0])
     report: dict[str, Any] = {}
-    for name, searches in halves[1].items():
-        report[name] = {"images": len(searches[0][0].images.sha256), "copies": len(searches[0][1])}
-        for net, (search, truth) in zip(nets, searches, strict=True):
+    for name, pair in searches[1].items():
+        report[name] = {"images": len(pair[0][0].images.sha256), "copies": len(pair[0][1])}
+        for net, (search, truth) in zip(nets, pair, strict=True):
             found = pairs(search.groups(chosen))
             report[name][net] = {**quality(found, truth), "strangers": strangers(found, truth)}
     record = {
         "chosen": chosen._asdict(),
         "half reported": report,
-        "off-topic": off_topic(test.images[rows[:2000]], nets, task.seed),
+        "off-topic": off_topic(test.images, nets, task.seed),
         "provenance": results.provenance(
             task.command, task.profile, task.seed,
             f"{test.name} test ({count:,} images), {len(photos)} tiles of {len(photographs())} "
@@ -224,16 +238,8 @@ def reproduce(task: Task) -> str:
 def off_topic(
     images: np.ndarray, nets: dict[str, nn.Module], seed: int
 ) -> dict[str, dict[str, list[float]]]:
-    """AUROC (value, low, high) of both distances for images of other domains among CIFAR-10's.
-
-    Ten each of noise, forms, invoices, text pages and chest-like pictures are planted.
-    """
-    rng = np.random.default_rng(seed)
-    strange = [Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)) for _ in range(10)]
-    for name in ("forms", "invoices", "pages", "chests"):
-        strange += SETS[name](10, rng)
-    pictures = Pictures([file_of(p) for p in [*map(Image.fromarray, images), *strange]])
-    wanted = np.arange(len(pictures.files)) >= len(images)
+    """AUROC (value, low, high) of both distances for the pictures of :func:`with_foreign`."""
+    pictures, wanted = with_foreign(images, seed)
     found = {}
     for name, net in nets.items():
         far = distances(pictures.represent(net))
@@ -242,3 +248,15 @@ def off_topic(
             for measure, values in (("density", far.density), ("mahalanobis", far.mahalanobis))
         }
     return found
+
+
+def with_foreign(images: np.ndarray, seed: int) -> tuple[Pictures, Bool[np.ndarray, " n"]]:
+    """2,000 of ``images`` and, marked, 50 of other domains: ten each of noise, forms, invoices,
+    text pages and chest-like pictures."""
+    rows, rng = np.random.default_rng(seed).permutation(len(images)), np.random.default_rng(seed)
+    strange = [Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)) for _ in range(10)]
+    for name in ("forms", "invoices", "pages", "chests"):
+        strange += SETS[name](10, rng)
+    chosen = images[rows[:2000]]
+    pictures = Pictures([file_of(p) for p in [*map(Image.fromarray, chosen), *strange]])
+    return pictures, np.arange(len(pictures.files)) >= len(chosen)

@@ -1,0 +1,31 @@
+"""imagededup: images with similar features of a network of one's own."""
+
+from imagededup.methods import CNN
+from imagededup.utils import CustomModel
+
+from influence_ssl.encoders.builtin import from_package
+
+PACKAGE = "imagededup"
+METHOD = "CNN, trained encoder"
+LOOSEST = 0.5
+
+
+def search(paths, **settings):
+    model, transform = from_package("builtin:cifar-simclr")
+    own = CustomModel(model=model, transform=transform, name="cifar-simclr")
+    found = CNN(verbose=False, model_config=own).find_duplicates(
+        image_dir=paths[0].parent, **settings
+    )
+    return {path: found[path.name] for path in paths}
+
+
+def find(paths):
+    place = {path.name: k for k, path in enumerate(paths)}
+    return [(place[a.name], place[b]) for a, others in search(paths).items() for b in others]
+
+
+def rank(paths):
+    place = {path.name: k for k, path in enumerate(paths)}
+    found = search(paths, min_similarity_threshold=LOOSEST, scores=True)
+    rows = [(place[a.name], place[b], float(s)) for a, others in found.items() for b, s in others]
+    return [(a, b) for a, b, _ in rows], [likeness for *_, likeness in rows]
