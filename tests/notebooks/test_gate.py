@@ -103,7 +103,7 @@ def differing(
     # A kernel that does not start is an error and no failure: each cell has to be judged.
     judged = sum(int(n) for n in re.findall(r"(\d+) (?:passed|failed)", run.stdout[-500:]))
     cells = [cell for book in notebooks.values() for cell in book.cells if cell.cell_type == "code"]
-    assert judged == len(cells) and " error" not in run.stdout[-500:], run.stdout + run.stderr
+    assert judged == len(cells), run.stdout + run.stderr
     failed = re.findall(r"^FAILED book/(.+)\.md::Cell (\d+)", run.stdout, re.MULTILINE)
     # Under CI=1 pytest's summary repeats each failure's text: count the failures' own section.
     failures = run.stdout.partition("short test summary info")[0]
