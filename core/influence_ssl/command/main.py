@@ -14,6 +14,7 @@ import torch
 from influence_ssl.command import check, compare, report, score, select, trace
 from influence_ssl.command.options import layout, partial_folder
 from influence_ssl.errors import InfluenceError, described, printable
+from influence_ssl.version import __version__
 
 _THREE = (
     "score --data photos --encoder mine.py:encoder --out scores.parquet",
@@ -56,6 +57,7 @@ def parser() -> argparse.ArgumentParser:
         epilog="\n  influence-ssl ".join(["three commands:", *_THREE]),
         formatter_class=layout,
     )
+    found.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = found.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in (check, score, report, compare, select, trace):
         command.add(commands)

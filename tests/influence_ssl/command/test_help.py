@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,13 @@ def test_help_fits_a_screen(
     lines = help_of(capsys, *command).splitlines()
     assert len(lines) <= 24
     assert max(map(len, lines)) <= 100
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="^0$"):
+        main(["--version"])
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text("utf-8"))
+    assert capsys.readouterr().out == f"influence-ssl {project['project']['version']}\n"
 
 
 def test_each_example_runs(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
