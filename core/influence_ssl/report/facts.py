@@ -27,7 +27,8 @@ FACTS = {
         "The score estimates the effect of a small change in an image's weight near the encoder's "
         "present weights. When small encoders were retrained without noise among their "
         "augmentations, its rank correlations with the effect of leaving an image out on that "
-        "image's loss were below 0.3; those of the distance to the nearest neighbours reached 0.7."
+        "image's two losses were 0.17 and 0.26 for digits, and 0.39 and 0.61 for photographs of "
+        "CIFAR-10; those of the distance to the nearest neighbours were 0.64 to 0.77."
     ),
     "encoder": (
         "On CIFAR-10, the scores of two training runs of the same method had rank correlations of "

@@ -66,12 +66,14 @@ def test_distances_find_what_is_far_and_the_score_hardly() -> None:
     assert f"the {EXTREME:.0%}".replace("%", " %") in FACTS["far"]
 
 
-def test_the_score_predicts_little_of_leaving_an_image_out() -> None:
-    regime = results.load_record("cpu", "memorisation")["predictors"]["crops"]
-    most, rival = numbers(FACTS["cause"])
-    for quantity in ("noise loss", "alignment loss"):
-        assert abs(regime[quantity]["noise score, LoGra"]["16"][0]) < most
-        assert round(regime[quantity]["kNN distance"]["16"][0], 1) >= rival
+def test_the_score_predicts_part_of_leaving_an_image_out() -> None:
+    scores, distances = [], []
+    for name in ("memorisation", "memorisation-cifar10"):
+        found = results.load_record("cpu", name)["predictors"]["crops"]
+        rows = [found[quantity] for quantity in ("noise loss", "alignment loss")]
+        scores += ends([row["noise score, LoGra"]["16"][0] for row in rows])
+        distances += [row["kNN distance"]["16"][0] for row in rows]
+    assert numbers(FACTS["cause"]) == [*scores, *ends(distances)]
 
 
 def test_another_training_ranks_otherwise() -> None:
@@ -139,7 +141,7 @@ POINTS = {
     "What is measured.": test_the_score_ranks_fragility_nearly_as_the_loss,
     "Close to the loss.": test_the_score_ranks_fragility_nearly_as_the_loss,
     "Not a detector.": test_the_score_does_not_find_near_duplicates,
-    "Not the effect of retraining.": test_the_score_predicts_little_of_leaving_an_image_out,
+    "Not the effect of retraining.": test_the_score_predicts_part_of_leaving_an_image_out,
     "The mean says little about the images.": (
         test_the_mean_is_the_effective_dimension_bounded_by_rank_and_lowered_by_damping
     ),
