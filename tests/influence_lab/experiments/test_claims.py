@@ -227,6 +227,9 @@ def test_every_sentence_has_one_row(rows):
         assert any(row.claim.display == display for row in rows), display
 
 
+MEMORISATION = {"fig-memorisation", "fig-memorisation-photographs"}
+
+
 def test_links_lead_to_the_anchors_of_chapters(readings):
     book = results.results_root().parent
     displays = yaml.safe_load((book / "inventory.yml").read_text("utf-8"))["displays"]
