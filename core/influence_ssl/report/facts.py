@@ -30,6 +30,11 @@ FACTS = {
         "image's two losses were 0.17 and 0.26 for digits, and 0.39 and 0.61 for photographs of "
         "CIFAR-10; those of the distance to the nearest neighbours were 0.64 to 0.77."
     ),
+    "retraining": (
+        "When small encoders of digits were retrained on random halves of their images, the rank "
+        "correlation between predicted and measured effects on held-out queries was 0.14 if "
+        "training used crops, and 0.01 if it used noise as well."
+    ),
     "encoder": (
         "On CIFAR-10, the scores of two training runs of the same method had rank correlations of "
         "0.90 to 0.94 with the same noise. Those of two small encoders of digits, trained on "

@@ -11,6 +11,7 @@ import numpy as np
 from scipy.stats import binom
 
 from influence_ssl.analysis.trace import LISTS, Entry, Found, Trace
+from influence_ssl.report.facts import FACTS
 from influence_ssl.report.pages import render
 from influence_ssl.report.pictures import Pictures
 from influence_ssl.version import __version__
@@ -56,6 +57,7 @@ def page(found: Trace, queries: Path, images: Path, digests: Mapping[str, str]) 
         everywhere=_everywhere(found),
         chance=found.top**2 / len(found.index),
         titles=TITLES,
+        facts=FACTS,
     )
 
 
