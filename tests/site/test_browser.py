@@ -174,6 +174,23 @@ def test_nothing_is_cut_or_scrolls_sideways(visited: Any) -> None:
     assert found == {width: {"wide": 0, "who": [], "cut": []} for width in WIDTHS}
 
 
+def test_all_questions_are_on_one_screen_and_no_command_is_torn(desktop: Any) -> None:
+    load(desktop, address("book/practice/which-number.html"))
+    sizes = (DESKTOP, True), ({"width": 768, "height": 900}, False), (PHONE, False)
+    for size, one in sizes:
+        desktop.set_viewport_size(size)
+        bottom, torn = desktop.evaluate(
+            """() => {
+                const table = document.querySelector('table.which-number');
+                const codes = [...table.querySelectorAll('td:not(:nth-child(3)) code')];
+                return [table.getBoundingClientRect().bottom,
+                        codes.filter(c => c.getClientRects().length > 1).length];
+            }"""
+        )
+        assert torn == 0, size
+        assert bottom <= size["height"] or not one
+
+
 @pytest.fixture(scope="module")
 def dark(chromium: Any) -> Iterator[Any]:
     with window(chromium, "dark", viewport=DESKTOP) as view:
