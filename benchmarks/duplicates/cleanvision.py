@@ -6,7 +6,7 @@ from cleanvision import Imagelab
 
 PACKAGE = "cleanvision"
 METHOD = "all issues; equal pixels or perceptual hash"
-SIZES = (4, 6, 8, 12, 16)
+SIZES = (4, 8, 16)
 SAME = {"light": "bright", "odd_aspect_ratio": "odd aspect", "grayscale": "grey"}
 
 

@@ -4,7 +4,7 @@ from imagededup.methods import CNN
 
 PACKAGE = "imagededup"
 METHOD = "CNN, its own MobileNet"
-LOOSEST = 0.5
+LOOSEST = 0.9
 
 
 def search(paths, **settings):

@@ -1,4 +1,4 @@
-"""imagededup: images with similar hashes."""
+"""imagededup: images with similar hashes; of its four hashes, the best on the first half."""
 
 from imagededup.methods import PHash
 

@@ -4,11 +4,11 @@
     python -m influence_lab.experiments.check_cost score
     python -m influence_lab.experiments.check_cost groups
 
-Each line writes its part of ``check-cost.json``. The commands run on the same 10,000 test images of
-CIFAR-10, as PNG files, with the packaged encoder and their own defaults. The groups are found among
-all images of CIFAR-10, images composed of two halves of them, which resemble both, and a few JPEG
-copies; the representations are random projections of their colours, because the encoder's time is
-measured with the commands.
+Each line writes its part of ``check-cost.json``, by the number of images (``--images``).
+The commands run on the same test images of CIFAR-10, as PNG files, with the packaged encoder and
+their own defaults. The groups are found among images of CIFAR-10, images composed of two halves of
+them, which resemble both, and JPEG copies; the representations are random projections of their
+colours, because the encoder's time is measured with the commands.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from influence_lab.measures.copies import pairs, precision, recall
 from influence_lab.practice import shell
 from influence_lab.records import results
 from influence_ssl.analysis.duplicates import duplicate_groups
+from influence_ssl.errors import InfluenceValueError
 
 IMAGES, ROWS, COPIES = 10_000, 100_000, 1000
 DIMENSIONS = 128
@@ -72,7 +73,6 @@ def command(name: str, images: int = IMAGES) -> dict[str, Any]:
         out = shlex.quote(str(Path(work, f"{name}.parquet")))
         shell(COMMANDS[name].format(folder=shlex.quote(str(folder)), out=out))
         return {
-            "images": min(images, len(test)),
             "cpu": round(time.process_time() - cpu, 1),
             "wall": round(time.perf_counter() - wall, 1),
         }
@@ -97,7 +97,6 @@ def groups(rows: int = ROWS, copies: int = COPIES) -> dict[str, Any]:
     truth = {(int(k), len(own) + number + i) for i, k in enumerate(sources)}
     planted = {pair for pair in found if pair[1] >= len(own) + number}
     return {
-        "rows": len(z),
         "copies": copies,
         "cpu": round(time.process_time() - cpu, 1),
         "wall": round(time.perf_counter() - wall, 1),
@@ -134,16 +133,33 @@ def main() -> None:
     """Measure one part and add it to the record."""
     parser = argparse.ArgumentParser(description="Measure what check costs.")
     parser.add_argument("part", choices=(*COMMANDS, "groups"))
-    part, begin = parser.parse_args().part, time.perf_counter()
+    parser.add_argument("--images", type=int, help="images, or rows with groups")
+    options, begin = parser.parse_args(), time.perf_counter()
+    part = options.part
+    number = options.images or (ROWS if part == "groups" else IMAGES)
     record = results.load_record("cpu", "check-cost") or {}
-    record[part] = groups() if part == "groups" else command(part)
+    found = groups(number) if part == "groups" else command(part, number)
+    record.setdefault(part, {})[str(number)] = found
     test = load("cifar10", "test")
     record["provenance"] = results.provenance(
         f"python -m influence_lab.experiments.check_cost {part}", "cpu", 0, test.name, test.digest,
         results.device_name("cpu"), time.perf_counter() - begin,
     )  # fmt: skip
     results.save_json(results.results_root() / "cpu" / "check-cost.json", record)
-    print(record[part])
+    print(found)
+
+
+def share(record: dict[str, Any]) -> tuple[int, float]:
+    """The largest number of images that both commands were given, and the share of ``score``'s
+    processor time that ``check`` takes."""
+    both = [int(n) for n in record.get("check", {}) if n in record.get("score", {})]
+    if not both:
+        raise InfluenceValueError(
+            "check-cost.json: check and score are not recorded for equally many images; run "
+            "python -m influence_lab.experiments.check_cost check, and score."
+        )
+    n = str(max(both))
+    return int(n), record["check"][n]["cpu"] / record["score"][n]["cpu"]
 
 
 if __name__ == "__main__":

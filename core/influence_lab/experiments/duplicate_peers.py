@@ -32,7 +32,7 @@ import sys
 import sysconfig
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from importlib.metadata import distributions, version
 from pathlib import Path
@@ -97,6 +97,67 @@ class Data(NamedTuple):
 def recorded(root: Path | None = None) -> dict[str, dict[str, Any] | None]:
     """The record of each script by its name, ``None`` where there is none yet."""
     return {name: results.load_record("cpu", f"duplicates/{name}", root) for name in SCRIPTS}
+
+
+def quality_rows(records: dict[str, dict[str, Any] | None], when: str) -> Iterator[dict[str, str]]:
+    """One line of a table per script: precision and recall at the ``"default"`` or ``"chosen"``
+    threshold, and how many pictures without a copy are in a group among look-alikes."""
+    for one, head in _heads(records):
+        if one is None or one["error"]:
+            yield head
+            continue
+        row = dict(head)
+        for name, words in zip(PLANTED, ("CIFAR-10", "photographs"), strict=True):
+            found = one["sets"].get(name, {}).get(when, {})
+            for what in ("precision", "recall", "recall upright"):
+                row[f"{words} {what}"] = _shown(found.get(what))
+        alike = [one["sets"][name] for name in SETS if name in one["sets"]]
+        grouped = sum(found[when]["images in false groups"] for found in alike)
+        row["look-alikes grouped"] = f"{grouped} of {sum(found['images'] for found in alike)}"
+        failed = [name for name in SETS if name in one["errors"]]
+        row["look-alikes grouped"] += f", fails on {' and '.join(failed)}" if failed else ""
+        yield row
+
+
+def cost_rows(records: dict[str, dict[str, Any] | None]) -> Iterator[dict[str, str]]:
+    """One line of a table per script: AUROC, processor and wall-clock seconds for the second half
+    of CIFAR-10, megabytes of what it installs, and the lines of the script."""
+    for one, head in _heads(records):
+        if one is None or one["error"]:
+            yield head
+            continue
+        seconds = one["cpu"] + (one["represent"] if one["represented"] else 0)
+        yield head | {
+            "AUROC, copies": _shown(one["sets"].get("cifar10", {}).get("auroc")),
+            "AUROC, foreign": _shown(one.get("foreign")),
+            "seconds": f"{seconds:.1f}",
+            "of them its own": f"{one['cpu']:.1f}",
+            "wall": f"{one['wall']:.1f}",
+            "MB": "" if one["megabytes"] is None else f"{one['megabytes']:.0f}",
+            "lines": str(one["lines"]),
+        }
+
+
+def _heads(
+    records: dict[str, dict[str, Any] | None],
+) -> Iterator[tuple[dict[str, Any] | None, dict[str, str]]]:
+    for name, one in records.items():
+        if one is None:
+            yield None, {"library": name, "note": "not recorded yet"}
+        elif one["error"]:
+            yield (
+                one,
+                {
+                    "library": f"{one['package'] or name}, {one.get('method', '')}",
+                    "note": one["error"],
+                },
+            )
+        else:
+            yield one, {"library": f"{one['package']} {one['version']}, {one['method']}"}
+
+
+def _shown(numbers: list[float] | None) -> str:
+    return "" if numbers is None else str(Estimate(*numbers))
 
 
 def write(folder: Path, count: int = COUNT, seed: int = 0) -> None:

@@ -82,6 +82,18 @@ def test_a_script_is_measured_at_its_default_and_at_the_chosen_threshold(data, t
     # Every square is grey, which is no fault in a set of grey pictures.
     assert record["flags"]["grey"] == [0, 0, 33]
     assert len(json.dumps(record)) < 5000
+    records = {"one": record | {"represent": 2.0}, "two": None}
+    (row, absent), (cost, _) = (
+        list(rows)
+        for rows in (
+            duplicate_peers.quality_rows(records, "default"),
+            duplicate_peers.cost_rows(records),
+        )
+    )
+    assert row["look-alikes grouped"] == "3 of 3"
+    assert row["CIFAR-10 recall"].startswith("1.000 [")
+    assert float(cost["seconds"]) == pytest.approx(record["cpu"] + 2, abs=0.06)
+    assert absent == {"library": "two", "note": "not recorded yet"}
 
 
 def test_turned_copies_are_left_out_of_the_upright_recall(data, tmp_path):
@@ -107,6 +119,8 @@ def test_a_library_that_fails_is_recorded_with_its_error(data, tmp_path):
     assert record["error"] is None
     assert record["errors"] == {"forms": "AssertionError: small"}
     assert set(record["sets"]) == {"cifar10", "photographs"}
+    (row,) = duplicate_peers.quality_rows({"one": record}, "chosen")
+    assert row["look-alikes grouped"] == "0 of 0, fails on forms"
 
 
 def test_written_data_are_read_again(tmp_path, monkeypatch):
