@@ -3,7 +3,8 @@ r"""Typeset the formulas when the book is built, so that no page loads MathJax.
 Sphinx leaves formulas as ``\(...\)`` and ``\[...\]`` for a script of the page. Once all pages are
 written, ``formulas.js`` typesets each of them, with the MathJax of ``sphinx-mathjax-offline`` and
 the Node of Playwright. One style sheet, ``_static/formulas.css``, has the glyphs that the book uses
-and the fonts themselves: a browser may refuse font files to a page from disk.
+and the fonts themselves, cut down to these glyphs: a browser may refuse font files to a page from
+disk, and the whole fonts would weigh more than all else that a page loads.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ import re
 import subprocess
 from html import unescape
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from fontTools import subset
+from fontTools.ttLib import TTFont
 from playwright._impl._driver import compute_driver_executable
 from sphinx.errors import ExtensionError
 
@@ -41,6 +45,10 @@ _FONT = re.compile(
     r'(?P<face>@font-face[^}]*font-family: MJX(?P<family>[\w-]+);[^}]*url\(")'
     r'\./(?P<file>[\w-]+\.woff)(?P<rest>"\)[^}]*\})'
 )
+# A glyph is the content of a rule, as itself or as a number; a class of the rule names its font.
+_GLYPH = re.compile(r'(?P<asked>[^{}]+)\{[^{}]*?content: "(?P<content>(?:\\.|[^"\\])*)"')
+_SIGN = re.compile(r"\\([0-9a-fA-F]+) ?|\\?(.)", re.S)
+_PLAIN = re.compile(r"TEX(-S\d)?")
 # What the sheet asks for besides the classes of single glyphs: text, and parts of large braces.
 _ALWAYS = {"ZERO", "TEX", "TEX-S1", "TEX-S4", "TEX-A"}
 
@@ -93,14 +101,48 @@ def typeset(wanted: Sequence[Formula]) -> tuple[dict[Formula, str], str]:
 
 def _with_fonts(css: str, used: set[str]) -> str:
     folder = mathjax() / "output" / "chtml" / "fonts" / "woff-v2"
+    signs = glyphs(css)
 
     def inline(match: re.Match[str]) -> str:
-        if match["family"] not in used:
+        family = match["family"]
+        if family not in used:
             return ""
-        data = base64.b64encode((folder / match["file"]).read_bytes()).decode()
+        # Signs of no named font are the upright ones, and the parts of what stretches.
+        plain = signs.get("", set()) if _PLAIN.fullmatch(family) else set()
+        font = _cut(folder / match["file"], signs.get(family, set()) | plain)
+        data = base64.b64encode(font).decode()
         return f"{match['face']}data:font/woff;base64,{data}{match['rest']}"
 
     return _FONT.sub(inline, css)
+
+
+def glyphs(css: str) -> dict[str, set[int]]:
+    """The signs that a style sheet sets as contents, by font; those of no named one are at ""."""
+    found: dict[str, set[int]] = {}
+    for rule in _GLYPH.finditer(css):
+        signs = {
+            int(code, 16) if code else ord(sign) for code, sign in _SIGN.findall(rule["content"])
+        }
+        for family in re.findall(r"\.(TEX-\w+)", rule["asked"]) or [""]:
+            found.setdefault(family, set()).update(signs)
+    return found
+
+
+def _cut(path: Path, signs: set[int]) -> bytes:
+    """A font with the glyphs of these signs alone, drawn and placed as before."""
+    font = TTFont(path)
+    if not signs & set(font.getBestCmap()):
+        # A browser refuses an empty font; the one without extent is there for its line's height.
+        return path.read_bytes()
+    options = subset.Options(hinting=True, notdef_outline=True, layout_features=["*"])
+    options.drop_tables += ["FFTM"]
+    cutter = subset.Subsetter(options)
+    cutter.populate(unicodes=signs)
+    cutter.subset(font)
+    font.flavor = "woff"
+    written = BytesIO()
+    font.save(written)
+    return written.getvalue()
 
 
 def place(html: str, markup: dict[Formula, str]) -> str:

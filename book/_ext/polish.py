@@ -57,7 +57,9 @@ _IMAGE = re.compile(
 _ARTICLE = re.compile(r'<article class="bd-article".*?</article>', re.S)
 _PRE = re.compile(r"(?<=<pre)(?=>(?P<text>.*?)</pre>)", re.S)
 _TAG = re.compile(r"<[^>]+>|&[#\w]+;")
-_RASTER = re.compile(r'href="data:image/png;base64,\s*([^"]+)"')
+_RASTER = re.compile(r'href="data:image/\w+;base64,\s*([^"]+)"')
+_BOX = re.compile(r'viewBox="\S+ \S+ (\S+) ([^"\s]+)"')
+_PNG = re.compile(r'href="data:image/png;base64,\s*([^"]+)"')
 _CLASS = re.compile(r"\.(-?[A-Za-z_][\w-]*)")
 _CLASSES = re.compile(r'\bclass="([^"]*)"')
 _SCRIPT = re.compile(r"<script[^>]*>(.+?)</script>", re.S)
@@ -109,6 +111,11 @@ def enlarge(html: str, page: Path) -> str:
         path = page.parent / source
         if path.suffix == ".svg" and path.is_file() and is_chart(path):
             image = _with_class(image, "chart")
+        if path.is_file():
+            # Loaded when it comes near; its place is kept free till then.
+            width, height = extent(path)
+            size = f'loading="lazy" width="{width}" height="{height}" '
+            image = image.replace("<img ", f"<img {size}", 1)
         return f'<a class="enlarge" href="{source}">{image}</a>'
 
     def in_article(match: re.Match[str]) -> str:
@@ -121,6 +128,29 @@ def _with_class(image: str, name: str) -> str:
     if ' class="' in image:
         return image.replace(' class="', f' class="{name} ', 1)
     return image.replace("<img ", f'<img class="{name}" ', 1)
+
+
+def extent(path: Path) -> tuple[int, int]:
+    """A picture's width and height in pixels of the page."""
+    if path.suffix != ".svg":
+        with Image.open(path) as raster:
+            return raster.size
+    (width, height), *_ = _BOX.findall(path.read_text("utf-8"))
+    # Matplotlib's unit is the point.
+    return round(float(width) * 4 / 3), round(float(height) * 4 / 3)
+
+
+def lighten(svg: str) -> str:
+    """A drawing with its pixels as lossless WebP where that is shorter than PNG."""
+
+    def shorter(match: re.Match[str]) -> str:
+        with Image.open(BytesIO(base64.b64decode(match[1]))) as raster:
+            written = BytesIO()
+            raster.convert("RGBA").save(written, "WEBP", lossless=True, exact=True)
+        data = base64.b64encode(written.getvalue()).decode()
+        return f'href="data:image/webp;base64,{data}"' if len(data) < len(match[1]) else match[0]
+
+    return _PNG.sub(shorter, svg)
 
 
 @cache
@@ -209,6 +239,10 @@ def _polish_all(app: Sphinx, exception: Exception | None) -> None:
             pages[path] = measure_lines(enlarge(pages[path], path))
         if pages[path] != html:
             path.write_text(pages[path], "utf-8")
+    for path in sorted((out / "_images").glob("*.svg")):
+        svg = path.read_text("utf-8")
+        if (light := lighten(svg)) != svg:
+            path.write_text(light, "utf-8")
     static = out / "_static"
     scripts = [path for path in static.rglob("*.js") if path.name != searchtext.SCRIPT]
     known = classes(pages.values(), (path.read_text("utf-8") for path in scripts))

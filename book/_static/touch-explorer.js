@@ -5,8 +5,7 @@ touch.open("explorer", (picture, { columns, classes, labels, rivals, linear, bor
   const AROUND = 100; // images that count as having the same percentile
   const SHOWN = 12;
   const sheet = picture.closest("figure").querySelector("figcaption a.download").href;
-  picture.style.setProperty("--sheet", `url("${sheet}")`);
-  picture.style.setProperty("--across", columns);
+  touch.sheet(picture, sheet, columns);
 
   // Little-endian float32 in base64, as the chapter's cell packs them.
   function unpacked(text) {

@@ -26,6 +26,19 @@ const touch = {
     element.value = value;
     element.textContent = text;
   },
+  // Shows the images of a sheet once the picture comes near.
+  sheet(picture, url, columns) {
+    picture.style.setProperty("--across", columns);
+    const near = new IntersectionObserver(
+      ([{ isIntersecting }]) => {
+        if (!isIntersecting) return;
+        picture.style.setProperty("--sheet", `url("${url}")`);
+        near.disconnect();
+      },
+      { rootMargin: "1000px" },
+    );
+    near.observe(picture);
+  },
   // Calls draw(width) now and whenever the picture's width changes.
   fit(picture, draw) {
     let width = 0;

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import base64
+import re
 import sys
+from io import BytesIO
+from pathlib import Path
+from typing import Any
 
 import pytest
 from docutils import nodes
+from fontTools.pens.recordingPen import DecomposingRecordingPen
+from fontTools.ttLib import TTFont
+from PIL import Image
 from sphinx.errors import ExtensionError
 
 from pages import ROOT
@@ -15,7 +23,7 @@ sys.path.insert(0, str(ROOT / "book" / "_ext"))
 import captions
 import folding
 import formulas
-from polish import drawing, polish, thin
+from polish import drawing, enlarge, lighten, polish, thin
 
 
 def test_polish_mends_once() -> None:
@@ -96,6 +104,62 @@ def test_formulas_are_typeset_once_and_for_all() -> None:
     assert "data:font/woff" in css
     with pytest.raises(ExtensionError, match=r"\\nonsense"):
         formulas.typeset([formulas.Formula(r"\nonsense", False)])
+
+
+def pixels(svg: str) -> bytes:
+    (data,) = re.findall(r"base64,([^\"]+)", svg)
+    with Image.open(BytesIO(base64.b64decode(data))) as raster:
+        return raster.convert("RGBA").tobytes()
+
+
+def test_a_drawing_gets_lighter_and_keeps_every_pixel(tmp_path: Path) -> None:
+    raster = Image.effect_noise((64, 48), 20).convert("RGBA")
+    raster.putalpha(Image.linear_gradient("L").resize((64, 48)))
+    written = BytesIO()
+    raster.save(written, "PNG")
+    data = base64.b64encode(written.getvalue()).decode()
+    svg = f'<svg viewBox="0 0 72 36"><image href="data:image/png;base64,{data}"/></svg>'
+    light = lighten(svg)
+    assert len(light) < 0.9 * len(svg)
+    assert pixels(light) == pixels(svg)
+    assert lighten(light) == light
+    (tmp_path / "a.svg").write_text(light)
+    page = '<article class="bd-article"><img alt="x" src="a.svg"/></article>'
+    tag = '<img loading="lazy" width="96" height="48" class="chart" alt="x" src="a.svg"/>'
+    linked = enlarge(page, tmp_path / "page.html")
+    assert linked.count("<a ") == 1
+    # The gradient lets the paper through, and so is a chart's.
+    assert set(re.findall(r'[\w-]+="[^"]*"', tag)) <= set(re.findall(r'[\w-]+="[^"]*"', linked))
+
+
+def drawn(font: TTFont) -> dict[int, Any]:
+    """What a font draws for each sign, and how far it goes on."""
+    glyphs, found = font.getGlyphSet(), {}
+    for sign, name in font.getBestCmap().items():
+        pen = DecomposingRecordingPen(glyphs)
+        glyphs[name].draw(pen)
+        found[sign] = (glyphs[name].width, pen.value)
+    return found
+
+
+def test_fonts_have_the_glyphs_of_the_book_alone_as_they_were() -> None:
+    tex = r"\sum_a \left( 1 < \frac{\mathbb{R}}{\mathcal{L}} \right) \mathbf{I}"
+    _, css = formulas.typeset([formulas.Formula(tex, True)])
+    fonts = {
+        name: drawn(TTFont(BytesIO(base64.b64decode(data))))
+        for name, data in re.findall(r'MJX(TEX[\w-]*);[^}]*?base64,([^"]+)"', css)
+    }
+    folder = formulas.mathjax() / "output/chtml/fonts/woff-v2"
+    files = {"TEX": "Main-Regular", "TEX-I": "Math-Italic", "TEX-A": "AMS-Regular"}
+    files |= {"TEX-B": "Main-Bold", "TEX-C": "Calligraphic-Regular", "TEX-S2": "Size2-Regular"}
+    for name, file in files.items():
+        whole = drawn(TTFont(folder / f"MathJax_{file}.woff"))
+        assert fonts[name].items() <= whole.items()
+        assert len(fonts[name]) < len(whole)
+    signs = {"TEX": "1<", "TEX-I": "a", "TEX-A": "R", "TEX-B": "I", "TEX-C": "L", "TEX-S2": "∑"}
+    for name, text in signs.items():
+        assert set(map(ord, text)) <= set(fonts[name]), name
+    assert len(css) < 50_000
 
 
 def cell(source: str, *outputs: str) -> nodes.container:

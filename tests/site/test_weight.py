@@ -6,6 +6,7 @@ import re
 from statistics import mean
 
 import pytest
+from bs4 import BeautifulSoup
 
 from pages import PAGES, SITE
 
@@ -31,7 +32,19 @@ def test_a_page_weighs_less_than_a_megabyte_on_average(loaded: dict[str, set[str
         for page, names in loaded.items()
     }
     weights = {page: sum(f.stat().st_size for f in found) for page, found in files.items()}
-    assert mean(weights.values()) < 1e6, sorted(weights.items(), key=lambda one: -one[1])[:5]
+    heaviest = sorted(weights.items(), key=lambda one: -one[1])[:5]
+    assert mean(weights.values()) < 0.75e6, heaviest
+    assert heaviest[0][1] < 1.3e6, heaviest
+
+
+def test_pictures_load_when_they_come_near_and_keep_their_place() -> None:
+    for page in PAGES:
+        for image in BeautifulSoup((SITE / page).read_text("utf-8"), "html.parser").select(
+            "article a.enlarge img"
+        ):
+            assert image["loading"] == "lazy", page
+            assert int(image["width"]) > 0, page
+            assert int(image["height"]) > 0, page
 
 
 def test_no_page_leaves_formulas_and_icons_to_scripts(loaded: dict[str, set[str]]) -> None:
