@@ -39,9 +39,12 @@ def rank(paths):
 def flagged(paths):
     lab = Imagelab(filepaths=[str(path) for path in paths])
     lab.find_issues(verbose=False)
+    place = {str(path): k for k, path in enumerate(paths)}
     names = [name for name in lab.issues if name.startswith("is_") and "duplicates" not in name]
     kinds = {name: name.removeprefix("is_").removesuffix("_issue") for name in names}
     return {
-        SAME.get(kind, kind.replace("_", " ")): lab.issues[name].to_numpy().nonzero()[0]
+        SAME.get(kind, kind.replace("_", " ")): [
+            place[path] for path in lab.issues.index[lab.issues[name]]
+        ]
         for name, kind in kinds.items()
     }

@@ -58,8 +58,7 @@ from influence_ssl.errors import InfluenceError
 from influence_ssl.files.images import ImageFiles
 
 SCRIPTS = (
-    "ours", "selfclean", "datalab", "fastdup", "cleanvision", "imagededup_phash",
-    "imagededup_features", "imagededup_cnn",
+    "ours", "selfclean", "datalab", "fastdup", "cleanvision", "imagededup_phash", "imagededup_cnn",
 )  # fmt: skip
 TURNED = ("mirror", "quarter turn", "half turn", "three quarters", "exif")
 """Kinds of copies whose pixels lie elsewhere; :data:`PLANTED` sets hold the others as well."""

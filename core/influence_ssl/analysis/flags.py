@@ -12,7 +12,7 @@ FLAGS = ("dark", "bright", "blurry", "low information", "odd aspect", "odd size"
 
 
 def flags(looks: Sequence[Looks]) -> list[list[str]]:
-    """The :data:`FLAGS` that hold for each image; the definitions are those of cleanvision.
+    """The :data:`FLAGS` that hold for each image: the issues of cleanvision, with own thresholds.
 
     - ``dark``: 99 % of the pixels are darker than 0.37; ``bright``: 95 % are lighter than 0.95;
     - ``blurry``: 1 − exp(−edges / 100) is below 0.17, that is, the standard deviation of the edges
