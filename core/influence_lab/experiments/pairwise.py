@@ -11,13 +11,14 @@ The reference is the exact empirical Fisher of all convolutions, from the core, 
 is Spearman's correlation over the images, one for each query. Time is the processor time
 of the whole call, over that of a plain forward and backward pass over all pairs, which is timed
 before and after it in the faster memory layout. A peer that fails, or does not come to an end in
-time, is recorded with its error.
+time or takes more memory than it may, is recorded with its error.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import resource
 import runpy
 import signal
 import sys
@@ -56,6 +57,8 @@ BATCH = 64
 SMALL = {"tiny": (48, 6)}
 SECONDS = 900
 """The most processor time that a call may take."""
+MEMORY = 16 * 2**30
+"""The most bytes that the process of a call may reserve."""
 
 Pair = tuple[Tensor, Tensor]
 Influences = Callable[[nn.Module, Pair, Pair, float], Tensor]
@@ -150,7 +153,7 @@ def run(path: Path, work: Work, reference: Float64[np.ndarray, "q n"], λ: float
             encoder = copy.deepcopy(work.encoder).requires_grad_()
             found[""] = script["influence"](encoder, *clones, λ)
 
-        with limited(SECONDS):
+        with limited(SECONDS, MEMORY):
             begin = time.process_time()
             record["bytes"] = peak(call)
         seconds = time.process_time() - begin
@@ -180,10 +183,13 @@ class TooLong(Exception):
 
 
 class limited:
-    """Raises in the block after so many seconds of processor time."""
+    """Raises in the block after so many seconds of processor time, or where memory is refused.
 
-    def __init__(self, seconds: int) -> None:
-        self.seconds = seconds
+    Without the second limit, the system would end the process, which could record nothing.
+    """
+
+    def __init__(self, seconds: int, memory: int | None = None) -> None:
+        self.seconds, self.memory = seconds, memory
 
     def __enter__(self) -> None:
         def stop(*_: Any) -> None:
@@ -191,10 +197,14 @@ class limited:
 
         self.before = signal.signal(signal.SIGPROF, stop)
         signal.setitimer(signal.ITIMER_PROF, self.seconds)
+        self.allowed = resource.getrlimit(resource.RLIMIT_DATA)
+        if self.memory is not None:
+            resource.setrlimit(resource.RLIMIT_DATA, (self.memory, self.allowed[1]))
 
     def __exit__(self, *_: object) -> None:
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.signal(signal.SIGPROF, self.before)
+        resource.setrlimit(resource.RLIMIT_DATA, self.allowed)
 
 
 def _plain(work: Work) -> float:

@@ -101,6 +101,12 @@ def test_a_library_that_fails_is_recorded_with_its_error(case, work, tmp_path, m
     assert "spearman" not in record
 
 
+def test_memory_is_refused_in_the_block_alone():
+    with pytest.raises(RuntimeError, match="can't allocate memory"), pairwise.limited(60, 2**30):
+        torch.empty(2**32, dtype=torch.uint8)
+    assert len(torch.empty(2**32, dtype=torch.uint8)) == 2**32
+
+
 def test_a_run_records_agreement_cost_and_lines(work, tmp_path):
     reference, λ = pairwise.exact(work, tmp_path / "exact.npz")
     record = pairwise.run(Path("benchmarks/pairs/ours.py"), work, reference, λ)
