@@ -171,7 +171,7 @@ def measure_lines(html: str) -> str:
 
     def columns(match: re.Match[str]) -> str:
         lines = _TAG.sub(lambda tag: "" if tag[0][0] == "<" else "x", match["text"]).split("\n")
-        widths = [len(line) for line in lines if len(line) <= COLUMNS]
+        widths = [len(line) for line in lines if 0 < len(line) <= COLUMNS]
         return f' style="--columns: {max(widths, default=COLUMNS)}"'
 
     return _ARTICLE.sub(lambda article: _PRE.sub(columns, article[0]), html)

@@ -230,6 +230,19 @@ def test_a_phone_breaks_no_number_of_a_table(phone: Any) -> None:
     assert all(n <= most for n, most in zip(cells.evaluate_all(lines), words, strict=True))
 
 
+@pytest.mark.parametrize("width", [390, 1440])
+def test_a_link_into_a_long_page_leads_to_its_place(chromium: Any, width: int) -> None:
+    """Nothing above it may change its height once it is there."""
+    target = "#exercises"
+    size = {"width": width, "height": 900}
+    with opened(
+        chromium, address("book/experiments/memorisation.html") + target, viewport=size
+    ) as page:
+        page.wait_for_timeout(500)
+        top = page.locator(target).evaluate("e => e.getBoundingClientRect().top")
+        assert 0 <= top <= 200
+
+
 def test_front_door_leads_to_the_introduction(chromium: Any) -> None:
     view = chromium.new_page()
     view.goto(address("index.html"))

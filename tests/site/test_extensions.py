@@ -23,7 +23,17 @@ sys.path.insert(0, str(ROOT / "book" / "_ext"))
 import captions
 import folding
 import formulas
-from polish import drawing, enlarge, lighten, polish, thin
+from polish import COLUMNS, drawing, enlarge, lighten, measure_lines, polish, thin
+
+
+@pytest.mark.parametrize(
+    ("text", "columns"),
+    [("ab\nabcd\n", 4), ("x" * (COLUMNS + 1) + "\n", COLUMNS), ("&amp;<b>a</b>\n", 2)],
+)
+def test_a_box_has_the_columns_of_its_longest_line(text: str, columns: int) -> None:
+    """Never 0, by which the style sheet would divide: then nothing is seen."""
+    page = f'<article class="bd-article"><pre>{text}</pre></article>'
+    assert f'<pre style="--columns: {columns}">' in measure_lines(page)
 
 
 def test_polish_mends_once() -> None:
