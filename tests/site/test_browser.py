@@ -217,20 +217,6 @@ def test_phone_is_accessible(phone: Any, page: str) -> None:
     assert violations(phone) == []
 
 
-<<<<<<< HEAD
-def test_a_phone_breaks_no_number_of_a_table(phone: Any) -> None:
-    load(phone, address("book/practice/many-gpus.html"))
-    lines = """all => all.map(cell => {
-        const range = document.createRange();
-        range.selectNodeContents(cell);
-        return new Set([...range.getClientRects()].map(box => box.top)).size;
-    })"""
-    cells = phone.locator("article table.dataframe tbody :is(th, td)")
-    words = [len(text.split()) for text in cells.all_inner_texts()]
-    assert len(words) > 20
-    assert all(n <= most for n, most in zip(cells.evaluate_all(lines), words, strict=True))
-
-
 @pytest.mark.parametrize("width", [390, 1440])
 def test_a_link_into_a_long_page_leads_to_its_place(chromium: Any, width: int) -> None:
     """Nothing above it may change its height once it is there."""
@@ -244,8 +230,6 @@ def test_a_link_into_a_long_page_leads_to_its_place(chromium: Any, width: int) -
         assert 0 <= top <= 200
 
 
-=======
->>>>>>> parent of f5307fc (On a phone tables break between words: within them only in the headings of many columns and in long names)
 def test_front_door_leads_to_the_introduction(chromium: Any) -> None:
     view = chromium.new_page()
     view.goto(address("index.html"))
