@@ -225,9 +225,14 @@ def test_a_link_into_a_long_page_leads_to_its_place(chromium: Any, width: int) -
     with opened(
         chromium, address("book/experiments/memorisation.html") + target, viewport=size
     ) as page:
-        page.wait_for_timeout(500)
-        top = page.locator(target).evaluate("e => e.getBoundingClientRect().top")
-        assert 0 <= top <= 200
+        page.wait_for_function(
+            """target => {
+                const top = document.querySelector(target).getBoundingClientRect().top;
+                return 0 <= top && top <= 200;
+            }""",
+            arg=target,
+            timeout=10_000,
+        )
 
 
 def test_front_door_leads_to_the_introduction(chromium: Any) -> None:
