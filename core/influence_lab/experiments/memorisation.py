@@ -106,7 +106,7 @@ class Pool:
         self.part: Images = whole.subset(self.index)
         self.digest = whole.digest
         outside = len(self.index) - plan.pool
-        self.title = f"{whole.name} ({plan.pool} images, and {outside} outside the pool)"
+        self.title = f"{whole.name} train ({plan.pool} images, and {outside} outside the pool)"
 
     @cached_property
     def images(self) -> Float[Tensor, "m c h w"]:

@@ -267,7 +267,7 @@ def reproduce(task: Task) -> str:
         "encoders": answers,
         "provenance": results.provenance(
             task.command, task.profile, task.seed,
-            f"digits ({plan.pool} images, and {plan.queries} outside the pool)", pool.digest,
+            f"digits train ({plan.pool} images, and {plan.queries} outside the pool)", pool.digest,
             results.device_name("cpu"), time.perf_counter() - begin,
         ),
     }  # fmt: skip

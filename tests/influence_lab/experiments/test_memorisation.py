@@ -232,7 +232,7 @@ def test_colours_have_a_record_of_their_own_with_the_regimes_of_the_plan(tmp_pat
     found = json.loads((tmp_path / "tiny/memorisation-cifar10.json").read_text())
     assert found["trainings"] == {"crops": 24}
     assert list(found["power"]) == list(found["predictors"]) == ["crops"]
-    assert found["provenance"]["data"] == "squares (64 images, and 10 outside the pool)"
+    assert found["provenance"]["data"] == "squares train (64 images, and 10 outside the pool)"
     task = Task("memorisation-cifar10", "tiny", root=tmp_path, runs=tmp_path)
     one = Study(COLOURED, task)
     assert not one.advance()
