@@ -33,6 +33,7 @@ _TURNED = 0.9
 _CANDIDATES = 5
 _MEMBERS = 64
 _ROWS = 512
+_CROPPED = 2**13
 _VALUES = 2**21
 RIDGE = 0.1
 _COARSE = 8
@@ -388,34 +389,56 @@ def _aligned(
 ) -> tuple[Float32[Tensor, " e"], Tensor, Float32[Tensor, "e 4"]]:
     """For each pair, the largest correlation over crops of either image, whether the first one is
     cropped, and the window."""
-    best = torch.full((len(pairs),), -1.0, device=grey.device)
-    first = torch.ones(len(pairs), dtype=torch.bool, device=grey.device)
-    place = torch.zeros(len(pairs), dtype=torch.int64, device=grey.device)
     windows, boxes = _windows(grey.shape[-1], cells, grey.device)
+    value = torch.full((2, len(pairs)), -1.0, device=grey.device)
+    where = torch.zeros((2, len(pairs)), dtype=torch.int64, device=grey.device)
     if not len(pairs):
-        return best, first, boxes[place]
+        return value[0], where[0] == 0, boxes[where[0]]
+    # Each picture is cropped once for all its pairs. The second of a pair is turned to the first.
+    ends = torch.stack([8 * pairs[:, 0], 8 * pairs[:, 1] + turn])
+    pictures, place = ends.unique(return_inverse=True)
+
+    def read(part: Tensor) -> Tensor:
+        found = grey[part // 8]
+        for t in (part % 8).unique().tolist():
+            found[part % 8 == t] = _turn(found[part % 8 == t], t)
+        return found
+
     whole = windows[0][0]
-
-    def base(pictures: Tensor) -> Tensor:
-        return unit(_centred((whole @ pictures @ whole.T).flatten(1)))
-
-    with tqdm(total=len(pairs), desc="compare", unit="pair", disable=not progress) as bar:
-        for part in pairs[:, 0].argsort().split(_ROWS):
-            # The second is turned to the first.
-            one, other = grey[pairs[part, 0]], grey[pairs[part, 1]]
-            for t in turn[part].unique().tolist():
-                other[turn[part] == t] = _turn(other[turn[part] == t], t)
-            for crop, target, is_first in ((one, other, True), (other, one, False)):
-                crops = torch.cat([_crops(crop, window) for window in windows], 1)
-                crops = crops - crops.mean(2, keepdim=True)
-                crops /= crops.norm(dim=2, keepdim=True).clamp(min=1e-6)
-                value, where = (crops @ base(target)[:, :, None]).squeeze(2).max(1)
-                higher = value > best[part]
-                best[part] = torch.where(higher, value, best[part])
-                place[part] = torch.where(higher, where, place[part])
-                first[part] = torch.where(higher, is_first, first[part])
-            bar.update(len(part))
-    return best, first, boxes[place]
+    base = torch.cat(
+        [
+            unit(_centred((whole @ read(part) @ whole.T).flatten(1)))
+            for part in pictures.split(_ROWS)
+        ]
+    )
+    source, target = place.flatten(), place.flip(0).flatten()
+    # Pictures with equally many pairs are compared together, which needs little padding.
+    degree, rank = source.bincount().sort(descending=True)
+    order = rank.argsort()[source].argsort()
+    last = degree.cumsum(0)
+    begin = 0
+    with tqdm(total=len(pictures), desc="compare", unit="image", disable=not progress) as bar:
+        while begin < len(pictures):
+            most = int(degree[begin])
+            end = min(len(pictures), begin + max(1, _CROPPED // max(most, cells * cells)))
+            own = degree[begin:end]
+            first = last[begin:end] - own
+            held = order[first[0] : last[end - 1]]
+            row = torch.arange(len(own), device=grey.device).repeat_interleave(own)
+            column = torch.arange(len(held), device=grey.device) + first[0] - first[row]
+            others = grey.new_zeros((len(own), most, cells * cells))
+            others[row, column] = base[target[held]]
+            cropped = read(pictures[rank[begin:end]])
+            crops = torch.cat([_crops(cropped, window) for window in windows], 1)
+            crops -= crops.mean(2, keepdim=True)
+            crops /= crops.norm(dim=2, keepdim=True).clamp(min=1e-6)
+            best, window = (others @ crops.mT).max(2)
+            value.view(-1)[held] = best[row, column]
+            where.view(-1)[held] = window[row, column]
+            bar.update(end - begin)
+            begin = end
+    second = value[1] > value[0]
+    return value.amax(0), ~second, boxes[torch.where(second, where[1], where[0])]
 
 
 def _crops(

@@ -9,6 +9,7 @@ from PIL import Image
 
 from influence_lab.datasets import lookalikes
 from influence_lab.experiments.planted import Pictures, encoders, pairs, plant, quality, strangers
+from influence_ssl.analysis import duplicates
 from influence_ssl.analysis.duplicates import Group, duplicate_groups
 
 COUNT = 24
@@ -89,3 +90,43 @@ def test_sixteen_thousand_copies_of_a_file_are_one_group() -> None:
     (group,) = duplicate_groups(z, pictures)
     assert group.members == [0, *range(20, 20 + copies)]
     assert group.reasons == ["same file"]
+
+
+def test_pairs_are_aligned_as_if_each_were_cropped_alone(monkeypatch) -> None:
+    """Pearson's correlation of areas that a numerical integral averages; pairs share pictures."""
+    rng = np.random.default_rng(0)
+    grey = rng.normal(size=(6, 4, 4)).repeat(8, 1).repeat(8, 2).astype(np.float32)
+    ends = [(0, k) for k in range(1, 6)] + [(2, 3), (1, 4)]
+    turn = [0, 3, 5, 0, 0, 6, 0]
+
+    def areas(picture, x, y, length):
+        edges = [start + np.linspace(0, length, 9) for start in (y, x)]
+        below = picture.astype(np.float64)
+        for edge in edges:
+            total = np.concatenate([np.zeros((1, below.shape[1])), below.cumsum(0)])
+            at = np.stack([np.interp(edge, np.arange(33), column) for column in total.T], 1)
+            below = np.diff(at, axis=0).T
+        return below
+
+    def highest(cropped, target):
+        return max(
+            np.corrcoef(areas(cropped, x, y, 32 * s).ravel(), areas(target, 0, 0, 32).ravel())[0, 1]
+            for s in (1, 0.95, 0.9, 0.85, 0.8)
+            for x in np.linspace(0, 32 * (1 - s), 5)
+            for y in np.linspace(0, 32 * (1 - s), 5)
+        )
+
+    read, crops = [], duplicates._crops
+    monkeypatch.setattr(duplicates, "_crops", lambda g, w: read.append(len(g)) or crops(g, w))
+    found, first, _ = duplicates._aligned(
+        torch.from_numpy(grey), torch.tensor(ends), torch.tensor(turn), 8
+    )
+    for k, ((a, b), t) in enumerate(zip(ends, turn, strict=True)):
+        other = np.rot90(grey[b], t % 4)
+        one, other = grey[a], other[:, ::-1] if t >= 4 else other
+        wanted = highest(one, other), highest(other, one)
+        assert found[k].item() == pytest.approx(max(wanted), abs=1e-5)
+        assert first[k].item() == (wanted[0] > wanted[1])
+    # Each of five scales crops each picture once, as it stands or turned.
+    different = {(a, 0) for a, _ in ends} | {(b, t) for (_, b), t in zip(ends, turn, strict=True)}
+    assert sum(read) == 5 * len(different)
