@@ -43,6 +43,14 @@ _MENDED = (
     ),
     # The first page's title is the book's own.
     (re.compile(r"<title>(.*?) &#8212; \1</title>"), r"<title>\1</title>"),
+    # The theme is known before anything is drawn. If a script settles it once the page is there,
+    # all of the page is styled twice, and a dark one flashes white.
+    (
+        re.compile(r'dataset\.theme = localStorage\.getItem\("theme"\) \|\| "auto";'),
+        "dataset.theme = document.documentElement.dataset.mode !== 'auto' ? "
+        "document.documentElement.dataset.mode : "
+        "matchMedia('(prefers-color-scheme: dark)').matches ? 'dark' : 'light';",
+    ),
     # All of Font Awesome; `_icon` has what is used.
     (re.compile(r"\s*<(?:script|link) [^>]*vendor/fontawesome[^>]*>(?:</script>)?"), ""),
 )

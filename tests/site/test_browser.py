@@ -204,6 +204,28 @@ def test_dark_theme_is_accessible(dark: Any, page: str) -> None:
     assert violations(dark) == []
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_theme_is_known_before_the_theme_s_script(chromium: Any, scheme: str) -> None:
+    """Settled later, all of a page is styled a second time."""
+    with window(chromium, scheme) as page:
+        page.route("**/pydata-sphinx-theme.js*", lambda route: route.abort())
+        load(page, address("book/practice/which-number.html"))
+        assert page.evaluate("document.documentElement.dataset.theme") == scheme
+        page.evaluate("localStorage.setItem('mode', 'dark')")
+        page.reload()
+        assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+
+
+def test_formulas_are_heard_as_mathematics_and_laid_out_as_text(chromium: Any) -> None:
+    with opened(chromium, address("book/theory/notation.html")) as page:
+        session = page.context.new_cdp_session(page)
+        nodes = session.send("Accessibility.getFullAXTree")["nodes"]
+        roles = {node["role"]["value"] for node in nodes if not node["ignored"]}
+        assert {"MathMLMath", "MathMLFraction", "MathMLSub", "MathMLIdentifier"} <= roles
+        shown = page.locator("mjx-assistive-mml mfrac").first
+        assert shown.evaluate("e => getComputedStyle(e).display") == "block"
+
+
 @pytest.fixture(scope="module")
 def phone(chromium: Any) -> Iterator[Any]:
     with window(chromium, viewport=PHONE, is_mobile=True) as view:
