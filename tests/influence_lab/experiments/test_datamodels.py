@@ -1,7 +1,6 @@
 """Linear datamodeling scores: brute force, a linear truth, and the record of a few trainings."""
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -34,7 +33,7 @@ from influence_lab.experiments.small_encoders import (
 from influence_lab.experiments.task import Task
 from influence_ssl import GaussianNoise
 
-PLAN = Plan(pool=64, queries=10, trainings=56, together=28, references=4, epochs=1)
+PLAN = Plan(pool=64, queries=10, trainings=56, together=28, references=2, epochs=1)
 
 
 @pytest.fixture
@@ -142,6 +141,11 @@ def trained(tmp_path_factory):
 
 
 def test_reproduce_scores_draws_and_goes_on(trained, monkeypatch, capsys):
+    """Draws and intervals have tests of their own; few of them are enough here."""
+    monkeypatch.setattr(datamodels, "DRAWS", 1)
+    monkeypatch.setattr(datamodels, "RESAMPLES", 20)
+    monkeypatch.setattr(datamodels, "SIZES", (1, 2))
+    monkeypatch.setattr(datamodels, "GROUP", 1)
     monkeypatch.setattr(memorisation, "PLANS", {"digits": {"tiny": PLAN}})
     out = trained / "figure.svg"
     arguments = ["reproduce", "datamodels", "--profile", "tiny", "--results", str(trained)]
@@ -158,15 +162,15 @@ def test_reproduce_scores_draws_and_goes_on(trained, monkeypatch, capsys):
     predicted = made.mean(0) @ study.inside("crops")[32:].T
     expected = np.mean([spearmanr(*rows).statistic for rows in zip(predicted, losses, strict=True)])
     found = record["regimes"]["crops"]["alignment loss"]["outside the pool"]
-    assert found["scores"][INFLUENCE]["4"][0] == pytest.approx(expected, abs=1e-3)
-    assert found["scores"][INFLUENCE].keys() == {"1", "4"}
+    assert found["scores"][INFLUENCE]["2"][0] == pytest.approx(expected, abs=1e-3)
+    assert found["scores"][INFLUENCE].keys() == {"1", "2"}
     assert found["ridge"].keys() == {"25"}
-    gap = found["differences"]["influence minus gradients"]["4"][0]
-    assert gap == pytest.approx(expected - found["scores"][GRADIENTS]["4"][0], abs=1e-3)
+    gap = found["differences"]["influence minus gradients"]["2"][0]
+    assert gap == pytest.approx(expected - found["scores"][GRADIENTS]["2"][0], abs=1e-3)
     # Once more, from what is kept: no encoder is trained.
     monkeypatch.setattr(Study, "references", lambda *_: pytest.fail("trained again"))
     assert main(arguments) == 0
-    monkeypatch.setattr(memorisation, "PLANS", {"digits": {"tiny": replace(PLAN, references=2)}})
+    monkeypatch.setattr(datamodels, "GROUP", 2)
     assert main(arguments) == 1
     assert "was made with another encoders" in capsys.readouterr().err
 
