@@ -106,6 +106,7 @@ FIRST := logix_ai ours ours_joint ours_bf16
 SLOW := logix_ai-64 kronfluence_ekfac traker_trak
 LATER := $(filter-out $(FIRST) $(SLOW),$(PEERS)) $(SLOW)
 PAIRS := $(patsubst benchmarks/pairs/%.py,_build/bench/pairs/%.json,$(wildcard benchmarks/pairs/*.py))
+EXPLAINERS := $(patsubst benchmarks/quanda/%.py,_build/bench/quanda/%.json,$(wildcard benchmarks/quanda/*.py))
 DUPLICATES := $(patsubst benchmarks/duplicates/%.py,_build/bench/duplicates/%.json,$(wildcard benchmarks/duplicates/*.py))
 measured = $(patsubst %,_build/bench/%.json,$(1))
 
@@ -119,6 +120,9 @@ define environment
 endef
 
 _build/peers/installed: benchmarks/peers/requirements.txt .venv/installed
+	$(environment)
+
+_build/peers/quanda/installed: benchmarks/quanda/requirements.txt .venv/installed
 	$(environment)
 
 _build/peers/%/installed: benchmarks/duplicates/%.txt .venv/installed
@@ -152,6 +156,15 @@ _build/bench/pairs/%.json: benchmarks/pairs/%.py _build/peers/installed
 	OMP_NUM_THREADS=1 PYTHONPATH=core _build/peers/bin/python -W ignore -m influence_lab.experiments.pairwise $< $@
 	@cp $@ book/results/cpu/pairs/
 
+# Explainers judged by quanda's metrics. The classifiers are trained once.
+_build/bench/quanda/data: | .venv/installed
+	OMP_NUM_THREADS=1 PYTHONPATH=core $(PY) -m influence_lab.experiments.explainers --data $@
+
+_build/bench/quanda/%.json: benchmarks/quanda/%.py _build/peers/quanda/installed | _build/bench/quanda/data
+	@mkdir -p book/results/cpu/quanda
+	OMP_NUM_THREADS=1 PYTHONPATH=core _build/peers/quanda/bin/python -W ignore -m influence_lab.experiments.explainers $< $@ --data $(@D)/data
+	@cp $@ book/results/cpu/quanda/
+
 # Planted duplicates: the libraries contradict one another in what they need, so that each has an
 # environment of its own. A script's name begins with that of its environment.
 _build/bench/duplicates/data: | .venv/installed
@@ -171,7 +184,7 @@ _build/bench/duplicates/%.json: benchmarks/duplicates/%.py _build/peers/$$(first
 	$(FOUND)
 
 # In the order of what the book rests on, for a machine that is quiet for a while only.
-bench: _build/bench/cost $(call measured,$(FIRST)) _build/bench/fidelity $(call measured,$(LATER)) $(PAIRS) $(DUPLICATES)
+bench: _build/bench/cost $(call measured,$(FIRST)) _build/bench/fidelity $(call measured,$(LATER)) $(PAIRS) $(EXPLAINERS) $(DUPLICATES)
 	@echo "The benchmark's records are in book/results/cpu; make book shows them"
 
 # A machine with a card needs nothing of ours but this tree: its own Python has PyTorch, and `make
