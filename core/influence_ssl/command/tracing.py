@@ -18,7 +18,7 @@ from influence_ssl.analysis.trace import Trace
 from influence_ssl.command import embeddings, settings
 from influence_ssl.command.embeddings import Embeddings
 from influence_ssl.command.options import TOP
-from influence_ssl.command.scoring import with_names
+from influence_ssl.command.scoring import ZOOS, with_names
 from influence_ssl.command.summary import size
 from influence_ssl.encoders.loading import Loaded, import_function, load_encoder
 from influence_ssl.errors import (
@@ -37,7 +37,6 @@ from influence_ssl.scorer import InfluenceScorer
 PAGE = 100
 """The most queries on a page."""
 _NEEDS = {".html": ("jinja2",), ".parquet": ("pandas", "pyarrow"), ".csv": ("pandas",)}
-_ZOO = ("timm:", "torchvision:")
 
 
 def trace(options: argparse.Namespace) -> None:
@@ -133,7 +132,7 @@ def _encoder(options: argparse.Namespace, kept: Embeddings) -> Loaded:
     spec, weights = options.encoder, options.weights or known.get("weights")
     if spec is None:
         spec = known["encoder"]
-        if not spec.startswith(_ZOO):
+        if not spec.startswith(ZOOS):
             raise InfluenceValueError(
                 f"{str(options.folder)!r} was made with the encoder {spec!r}, and code named in a "
                 f"folder runs only on request; give --encoder {spec}."

@@ -227,6 +227,11 @@ def spoil(name: str) -> None:
     path.write_bytes(path.read_bytes()[:-9])
 
 
+def builtin() -> None:
+    path = Path("kept/images.json")
+    path.write_text(path.read_text().replace("mine.py:small", "builtin:cifar-simclr"))
+
+
 def mixture() -> None:
     """A fit of other images in the folder of these."""
     assert run("--rank", 4, "--seed", 1, "--keep", "other") == 0
@@ -257,6 +262,10 @@ REFUSED = {
     ),
     "no encoder": (
         None, (), {"encoder": None}, "'mine.py:small', and code named .* on request; give --enc"
+    ),
+    # It is loaded without being named: its images have 32 pixels.
+    "no encoder, but a built-in one": (
+        builtin, (), {"encoder": None}, "queries of 3 x 32 x 32 but was fitted on images of 3 x 10"
     ),
     "another encoder": (
         None, (), {"encoder": "mine.py:Zero"}, "'kept' holds the fit of an encoder with different"
