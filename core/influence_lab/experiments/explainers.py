@@ -146,7 +146,8 @@ def train(
 
     At one rate, TracIn's sum over checkpoints needs no weights.
     """
-    folder.mkdir(parents=True)
+    temporary = folder.with_name(folder.name + ".part")
+    temporary.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.SGD(model.parameters(), RATE, momentum=0.9)
     model.train()
@@ -156,13 +157,16 @@ def train(
             nn.functional.cross_entropy(model(x[batch]), labels[batch]).backward()
             optimizer.step()
         if epoch % (epochs // KEPT) == 0:
-            torch.save(model.state_dict(), folder / f"{epoch:02}.pth")
-    model.eval()
+            torch.save(model.state_dict(), temporary / f"{epoch:02}.pth")
+    temporary.rename(folder)
 
 
 def write(folder: Path, task: Task, sizes: tuple[int, int, int] = (TRAIN, QUERIES, WRONG)) -> None:
-    """Train both classifiers into ``folder``, which must be new, with their images beside them."""
-    begin, rng = time.perf_counter(), np.random.default_rng(0)
+    """Train both classifiers into ``folder``, which must be new, with their images beside them.
+
+    A stopped run goes on with the classifier that it had not finished.
+    """
+    rng = np.random.default_rng(0)
     (n, q, m), splits = sizes, ("train", "test")
     whole = [data_for(task.profile, split) for split in splits]
     drawn = [
@@ -177,8 +181,11 @@ def write(folder: Path, task: Task, sizes: tuple[int, int, int] = (TRAIN, QUERIE
     for name, targets in (("clean", drawn[0].labels), ("flipped", labels)):
         model = classifier(copy.deepcopy(encoder), encoder.num_features, classes)
         y = torch.from_numpy(targets.copy())
-        train(model, x, y, temporary / name)
-        fitted, answers = (_predicted(model, images) for images in (x, queries))
+        if not (temporary / name).exists():
+            train(model, x, y, temporary / name)
+        last = max((temporary / name).glob("*.pth"))
+        model.load_state_dict(torch.load(last, weights_only=True))
+        fitted, answers = (_predicted(model.eval(), images) for images in (x, queries))
         torch.save({"x": x, "y": y, "queries": queries, "answers": answers},
                    temporary / name / "data.pt")  # fmt: skip
         facts[name] = {
@@ -192,7 +199,6 @@ def write(folder: Path, task: Task, sizes: tuple[int, int, int] = (TRAIN, QUERIE
         "classes": classes,
         "training": f"simclr-{task.seed} and a linear layer, {EPOCHS} epochs of SGD, rate {RATE}, "
         f"momentum 0.9, batches of {BATCH}, seed 0",
-        "seconds": round(time.perf_counter() - begin, 1),
         "data": "; ".join(
             f"{len(part):,} of {len(images):,} images of {images.name} {split}"
             for part, images, split in zip(drawn, whole, splits, strict=True)
@@ -344,7 +350,7 @@ def main() -> None:
         record = run(options.script, problem, Path(folder))
     facts = problem.facts
     record["quanda"] = version("quanda")
-    record["problem"] = {key: facts[key] for key in ("clean", "flipped", "training", "seconds")} | {
+    record["problem"] = {key: facts[key] for key in ("clean", "flipped", "training")} | {
         "wrong labels": len(problem.wrong),
         "top": TOP,
     }
