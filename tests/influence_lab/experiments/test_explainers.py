@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from influence_lab.experiments import explainers
+from influence_lab.experiments.task import Task
 from influence_ssl import InfluenceScorer, Invariance, Supervised
 
 
@@ -78,6 +79,32 @@ def test_wrong_labels_are_planted_where_they_are_said_to_be():
     shifts = np.bincount((flipped - labels)[wrong] % 10, minlength=10)
     assert shifts[0] == 0
     assert shifts[1:].min() > 8
+
+
+def test_a_stopped_run_goes_on_with_the_classifier_that_it_had_not_finished(tmp_path, monkeypatch):
+    trained = []
+
+    def fake(model, x, labels, folder):
+        trained.append((folder.name, labels))
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        folder.mkdir(parents=True)
+        torch.save(model.state_dict(), folder / "06.pth")
+
+    monkeypatch.setattr(explainers, "train", fake)
+    task, sizes = Task("quanda", "tiny"), (24, 4, 6)
+    with pytest.raises(KeyboardInterrupt):
+        explainers.write(tmp_path / "data", task, sizes)
+    explainers.write(tmp_path / "data", task, sizes)
+    assert [name for name, _ in trained] == ["clean", "flipped", "flipped"]
+    found = explainers.read(tmp_path / "data")
+    right, wrong = (part.train.tensors[1] for part in (found.clean, found.flipped))
+    assert torch.equal(right, trained[0][1])
+    assert torch.nonzero(right != wrong).flatten().tolist() == found.wrong
+    assert len(found.wrong) == 6
+    assert not found.clean.model.training
+    with torch.no_grad():
+        assert torch.equal(found.clean.model(found.queries).argmax(1), found.predicted)
 
 
 def test_the_interval_of_the_area_surrounds_that_of_its_images():
