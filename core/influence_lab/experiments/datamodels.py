@@ -138,7 +138,7 @@ def of_encoder(
                 kept = scorer.fit_.kept
                 assert kept is not None
                 rows[PAIRS] = all_pairs(scorer.embed(images, index), kept.phi)
-        rows[COSINE] = (-z @ z[:pool].T).numpy()
+        rows[COSINE] = (-z @ z[:pool].T).cpu().numpy()
     return found
 
 
@@ -147,7 +147,7 @@ def all_pairs(
 ) -> Float64[np.ndarray, "q n"]:
     """The influence as the mean over all pairs of draws, from embeddings with paired ones."""
     # Each draw is divided by √draws, so their sum is √draws times their mean.
-    one, other = (phi.double().unflatten(1, (DRAWS, -1)).sum(1) for phi in (queries, kept))
+    one, other = (phi.cpu().double().unflatten(1, (DRAWS, -1)).sum(1) for phi in (queries, kept))
     return (-one @ other.T / DRAWS).numpy()
 
 
@@ -174,7 +174,7 @@ def _some(study: Study, regime: str, encoders: range) -> dict[str, Float64[np.nd
     if not path.is_file():
         trained = study.references(regime, encoders)
         made = [
-            of_encoder(encoder, study.recipes[regime], study.pool.images, pool, seed)
+            of_encoder(encoder, study.recipes[regime], study.images, pool, seed)
             for seed, encoder in zip(encoders, trained, strict=True)
         ]
         arrays: dict[str, Any] = {
@@ -273,7 +273,7 @@ def reproduce(task: Task) -> str:
         "regimes": measure(study),
         "provenance": results.provenance(
             task.command, task.profile, task.seed,
-            study.pool.title, study.pool.digest, results.device_name("cpu"),
+            study.pool.title, study.pool.digest, study.device,
             time.perf_counter() - begin,
         ),
     }  # fmt: skip

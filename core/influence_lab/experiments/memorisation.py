@@ -8,7 +8,7 @@ the views are random crops; in the other, Equation 6's noise is added to each cr
 
 Training runs are recorded batch by batch, a plan's regimes in turn, so an interrupted experiment
 can resume. Run t has the same half and initialisation in both regimes. :mod:`.predictors` computes
-the numbers that are compared with the truth.
+the numbers that are compared with the truth. Both run on the task's device, and the files name it.
 """
 
 from __future__ import annotations
@@ -48,13 +48,19 @@ NEIGHBOURS = 5
 DRAWS = {"noise": 4, "alignment": 8}
 # The truth's noise and views are not those of the numbers that are compared with it.
 MEASURED = 10_000
+# So many encoders are measured at once as keep the cosines and the images below this many numbers.
+MEASURED_AT_ONCE = 2**29
 _HALF, _TRAINING, _REFERENCE = range(3)
 
 
 # By data set: the result's name, and what differs in the recipes. Objects look the same in a
-# mirror, digits do not.
-RECORDS = {"digits": "memorisation", "cifar10": "memorisation-cifar10"}
-CHANGES: dict[str, dict[str, Any]] = {"digits": {}, "cifar10": {"flips": True}}
+# mirror, digits do not. Scenes are for miniatures only.
+RECORDS = {
+    "digits": "memorisation", "cifar10": "memorisation-cifar10", "scenes": "memorisation-scenes",
+}  # fmt: skip
+CHANGES: dict[str, dict[str, Any]] = {
+    "digits": {}, "cifar10": {"flips": True}, "scenes": {"flips": True, "width": 2, "batch": 8},
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,10 @@ PLANS = {
     "cifar10": {
         "cpu": Plan(
             pool=256, queries=100, trainings=400, together=4, references=16, epochs=150,
+            data="cifar10", regimes=("crops",),
+        ),
+        "gpu": Plan(
+            pool=5_000, queries=500, trainings=256, together=64, references=4, epochs=150,
             data="cifar10", regimes=("crops",),
         ),
     },
@@ -118,17 +128,23 @@ class Pool:
 class Measurement:
     """The three losses of every image for encoders of one regime, with fixed noise and views."""
 
-    def __init__(self, pool: Pool, recipe: Recipe) -> None:
-        x, index, view = pool.images, torch.arange(len(pool.part)), View(recipe)
+    def __init__(self, pool: Pool, recipe: Recipe, device: str | torch.device = "cpu") -> None:
+        x, index, view = pool.images.to(device), torch.arange(len(pool.part)), View(recipe)
         self.pool, self.images = pool, x
         self.noisy = [GaussianNoise()(x, index, d, MEASURED) for d in range(DRAWS["noise"])]
         self.views = [view(x, index, d, MEASURED) for d in range(2 * DRAWS["alignment"])]
         labels = torch.from_numpy(pool.part.labels.copy())
-        self.differs = labels[:, None] != labels[None, : pool.size]
+        self.differs = (labels[:, None] != labels[None, : pool.size]).to(device)
 
-    @torch.no_grad()
     def __call__(self, encoders: Sequence[SmallEncoder]) -> Float16[np.ndarray, "k q m"]:
         """The rows of :data:`QUANTITIES` for each encoder."""
+        per_encoder = len(self.images) * max(self.pool.size, self.images[0].numel())
+        step = max(1, MEASURED_AT_ONCE // per_encoder)
+        found = [self._some(encoders[k : k + step]) for k in range(0, len(encoders), step)]
+        return np.concatenate(found)
+
+    @torch.no_grad()
+    def _some(self, encoders: Sequence[SmallEncoder]) -> Float16[np.ndarray, "k q m"]:
         weights, _ = stack_module_state(list(encoders))
         skeleton = copy.deepcopy(encoders[0]).to("meta")
 
@@ -144,7 +160,7 @@ class Measurement:
         z = [encode(x) for x in self.views]
         pairs = zip(z[::2], z[1::2], strict=True)
         alignment = torch.stack([distance(a, b) for a, b in pairs]).mean(0)
-        found = torch.stack([noise, alignment, self._disagreement(clean)], 1)
+        found = torch.stack([noise, alignment, self._disagreement(clean)], 1).cpu()
         if not found.isfinite().all():
             raise InfluenceValueError("an encoder's representation is zero or not finite")
         return found.numpy().astype(np.float16)
@@ -153,7 +169,7 @@ class Measurement:
         """The share of the nearest pool images, except the image itself, with another label."""
         p = self.pool.size
         cosine = clean @ clean[:, :p].mT
-        cosine[:, torch.arange(p), torch.arange(p)] = -torch.inf
+        cosine.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
         near = cosine.topk(NEIGHBOURS, dim=2).indices
         rows = self.differs.expand(len(clean), -1, -1)
         return rows.gather(2, near).float().mean(2)
@@ -181,6 +197,7 @@ class Trainings:
         self.values = {r: np.zeros((0, len(QUANTITIES), width), np.float16) for r in REGIMES}
         self.seconds = dict.fromkeys(REGIMES, 0.0)
         self.code: list[str] = []
+        self.devices: list[str] = []
         if path.is_file():
             self._read()
 
@@ -190,13 +207,20 @@ class Trainings:
             self.values = {regime: file[regime] for regime in REGIMES}
         refuse_another(self.path, self.origin, written["origin"])
         self.seconds, self.code = written["seconds"], written["code"]
+        self.devices = written["devices"]
 
-    def add(self, regime: str, values: Float16[np.ndarray, "k q m"], seconds: float) -> None:
+    def add(
+        self, regime: str, values: Float16[np.ndarray, "k q m"], seconds: float, device: str
+    ) -> None:
         """Append the losses for k encoders, and write the whole file."""
         self.values[regime] = np.concatenate([self.values[regime], values])
         self.seconds[regime] = round(self.seconds[regime] + seconds, 1)
         self.code = list(dict.fromkeys([*self.code, results.code_version()]))
-        written = {"origin": self.origin, "seconds": self.seconds, "code": self.code}
+        self.devices = list(dict.fromkeys([*self.devices, device]))
+        written = {
+            "origin": self.origin, "seconds": self.seconds, "code": self.code,
+            "devices": self.devices,
+        }  # fmt: skip
         with replacing(self.path, parents=True) as temporary, temporary.open("wb") as file:
             arrays: dict[str, Any] = {"written": np.array(json.dumps(written)), **self.values}
             np.savez_compressed(file, **arrays)
@@ -207,6 +231,7 @@ class Study:
 
     def __init__(self, plan: Plan, task: Task) -> None:
         self.plan, self.task = plan, task
+        self.device = results.device_name(task.device)
         self.pool = Pool(plan, task.seed)
         self.recipes = {
             name: replace(recipe, epochs=plan.epochs, **CHANGES[plan.data])
@@ -243,19 +268,26 @@ class Study:
         done = {regime: len(self.trainings.values[regime]) for regime in self.plan.regimes}
         return sorted((r for r in done if done[r] < self.plan.trainings), key=lambda r: done[r])
 
-    def advance(self) -> bool:
-        """Carry out and record one regime's next runs; ``False`` if all are recorded."""
+    def runs(self, numbers: range) -> tuple[list[Int64[np.ndarray, " h"]], list[int]]:
+        """The halves of the training runs with these numbers, and their seeds."""
+        halves = [half(self.task.seed, t, self.plan.pool) for t in numbers]
+        return halves, [_training_seed(self.task.seed, _TRAINING, t) for t in numbers]
+
+    def advance(self, together: int | None = None) -> bool:
+        """Carry out and record one regime's next runs; ``False`` if all are recorded.
+
+        ``together``: how many at once, the plan's number by default.
+        """
         regime = next(iter(self.missing()), None)
         if regime is None:
             return False
         begin = time.perf_counter()
         first = len(self.trainings.values[regime])
-        numbers = range(first, min(first + self.plan.together, self.plan.trainings))
-        halves = [half(self.task.seed, t, self.plan.pool) for t in numbers]
-        seeds = [_training_seed(self.task.seed, _TRAINING, t) for t in numbers]
-        encoders = train_together(self.recipes[regime], self.pool.images, halves, seeds)
+        last = first + (self.plan.together if together is None else together)
+        halves, seeds = self.runs(range(first, min(last, self.plan.trainings)))
+        encoders = train_together(self.recipes[regime], self.images, halves, seeds)
         found = self._measurements[regime](encoders)
-        self.trainings.add(regime, found, time.perf_counter() - begin)
+        self.trainings.add(regime, found, time.perf_counter() - begin, self.device)
         return True
 
     def references(self, regime: str, numbers: range | None = None) -> list[SmallEncoder]:
@@ -266,11 +298,19 @@ class Study:
         numbers = range(self.plan.references) if numbers is None else numbers
         seeds = [_training_seed(self.task.seed, _REFERENCE, number) for number in numbers]
         whole = [np.arange(self.plan.pool)] * len(seeds)
-        return train_together(self.recipes[regime], self.pool.images, whole, seeds)
+        return train_together(self.recipes[regime], self.images, whole, seeds)
+
+    @cached_property
+    def images(self) -> Float[Tensor, "m c h w"]:
+        """The pool's images on the task's device."""
+        return self.pool.images.to(self.task.device)
 
     @cached_property
     def _measurements(self) -> dict[str, Measurement]:
-        return {name: Measurement(self.pool, recipe) for name, recipe in self.recipes.items()}
+        return {
+            regime: Measurement(self.pool, self.recipes[regime], self.task.device)
+            for regime in self.plan.regimes
+        }
 
 
 def plan_of(profile: str, data: str = "digits") -> Plan:

@@ -8,7 +8,6 @@ the same quantity for the encoders trained on all images, which needs only forwa
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -30,13 +29,11 @@ from influence_lab.experiments.memorisation import (
     Study,
     carry_out,
     plan_of,
-    refuse_another,
 )
-from influence_lab.experiments.predictors import DRAWS, Rows, predictors
+from influence_lab.experiments.predictors import Predictors, Rows
 from influence_lab.experiments.task import Task
 from influence_lab.measures.agreement import Estimate
 from influence_lab.records import results
-from influence_ssl.files.writing import replacing
 
 SIZES = (1, 4, 16)
 SCORE = "noise score, LoGra"
@@ -56,40 +53,10 @@ def averaged(rows: Rows, size: int) -> Rows:
     return np.stack([part.mean(0) for part in np.array_split(rows[: groups * size], groups)])
 
 
-def predicted(study: Study) -> dict[str, dict[str, Rows]]:
-    """The numbers of each regime, recorded beside the training runs; computed if missing.
-
-    They are kept because their encoders are not.
-    """
-    path, n = study.folder / f"{study.name}-predictors.npz", study.plan.pool
-    origin = study.trainings.origin | {"references": study.plan.references, "draws": DRAWS}
-    arrays: dict[str, Any] = {}
-    if path.is_file():
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
-        refuse_another(path, origin, json.loads(str(arrays["written"])))
-    images, labels = study.pool.images[:n], study.pool.part.labels[:n]
-    for regime in study.recorded:
-        if any(key.startswith(f"{regime}: ") for key in arrays):
-            continue
-        found = predictors(study.references(regime), study.recipes[regime], images, labels)
-        arrays |= {f"{regime}: {name}": rows.astype(np.float32) for name, rows in found.items()}
-        arrays["written"] = np.array(json.dumps(origin))
-        with replacing(path, parents=True) as temporary, temporary.open("wb") as stream:
-            np.savez_compressed(stream, **arrays)
-    numbers: dict[str, dict[str, Rows]] = {regime: {} for regime in study.recorded}
-    for key, rows in arrays.items():
-        if key != "written":
-            regime, name = key.split(": ")
-            numbers[regime][name] = rows.astype(np.float64)
-    return numbers
-
-
-def measure(study: Study) -> dict[str, Any]:
-    """The record without provenance."""
-    n = study.plan.pool
+def measure(study: Study, numbers: dict[str, dict[str, Rows]]) -> dict[str, Any]:
+    """The record without provenance, from the training runs and the predictors' ``numbers``."""
+    n, regimes = study.plan.pool, study.recorded
     truth: dict[str, dict[str, LeftOut]] = {}
-    numbers, regimes = predicted(study), study.recorded
     for regime in regimes:
         values, inside = study.trainings.values[regime].astype(np.float64), study.inside(regime)
         truth[regime] = {
@@ -240,9 +207,15 @@ def _readings(data: str, prefix: str, root: Path | None) -> list[Reading]:
 
 
 def record(study: Study) -> dict[str, Any]:
-    """:func:`measure` of everything recorded so far, written beside the training runs."""
+    """:func:`measure` of everything recorded so far, written beside the training runs.
+
+    Missing numbers of the predictors are computed first.
+    """
     task, seconds = study.task, study.trainings.seconds
-    found = measure(study) | {
+    predictors = Predictors(study)
+    predictors.complete()
+    devices = dict.fromkeys([*study.trainings.devices, *predictors.devices])
+    found = measure(study, predictors.rows) | {
         "wall seconds per training": {
             regime: round(seconds[regime] / len(values), 2)
             for regime, values in study.trainings.values.items()
@@ -251,7 +224,7 @@ def record(study: Study) -> dict[str, Any]:
         "trainings made by": study.trainings.code,
         "provenance": results.provenance(
             task.command, task.profile, task.seed,
-            study.pool.title, study.pool.digest, results.device_name("cpu"), sum(seconds.values()),
+            study.pool.title, study.pool.digest, "; ".join(devices), sum(seconds.values()),
         ),
     }  # fmt: skip
     results.save_json(study.folder / f"{study.name}.json", found)

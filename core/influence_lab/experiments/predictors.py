@@ -1,13 +1,15 @@
 """Numbers per image that might predict memorisation, from encoders trained on the whole pool.
 
 The seeds of noise and views differ from those of the measured truth and between encoders, so an
-average over encoders averages both.
+average over encoders averages both. The numbers are recorded encoder by encoder, so an interrupted
+run can resume.
 """
 
 from __future__ import annotations
 
+import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,9 +17,11 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
+from influence_lab.experiments.memorisation import Study, refuse_another
 from influence_lab.experiments.small_encoders import AlignmentOfViews, Recipe, SmallEncoder
 from influence_ssl import EmpiricalFisher, Identity, InfluenceScorer, Invariance, LoGra
 from influence_ssl.analysis.neighbours import nearest, unit
+from influence_ssl.files.writing import replacing
 
 DRAWS = 4
 NEIGHBOURS = 5
@@ -26,36 +30,84 @@ Rows = Float64[np.ndarray, "k n"]
 Objective = Callable[..., Tensor]
 
 
-def predictors(
-    encoders: Sequence[SmallEncoder],
+class Predictors:
+    """The numbers of a study's reference encoders, in one file beside its training runs.
+
+    They are kept because their encoders are not. A file with another plan, recipe, seed or data is
+    refused with an :class:`InfluenceValueError`.
+    """
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+        self.path = study.folder / f"{study.name}-predictors.npz"
+        self.origin = study.trainings.origin | {
+            "references": study.plan.references, "draws": DRAWS,
+        }  # fmt: skip
+        self.devices: list[str] = []
+        self._arrays: dict[str, np.ndarray] = {}
+        if self.path.is_file():
+            with np.load(self.path, allow_pickle=False) as file:
+                arrays = dict(file)
+            written = json.loads(str(arrays.pop("written")))
+            refuse_another(self.path, self.origin, written)
+            self.devices, self._arrays = written["devices"], arrays
+
+    def done(self, regime: str) -> int:
+        """The number of reference encoders of a regime whose numbers are recorded."""
+        return len(self._arrays.get(f"{regime}: noise loss", ()))
+
+    def complete(self) -> None:
+        """Compute and record what is missing in the regimes with training runs."""
+        study, n = self.study, self.study.plan.pool
+        images, labels = study.images[:n], study.pool.part.labels[:n]
+        for regime in study.recorded:
+            if self.done(regime) == study.plan.references:
+                continue
+            # All of them again: an encoder depends on those beside it by rounding.
+            encoders, recipe = study.references(regime), study.recipes[regime]
+            for seed in range(self.done(regime), len(encoders)):
+                found = of_encoder(encoders[seed], recipe, images, labels, seed)
+                if seed == 0:
+                    found |= of_pixels(study.pool.images[:n])
+                self._add(regime, found)
+
+    def _add(self, regime: str, found: dict[str, Float64[np.ndarray, " n"]]) -> None:
+        for name, values in found.items():
+            row, before = values[None].astype(np.float32), self._arrays.get(f"{regime}: {name}")
+            rows = row if before is None else np.concatenate([before, row])
+            self._arrays[f"{regime}: {name}"] = rows
+        self.devices = list(dict.fromkeys([*self.devices, self.study.device]))
+        written = np.array(json.dumps(self.origin | {"devices": self.devices}))
+        with replacing(self.path, parents=True) as temporary, temporary.open("wb") as stream:
+            arrays: dict[str, Any] = {"written": written, **self._arrays}
+            np.savez_compressed(stream, **arrays)
+
+    @property
+    def rows(self) -> dict[str, dict[str, Rows]]:
+        """The recorded numbers by regime and name.
+
+        One row per encoder, or a single row if no encoder is needed. Each is large for images with
+        much expected memorisation: score magnitudes, losses, gradient norms, distances.
+        """
+        numbers: dict[str, dict[str, Rows]] = {}
+        for key, rows in self._arrays.items():
+            regime, name = key.split(": ")
+            numbers.setdefault(regime, {})[name] = rows.astype(np.float64)
+        return numbers
+
+
+def of_encoder(
+    encoder: SmallEncoder,
     recipe: Recipe,
     images: Float[Tensor, "n c h w"],
     labels: Int64[np.ndarray, " n"],
-) -> dict[str, Rows]:
-    """All numbers by name: one row per encoder, or a single row if no encoder is needed.
-
-    Each is large for images with much expected memorisation: score magnitudes, losses, gradient
-    norms, distances.
-    """
+    seed: int,
+) -> dict[str, Float64[np.ndarray, " n"]]:
+    """The numbers that an encoder gives, by name, for images on its device."""
     objectives: dict[str, Objective] = {
         "noise": Invariance(),
         "alignment": AlignmentOfViews(recipe),
     }
-    rows: dict[str, list[np.ndarray]] = {}
-    for seed, encoder in enumerate(encoders):
-        for name, values in _of_encoder(encoder, objectives, images, labels, seed).items():
-            rows.setdefault(name, []).append(values)
-    found = {name: np.stack(values) for name, values in rows.items()}
-    return found | {name: value[None] for name, value in of_pixels(images).items()}
-
-
-def _of_encoder(
-    encoder: SmallEncoder,
-    objectives: dict[str, Objective],
-    images: Tensor,
-    labels: Int64[np.ndarray, " n"],
-    seed: int,
-) -> dict[str, Float64[np.ndarray, " n"]]:
     found = {}
     for kind, objective in objectives.items():
 
@@ -90,7 +142,7 @@ def losses(
     index = torch.arange(len(images))
     with torch.no_grad():
         drawn = [objective(encoder, (images,), index, draw, seed) for draw in range(DRAWS)]
-    return torch.stack(drawn).double().mean(0).numpy()
+    return torch.stack(drawn).double().mean(0).cpu().numpy()
 
 
 def of_pixels(images: Float[Tensor, "n c h w"]) -> dict[str, Float64[np.ndarray, " n"]]:

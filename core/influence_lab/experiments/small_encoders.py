@@ -5,6 +5,9 @@ tensor per parameter contains the weights of all encoders. One vectorised step t
 the same steps in sequence, which spend their time starting small kernels. No layer mixes encoders
 or images, and AdamW works element by element, so an encoder does not depend on the others trained
 beside it, except for rounding.
+
+Everything is computed on the device of the images. Random numbers are drawn on the CPU, so they are
+the same for every device, and no step runs a loop over the encoders.
 """
 
 from __future__ import annotations
@@ -12,15 +15,16 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
-from influence_lab.pretrain.augment import mirrored, random_resized_crop
+from influence_lab.pretrain.augment import cropped, random_boxes
 from influence_lab.pretrain.losses import nt_xent
 from influence_lab.pretrain.optim import learning_rate
 from influence_lab.pretrain.settings import Augmentation
@@ -30,7 +34,8 @@ from influence_ssl.perturbations import example_generator
 
 # The convolutions halve the image's sides until they are this long.
 SIDE = 4
-# A training draws the views of as many epochs at a time as keep them below this many numbers.
+# A training draws its numbers for as many epochs at a time, and all trainings together make their
+# views for as many steps at a time, as keep the views below this many numbers.
 DRAWN_AT_ONCE = 2**22
 
 
@@ -91,32 +96,76 @@ class Recipe:
     flips: bool = False
 
 
-def training_views(
-    recipe: Recipe, images: Float[Tensor, "n c h w"], generator: torch.Generator
-) -> Iterator[Float[Tensor, "v c h w"]]:
-    """The batches of one run, drawn in float32: ``batch`` first views, then the second ones.
+class _Draws(NamedTuple):
+    """What makes a view of each image: its box, whether it is mirrored, and its noise."""
 
-    Each epoch visits the images in a new order; images that do not fill a batch are left out.
-    """
-    used = len(images) // recipe.batch * recipe.batch
-    orders = [torch.randperm(len(images), generator=generator)[:used] for _ in range(recipe.epochs)]
-    shape = images.shape[1:]
-    epochs = max(1, DRAWN_AT_ONCE // (2 * used * shape.numel()))
-    for first in range(0, recipe.epochs, epochs):
-        x = images[torch.cat(orders[first : first + epochs])].float()
-        views = torch.stack([_view(recipe, x, generator) for _ in range(2)])
-        yield from views.view(2, -1, recipe.batch, *shape).transpose(0, 1).flatten(1, 2)
+    boxes: Float[Tensor, "*n 2 3"]
+    flips: Bool[Tensor, "*n"] | None
+    noise: Float[Tensor, "*n c h w"] | None
 
 
-def _view(recipe: Recipe, x: Tensor, generator: torch.Generator) -> Tensor:
-    crop = Augmentation(crop=x.shape[-1], least_scale=recipe.least_scale)
-    x = random_resized_crop(x, crop, generator)
-    if recipe.flips:
-        x = mirrored(x, 0.5, generator)
-    if recipe.noise:
+def _draws(recipe: Recipe, n: int, shape: torch.Size, generator: torch.Generator) -> _Draws:
+    """Of n views, in float32 on the CPU."""
+    crop = Augmentation(crop=shape[-1], least_scale=recipe.least_scale)
+    return _Draws(
+        random_boxes(n, crop, generator, generator.device),
+        torch.rand(n, generator=generator) < 0.5 if recipe.flips else None,
+        torch.randn((n, *shape), generator=generator) if recipe.noise else None,
+    )
+
+
+def _each(change: Callable[..., Tensor], *draws: _Draws) -> _Draws:
+    """``change`` applied to the boxes of all draws, to their flips and to their noise."""
+    return _Draws(*(None if one[0] is None else change(one) for one in zip(*draws, strict=True)))
+
+
+def _views(x: Float[Tensor, "n c h w"], draws: _Draws) -> Float[Tensor, "n c h w"]:
+    x = cropped(x, draws.boxes, x.shape[-1])
+    if draws.flips is not None:
+        x = torch.where(draws.flips.view(-1, 1, 1, 1), x.flip(3), x)
+    if draws.noise is not None:
         noise = GaussianNoise()
-        x = x + noise.mean + noise.std * torch.randn(x.shape, generator=generator)
+        x = x + noise.mean + noise.std * draws.noise
     return x
+
+
+def training_views(
+    recipe: Recipe,
+    images: Float[Tensor, "n c h w"],
+    members: Int64[np.ndarray, "k m"],
+    generators: Sequence[torch.Generator],
+) -> Iterator[Float[Tensor, "k v c h w"]]:
+    """The batches of k runs, one row of ``members`` and one generator each, in float32.
+
+    A batch is ``batch`` first views of each run, then the second ones. Each epoch visits a run's
+    images in a new order; images that do not fill a batch are left out.
+    """
+    k, m = members.shape
+    shape, batch, device = images.shape[1:], recipe.batch, images.device
+    used = m // batch * batch
+    orders = torch.stack([
+        torch.stack([torch.randperm(m, generator=one)[:used] for _ in range(recipe.epochs)])
+        for one in generators
+    ])  # fmt: skip
+    visited = torch.from_numpy(members).gather(1, orders.flatten(1)).unflatten(1, (-1, batch))
+    epochs = max(1, DRAWN_AT_ONCE // (2 * used * shape.numel()))
+    at_once = max(1, DRAWN_AT_ONCE // (2 * k * batch * shape.numel()))
+    for first in visited.split(epochs * used // batch, 1):
+        steps = first.shape[1]
+
+        def by_step(runs: Sequence[Tensor], steps: int = steps) -> Float[Tensor, "s k 2 b *rest"]:
+            two = torch.stack(list(runs)).to(device)
+            return two.unflatten(0, (k, 2)).unflatten(2, (steps, batch)).movedim(2, 0)
+
+        draws = _each(by_step, *(
+            _draws(recipe, steps * batch, shape, one) for one in generators for _ in range(2)
+        ))  # fmt: skip
+        index = first.movedim(1, 0).to(device)[:, :, None].expand(-1, -1, 2, -1)
+        for start in range(0, steps, at_once):
+            part = slice(start, start + at_once)
+            x = images[index[part].flatten()].float()
+            views = _views(x, _each(lambda one, part=part: one[0][part].flatten(0, 3), draws))
+            yield from views.view(-1, k, 2 * batch, *shape)
 
 
 class _Trained(nn.Module):
@@ -143,8 +192,8 @@ def train_together(
 ) -> list[SmallEncoder]:
     """One encoder per entry of ``members``, trained on those images with that entry of ``seeds``.
 
-    All entries have the same number m ≥ ``recipe.batch`` of images. Training runs in the dtype of
-    ``images``; weights and views are drawn in float32.
+    All entries have the same number m ≥ ``recipe.batch`` of images. Training runs in the dtype and
+    on the device of ``images``; weights and views are drawn in float32.
     """
     sizes = {len(rows) for rows in members}
     if len(sizes) != 1 or min(sizes) < recipe.batch:
@@ -153,14 +202,14 @@ def train_together(
             f"({recipe.batch})"
         )
     channels, height, width = images.shape[1:]
-    nets, views = [], []
-    for rows, seed in zip(members, seeds, strict=True):
+    nets = []
+    for seed in seeds:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             nets.append(_Trained(recipe, (channels, height, width)))
-        generator = torch.Generator().manual_seed(seed + 1)
-        views.append(training_views(recipe, images[torch.from_numpy(rows)], generator))
-    weights, _ = stack_module_state([net.to(images.dtype) for net in nets])
+    generators = [torch.Generator().manual_seed(seed + 1) for seed in seeds]
+    views = training_views(recipe, images, np.stack(members), generators)
+    weights, _ = stack_module_state([net.to(images.device, images.dtype) for net in nets])
     skeleton = copy.deepcopy(nets[0]).to("meta")
     optimiser = torch.optim.AdamW(
         list(weights.values()), recipe.lr, weight_decay=recipe.weight_decay
@@ -171,23 +220,21 @@ def train_together(
         return nt_xent(a, b, recipe.temperature)
 
     steps = recipe.epochs * (min(sizes) // recipe.batch)
-    for step, batches in enumerate(zip(*views, strict=True)):
+    for step, batch in enumerate(views):
         rate = learning_rate(step, steps, steps // 10, recipe.lr, 0.0)
         optimiser.param_groups[0]["lr"] = rate
-        batch = torch.stack(batches).to(images.dtype)
         optimiser.zero_grad()
-        vmap(loss)(weights, batch).sum().backward()
+        vmap(loss)(weights, batch.to(images.dtype)).sum().backward()
         optimiser.step()
-    encoders = []
+    finite = torch.stack([value.isfinite().flatten(1).all(1) for value in weights.values()]).all(0)
+    if not finite.all():
+        raise InfluenceValueError(
+            f"training with seed {seeds[finite.tolist().index(False)]}: the weights are not "
+            f"finite; lower the learning rate ({recipe.lr})"
+        )
     for k, net in enumerate(nets):
         net.load_state_dict({name: value[k].detach() for name, value in weights.items()})
-        if not all(p.isfinite().all() for p in net.parameters()):
-            raise InfluenceValueError(
-                f"training with seed {seeds[k]}: the weights are not finite; lower the learning "
-                f"rate ({recipe.lr})"
-            )
-        encoders.append(net.encoder.eval())
-    return encoders
+    return [net.encoder.eval() for net in nets]
 
 
 @dataclass(frozen=True)
@@ -199,11 +246,12 @@ class View:
     def __call__(
         self, x: Float[Tensor, "b c h w"], index: Int64[Tensor, " b"], draw: int, seed: int
     ) -> Float[Tensor, "b c h w"]:
-        views = [
-            _view(self.recipe, image[None], example_generator(seed, i, draw))
-            for image, i in zip(x.float(), index.tolist(), strict=True)
+        draws = [
+            _draws(self.recipe, 1, x.shape[1:], example_generator(seed, i, draw))
+            for i in index.tolist()
         ]
-        return torch.cat(views).to(x.dtype)
+        together = _each(lambda parts: torch.cat(list(parts)).to(x.device), *draws)
+        return _views(x.float(), together).to(x.dtype)
 
 
 @dataclass(frozen=True)
@@ -255,7 +303,7 @@ class NTXentOfViews:
         view = View(self.recipe)
         views = [view(batch[0], index, 2 * draw + k, seed) for k in (0, 1)]
         one, two = F.normalize(encode(torch.cat(views)), dim=1).chunk(2)
-        own = index[:, None] == torch.arange(len(self.bank))
+        own = (index[:, None] == torch.arange(len(self.bank))).to(one.device)
         negatives = (one @ self.bank.to(one).T).masked_fill(own, -torch.inf)
         logits = torch.cat([(one * two).sum(1, keepdim=True), negatives], 1)
         return -(logits / self.recipe.temperature).log_softmax(1)[:, 0]

@@ -16,7 +16,7 @@ from influence_lab.gpu import packages
 from influence_lab.gpu.budget import MINUTES
 
 BUILD = packages.ROOT / "_build"
-LETTERS = "abcde"
+LETTERS = "abcdef"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(prog="python -m influence_lab.gpu", description=__doc__)
     commands = found.add_subparsers(required=True, metavar="COMMAND")
     run = commands.add_parser("run", help="run parts; a second call goes on where one stopped")
-    run.add_argument("parts", nargs="+", choices=LETTERS, metavar="PART", help="a to e")
+    run.add_argument("parts", nargs="+", choices=LETTERS, metavar="PART", help="a to f")
     run.add_argument("--budget", type=float, help=f"seconds of this call (default: {60 * MINUTES})")
     run.add_argument("--out", type=Path, help="folder of what is brought back (_build/gpu/out)")
     run.add_argument("--state", type=Path, help="folder of what a later call needs (_build/gpu)")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from influence_lab.experiments.memorisation import PLANS, Plan
 from influence_lab.pretrain import Settings, settings_for
 
 
@@ -20,6 +21,8 @@ class Sizes:
     - large, side: how many images of which width the larger encoders get.
     - queries: for how many images influences are computed.
     - steps: of the trainings that show the pace; ``backend``: what ``torch.compile`` uses.
+    - encoders: the plan of the small encoders on halves of a pool; ``together``: how many at once
+      are compared.
     - least: seconds without which a long step is not begun, as a share of those in full.
     """
 
@@ -39,6 +42,8 @@ class Sizes:
     queries: int
     steps: int
     backend: str
+    encoders: Plan
+    together: tuple[int, ...]
     least: float
 
     def settings(self, method: str, epochs: int | None = None) -> Settings:
@@ -50,10 +55,15 @@ class Sizes:
 FULL = Sizes(
     profile="gpu", table="paper", width=64, images=50_000, some=4_096, agreed=256, seen=4_096,
     batches=(64, 128, 256, 512, 1024), ranks=(16, 32, 64), rounds=2, matrix=8_192, large=1_024,
-    side=224, queries=1_000, steps=24, backend="inductor", least=1.0,
+    side=224, queries=1_000, steps=24, backend="inductor",
+    encoders=PLANS["cifar10"]["gpu"], together=(64, 128, 256), least=1.0,
 )  # fmt: skip
 DRY = Sizes(
     profile="tiny", table="tiny", width=4, images=24, some=8, agreed=8, seen=4, batches=(4, 8),
     ranks=(2, 3), rounds=1, matrix=64, large=3, side=32, queries=4, steps=2, backend="eager",
-    least=0.0,
+    encoders=Plan(
+        pool=16, queries=4, trainings=3, together=2, references=1, epochs=1, data="scenes",
+        regimes=("crops",),
+    ),
+    together=(1, 2), least=0.0,
 )  # fmt: skip

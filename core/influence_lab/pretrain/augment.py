@@ -50,33 +50,51 @@ def mirrored(
     return torch.where(_chosen(x, probability, generator), x.flip(3), x)
 
 
-def _uniform(n: int, low: float, high: float, like: Tensor, generator: torch.Generator) -> Tensor:
+def _uniform(
+    n: int, low: float, high: float, device: torch.device, generator: torch.Generator
+) -> Tensor:
     draws = torch.rand(n, generator=generator, device=generator.device)
-    return (low + (high - low) * draws).to(like.device)
+    return (low + (high - low) * draws).to(device)
 
 
 def _chosen(x: Tensor, probability: float, generator: torch.Generator) -> Tensor:
-    return (_uniform(len(x), 0, 1, x, generator) < probability).view(-1, 1, 1, 1)
+    return (_uniform(len(x), 0, 1, x.device, generator) < probability).view(-1, 1, 1, 1)
 
 
 def random_resized_crop(
     x: Float[Tensor, "b 3 h w"], settings: Augmentation, generator: torch.Generator
 ) -> Float[Tensor, "b 3 c c"]:
-    """A box of random area (share of the image, uniform) and shape (3:4 to 4:3, log-uniform).
+    """The crop of each image to a box of its own (:func:`random_boxes`), resized."""
+    return cropped(x, random_boxes(len(x), settings, generator, x.device), settings.crop)
+
+
+def random_boxes(
+    n: int, settings: Augmentation, generator: torch.Generator, device: torch.device
+) -> Float[Tensor, "n 2 3"]:
+    """Boxes of random area (share of the image, uniform) and shape (3:4 to 4:3, log-uniform).
+
+    Each is the matrix that maps the crop's coordinates to the image's. A box longer than the image
+    is cut to it, which keeps the draw instead of repeating it.
+    """
+    area = _uniform(n, settings.least_scale, settings.greatest_scale, device, generator)
+    shape = _uniform(n, math.log(3 / 4), math.log(4 / 3), device, generator).exp()
+    width, height = (area * shape).sqrt().clamp(max=1), (area / shape).sqrt().clamp(max=1)
+    left = (1 - width) * _uniform(n, 0, 1, device, generator)
+    top = (1 - height) * _uniform(n, 0, 1, device, generator)
+    boxes = torch.zeros(n, 2, 3, device=device)
+    boxes[:, 0, 0], boxes[:, 0, 2] = width, 2 * left + width - 1
+    boxes[:, 1, 1], boxes[:, 1, 2] = height, 2 * top + height - 1
+    return boxes
+
+
+def cropped(
+    x: Float[Tensor, "b ch h w"], boxes: Float[Tensor, "b 2 3"], side: int
+) -> Float[Tensor, "b ch c c"]:
+    """Each image within its box, ``side`` pixels wide.
 
     Bilinear sampling without a lower resolution's smoothing, at the centres of the crop's pixels.
-    A box longer than the image is cut to it, which keeps the draw instead of repeating it.
     """
-    n, crop = len(x), settings.crop
-    area = _uniform(n, settings.least_scale, settings.greatest_scale, x, generator)
-    shape = _uniform(n, math.log(3 / 4), math.log(4 / 3), x, generator).exp()
-    width, height = (area * shape).sqrt().clamp(max=1), (area / shape).sqrt().clamp(max=1)
-    left = (1 - width) * _uniform(n, 0, 1, x, generator)
-    top = (1 - height) * _uniform(n, 0, 1, x, generator)
-    theta = torch.zeros(n, 2, 3, device=x.device)
-    theta[:, 0, 0], theta[:, 0, 2] = width, 2 * left + width - 1
-    theta[:, 1, 1], theta[:, 1, 2] = height, 2 * top + height - 1
-    grid = F.affine_grid(theta, [n, 3, crop, crop], align_corners=False)
+    grid = F.affine_grid(boxes, [len(x), 3, side, side], align_corners=False)
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
@@ -93,12 +111,12 @@ def colour_jitter(
 
     def factor(strength: float) -> Tensor:
         low = max(0.0, 1 - strength)
-        return _uniform(len(x), low, 1 + strength, x, generator).view(-1, 1, 1, 1)
+        return _uniform(len(x), low, 1 + strength, x.device, generator).view(-1, 1, 1, 1)
 
     bright, contrast, saturation = map(
         factor, (settings.brightness, settings.contrast, settings.saturation)
     )
-    turn = _uniform(len(x), -settings.hue, settings.hue, x, generator).view(-1, 1, 1)
+    turn = _uniform(len(x), -settings.hue, settings.hue, x.device, generator).view(-1, 1, 1)
     order = torch.randperm(4, generator=generator, device=generator.device).tolist()
     for step in order:
         if step == 0:
@@ -144,7 +162,7 @@ def _blur(x: Float[Tensor, "b 3 h w"], generator: torch.Generator) -> Float[Tens
     n, channels, height, width = x.shape
     if n == 0:
         return x
-    sigma = _uniform(n, *BLUR_SIGMA, x, generator).view(-1, 1)
+    sigma = _uniform(n, *BLUR_SIGMA, x.device, generator).view(-1, 1)
     taps = torch.arange(-BLUR_RADIUS, BLUR_RADIUS + 1, device=x.device)
     kernel = torch.exp(-(taps**2) / (2 * sigma**2))
     kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(channels, 0)

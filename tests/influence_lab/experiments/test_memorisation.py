@@ -2,11 +2,13 @@
 
 import itertools
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from devices import Asked
 from sklearn.neighbors import NearestNeighbors
 
 from influence_lab.cli import main
@@ -26,7 +28,7 @@ from influence_lab.experiments.memorisation import (
     Study,
     half,
 )
-from influence_lab.experiments.predictors import predictors
+from influence_lab.experiments.predictors import Predictors, of_encoder, of_pixels
 from influence_lab.experiments.small_encoders import (
     AlignmentOfViews,
     Recipe,
@@ -39,6 +41,7 @@ from influence_lab.experiments.small_encoders import (
 from influence_lab.experiments.task import Task
 from influence_lab.pretrain.losses import nt_xent
 from influence_lab.pretrain.optim import learning_rate
+from influence_lab.records import results
 from influence_ssl import InfluenceError, InfluenceScorer, Invariance
 from influence_ssl.encoders.resnet import CIFAR10_MEAN, CIFAR10_STD
 
@@ -62,7 +65,7 @@ def trained_alone(recipe, images, rows, seed):
         torch.manual_seed(seed)
         net = _Trained(recipe, tuple(images.shape[1:])).to(images.dtype)
     generator = torch.Generator().manual_seed(seed + 1)
-    views = list(training_views(recipe, images[torch.from_numpy(rows)], generator))
+    views = [batch[0] for batch in training_views(recipe, images, rows[None], [generator])]
     optimiser = torch.optim.AdamW(net.parameters(), weight_decay=recipe.weight_decay)
     for step, batch in enumerate(views):
         optimiser.param_groups[0]["lr"] = learning_rate(
@@ -103,14 +106,16 @@ def test_each_epoch_visits_every_image_once_in_both_views(monkeypatch, drawn):
     """Also where the views of an epoch, or of three, are drawn at a time."""
     monkeypatch.setattr(small_encoders, "DRAWN_AT_ONCE", drawn)
     shades = torch.arange(16.0).view(16, 1, 1, 1).expand(-1, 1, 8, 8)
-    drawn = training_views(replace(SMALL, noise=False), shades, torch.Generator().manual_seed(0))
-    views = torch.stack(list(drawn))
-    assert views.shape == (10, 16, 1, 8, 8)
-    shown = views.mean((2, 3, 4)).round().long()
-    assert torch.equal(shown[:, :8], shown[:, 8:])
-    for epoch in shown[:, :8].reshape(5, 16):
-        assert sorted(epoch.tolist()) == list(range(16))
-    assert len({tuple(row.tolist()) for row in shown}) == 10
+    members = np.stack([np.arange(16), np.arange(15, -1, -1)])
+    generators = [torch.Generator().manual_seed(seed) for seed in range(2)]
+    views = list(training_views(replace(SMALL, noise=False), shades, members, generators))
+    views = torch.stack(views)
+    assert views.shape == (10, 2, 16, 1, 8, 8)
+    for shown in views.mean((3, 4, 5)).round().long().unbind(1):
+        assert torch.equal(shown[:, :8], shown[:, 8:])
+        for epoch in shown[:, :8].reshape(5, 16):
+            assert sorted(epoch.tolist()) == list(range(16))
+        assert len({tuple(row.tolist()) for row in shown}) == 10
 
 
 def test_flips_mirror_half_of_the_views_and_change_no_crop():
@@ -155,6 +160,23 @@ def test_a_training_that_diverges_is_named(images):
     wild = replace(SMALL, lr=1e30)
     with pytest.raises(InfluenceError, match="seed 4: the weights are not finite; lower"):
         train_together(wild, images, [np.arange(8)], [4])
+
+
+def test_tensors_of_a_device_meet_no_others_and_are_asked_for_nothing(images):
+    """Training asks once at its end and measuring once, whatever the number of epochs."""
+    pool, counts = Pool(PLAN, 0), []
+    for epochs in (1, 3):
+        recipe = replace(SMALL, flips=True, epochs=epochs)
+        with Asked() as asked:
+            rows = [np.arange(8), np.arange(8, 16)]
+            encoders = train_together(recipe, images.to("meta"), rows, [1, 2])
+            assert {p.device.type for one in encoders for p in one.parameters()} == {"meta"}
+            if images.shape[1] == 1:
+                assert Measurement(pool, recipe, "meta")(encoders).shape == (2, 3, 74)
+        assert not asked.mixed
+        counts.append(asked.counts)
+    assert counts[0] == counts[1]
+    assert 0 < sum(counts[0].values()) <= 2
 
 
 def test_views_of_an_example_do_not_depend_on_its_batch(images):
@@ -263,12 +285,15 @@ def test_halves_are_known_from_their_numbers(study):
     assert not np.array_equal(half(0, 7, 64), half(1, 7, 64))
 
 
-def test_what_is_measured_is_the_core_s_loss_and_the_neighbours_labels():
+def test_what_is_measured_is_the_core_s_loss_and_the_neighbours_labels(monkeypatch):
     pool = Pool(PLAN, 0)
     recipe = REGIMES["crops and noise"]
     torch.manual_seed(1)
     encoders = [SmallEncoder(4), SmallEncoder(4)]
-    found = Measurement(pool, recipe)(encoders).astype(np.float64)
+    measurement = Measurement(pool, recipe)
+    found = measurement(encoders).astype(np.float64)
+    monkeypatch.setattr(memorisation, "MEASURED_AT_ONCE", 1)
+    assert measurement(encoders) == pytest.approx(found, rel=1e-3, abs=1e-3)
     index, labels = torch.arange(74), pool.part.labels
     objectives = (Invariance(), DRAWS["noise"]), (AlignmentOfViews(recipe), DRAWS["alignment"])
     for encoder, rows in zip(encoders, found, strict=True):
@@ -287,17 +312,42 @@ def test_what_is_measured_is_the_core_s_loss_and_the_neighbours_labels():
 def test_predictors_are_per_encoder_and_of_other_draws_than_the_truth(study):
     encoders, recipe = study.references("crops")[:2], study.recipes["crops"]
     images, labels = study.pool.images[:64], study.pool.part.labels[:64]
-    found = predictors(encoders, recipe, images, labels)
+    made = [of_encoder(encoder, recipe, images, labels, seed)
+            for seed, encoder in enumerate(encoders)]  # fmt: skip
+    found = {name: np.stack([one[name] for one in made]) for name in made[0]}
     assert set(QUANTITIES) <= set(found)
-    assert all(np.isfinite(rows).all() for rows in found.values())
-    assert {len(rows) for name, rows in found.items() if "pixel" in name} == {1}
-    assert {len(rows) for name, rows in found.items() if "pixel" not in name} == {2}
+    assert all(np.isfinite(rows).all() for rows in (*found.values(), *of_pixels(images).values()))
     truth = Measurement(study.pool, recipe)(encoders)[:, :2, :64].astype(np.float64)
     for kind, measured in zip(("noise loss", "alignment loss"), truth[0], strict=True):
         assert np.corrcoef(found[kind][0], measured)[0, 1] > 0.2
         assert not np.allclose(found[kind][0], measured, rtol=0.01)
     # Each value is the exact leverage times n: together, the effective dimension of at most n.
     assert (found["noise score, exact Fisher"].mean(1) < 4 * 64).all()
+
+
+def test_numbers_of_encoders_are_recorded_one_by_one(study, tmp_path, monkeypatch):
+    shutil.copytree(study.folder, tmp_path / "tiny")
+    again, seen = Study(PLAN, replace(study.task, root=tmp_path)), []
+
+    def numbers(encoder, recipe, images, labels, seed):
+        if len(seen) == 6:
+            raise KeyboardInterrupt
+        seen.append((recipe.noise, seed))
+        return {"noise loss": np.full(len(images), 10.0 * recipe.noise + seed)}
+
+    monkeypatch.setattr(Study, "references", lambda self, regime: [None] * 4)
+    monkeypatch.setattr(candidates, "of_encoder", numbers)
+    with pytest.raises(KeyboardInterrupt):
+        Predictors(again).complete()
+    resumed = Predictors(again)
+    assert [resumed.done(regime) for regime in REGIMES] == [4, 2]
+    del seen[:4]
+    resumed.complete()
+    assert seen == [(True, seed) for seed in range(4)]
+    for regime, first in zip(REGIMES, (0, 10), strict=True):
+        rows = Predictors(again).rows[regime]
+        assert rows["noise loss"][:, 0].tolist() == [first + seed for seed in range(4)]
+        assert rows["pixel mean"].shape == (1, 64)
 
 
 def test_encoders_are_averaged_in_disjoint_groups():
@@ -314,12 +364,15 @@ def test_reproduce_records_power_and_draws(study, tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(candidates, "DRAWS", 1)
     out, root = tmp_path / "figure.svg", study.task.root
     arguments = ["reproduce", "memorisation", "--profile", "tiny", "--results", str(root)]
+    here = results.device_name("cpu")
+    monkeypatch.setattr(results, "device_name", lambda device: f"another {device}")
     assert main([*arguments, "--runs", str(root), "--out", str(out)]) == 0
     assert "memorisation of the noise loss, crops: score" in capsys.readouterr().out
     assert out.read_text().lstrip().startswith("<?xml")
     text = (root / "tiny" / "memorisation.json").read_text()
     found = json.loads(text, parse_constant=pytest.fail)
     assert found["trainings"] == dict.fromkeys(REGIMES, 24)
+    assert found["provenance"]["device"] == f"{here}; another cpu"
     for regime in REGIMES:
         for quantity in QUANTITIES:
             assert found["power"][regime][quantity].keys() >= {"reliability", "detectable"}

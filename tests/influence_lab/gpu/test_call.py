@@ -9,6 +9,7 @@ import tarfile
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from PIL import Image
 
 from influence_lab.datasets import load, make_scenes
 from influence_lab.gpu import __main__ as command
-from influence_lab.gpu import large, packages, packing, training
+from influence_lab.gpu import large, many, packages, packing, training
 from influence_lab.gpu.archive import unpacked
 from influence_lab.gpu.budget import Budget
 from influence_lab.gpu.packages import NEEDED, ROOT, THERE, Missing, provide
@@ -70,7 +71,7 @@ def dry(tmp_path_factory):
     allowed = " ".join([*THERE, *NEEDED, *TORCH, *THEIRS])
     done = subprocess.run(
         [
-            sys.executable, "-c", TWICE, allowed, "run", "a", "b", "c", "d", "--dry",
+            sys.executable, "-c", TWICE, allowed, "run", "a", "b", "c", "d", "f", "--dry",
             "--state", str(folder / "state"), "--out", str(folder / "out"), "--budget", "600",
         ],
         env=os.environ | {"PYTHONPATH": str(ROOT / "core"), "OMP_NUM_THREADS": "1"},
@@ -122,6 +123,8 @@ def test_a_trained_encoder_and_its_scores_come_back(dry, found, tmp_path):
     assert found["byol, training"]["epochs"] == len(found["byol, training"]["knn"]) == 2
     names = packing.unpack(dry[0] / "out", tmp_path)
     assert {"steps.json", "log.txt", "results/kernels-bfloat16.txt"} <= set(names)
+    small = {f"results/tiny/memorisation-scenes-{kind}.npz" for kind in ("trainings", "predictors")}
+    assert small <= set(names)
     encoder = results.load_encoder("tiny", "byol", 0, tmp_path / "results")
     scores = results.load_scores("tiny", "byol", 0, "train", tmp_path / "results")
     assert encoder.width == 4
@@ -169,6 +172,43 @@ def test_a_training_stops_with_the_time_and_the_next_call_goes_on(work, monkeypa
     assert after["plan"] == before.value["plan"]
     assert after["knn"][0] == before.value["knn"][0]
     assert [text.split(",")[0] for text in said] == ["byol: epoch 1 of 2", "byol: epoch 2 of 2"]
+
+
+class Halves:
+    """Training runs of which a round takes 2 s per epoch by a clock, however large it is."""
+
+    def __init__(self, now):
+        self.now, self.plan, self.done = now, FULL.encoders, 0
+        self.trainings = SimpleNamespace(values={"crops": range(0)}, seconds={"crops": 0.0})
+
+    def missing(self):
+        return ["crops"] if self.done < self.plan.trainings else []
+
+    def advance(self, together):
+        self.now[0] += 2.0 * self.plan.epochs
+        self.done += together
+        self.trainings.values["crops"] = range(self.done)
+
+
+def test_small_encoders_are_trained_in_rounds_that_fit(work, monkeypatch):
+    """As many at once as pays and as memory and time hold; none is begun that would not end."""
+    now = [0.0]
+    study, epochs = Halves(now), FULL.encoders.epochs
+    rows = {"64": 1.0, "128": 1.5, "200": 1.0, "256": None}
+    pace = {k: None if s is None else {"epoch": s} for k, s in rows.items()}
+    work.journal.note(many.PACE, "done", 0, value=pace)
+    monkeypatch.setattr(many, "study_of", lambda work: study)
+    found = many.train(work, Budget(1.7 * epochs, lambda: now[0]))
+    assert isinstance(found, Partly)
+    assert found.value["training runs"] == {"crops": 200}
+    assert work.journal.value(many.TRAININGS) == found.value
+    assert isinstance(many.train(work, Budget(epochs, lambda: now[0])), Partly)
+    assert study.done == 200
+    rest = many.train(work, Budget(1e6, lambda: now[0]))
+    assert rest["training runs"] == {"crops": 400}
+    work.journal.note(many.PACE, "done", 0, value={"64": None, "256": None})
+    with pytest.raises(ValueError, match="not even 64 encoders fit into the card's memory"):
+        many.train(work, Budget(1e6, lambda: now[0]))
 
 
 def test_the_plan_fills_the_time_that_is_left(work):
