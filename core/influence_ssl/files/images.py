@@ -13,7 +13,7 @@ import hashlib
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
@@ -68,7 +68,13 @@ class _Inspected(NamedTuple):
 
 def to_tensor(image: Image.Image) -> Float[Tensor, "3 height width"]:
     """The default preprocessing: float32 in [0, 1], RGB first, the image's own size."""
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous() / 255.0
+    return _scaled(np.array(image.convert("RGB"))[None])[0]
+
+
+def _scaled(
+    pixels: UInt8[np.ndarray, "b height width 3"],
+) -> Float[Tensor, "b 3 height width"]:
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous() / 255.0
 
 
 def pixel_digest(image: Image.Image) -> str:
@@ -144,6 +150,19 @@ class ImageFiles(Dataset[tuple[Tensor]]):
 
     def __getitem__(self, k: int) -> tuple[Tensor]:
         return (self._tensor(k, self.image(k)),)
+
+    def __getitems__(self, rows: Sequence[int]) -> list[tuple[Tensor]]:
+        """Several items, with the bits that each has alone.
+
+        The default preprocessing converts them together: for small images, one by one, that is
+        mostly Python code, which one thread at a time can run.
+        """
+        if self.preprocess is not to_tensor:
+            return [self[k] for k in rows]
+        pixels = [np.asarray(self.image(k)) for k in rows]
+        if len({one.shape for one in pixels}) > 1:
+            return [(_scaled(np.array(one)[None])[0],) for one in pixels]
+        return [(x,) for x in _scaled(np.stack(pixels))]
 
     def image(self, k: int) -> Image.Image:
         """Image k as PIL image in mode RGB, before preprocessing."""

@@ -6,6 +6,7 @@ import os
 import pickle
 import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -181,6 +182,20 @@ def test_a_preprocess_with_a_buffer_gives_what_it_gives_alone(tmp_path: Path, co
     batch = in_threads(images.__getitem__, range(40), 4)
     assert torch.equal(torch.stack([item for (item,) in batch]), expected)
     assert torch.equal(torch.stack([images[k][0] for k in range(40)]), expected)
+
+
+@pytest.mark.parametrize("preprocess", [None, TF.to_tensor])
+def test_several_items_have_the_bits_of_each_alone(
+    tmp_path: Path, preprocess: Callable[[Image.Image], torch.Tensor] | None
+) -> None:
+    """Also where one of them has other sides: that is for the caller to refuse."""
+    for k, width in enumerate((8, 8, 8, 4)):
+        picture(width).save(tmp_path / f"{k}.jpg")
+    images = ImageFiles(tmp_path, preprocess)
+    alone = [TF.to_tensor(Image.open(path)) for path in sorted(tmp_path.iterdir())]
+    for rows in ([0], [2, 0, 1], [0, 3, 1]):
+        items = images.__getitems__(rows)
+        assert all(torch.equal(x, alone[k]) for k, (x,) in zip(rows, items, strict=True))
 
 
 def test_a_preprocess_that_remembers_other_images_is_refused(tmp_path: Path) -> None:
