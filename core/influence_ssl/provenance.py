@@ -35,6 +35,16 @@ def processor() -> str:
     return platform.processor() or platform.machine() or "unknown"
 
 
+@cache
+def _installed() -> dict[str, str]:
+    """The versions of :data:`PACKAGES`, read once: a process keeps what it imported."""
+    found = {}
+    for package in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
 def made_with() -> dict[str, Any]:
     """The part of a provenance that explains why two machines differ in the last digits.
 
@@ -44,10 +54,7 @@ def made_with() -> dict[str, Any]:
         environment variables; ``threads``; and ``torch build``, its version with the local tag and
         the BLAS library that it was built with.
     """
-    versions = {"influence-ssl": __version__, "python": platform.python_version()}
-    for package in PACKAGES:
-        with suppress(PackageNotFoundError):
-            versions[package] = version(package)
+    versions = {"influence-ssl": __version__, "python": platform.python_version()} | _installed()
     blas = re.search(r"BLAS_INFO=(\w+)", torch.__config__.show())
     return {
         "versions": versions,
