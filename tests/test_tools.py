@@ -51,7 +51,7 @@ def test_hooks_run_what_make_lint_runs() -> None:
 def test_the_quickest_tests_that_fit_are_run(
     tmp_path: Path, seconds: str, processes: tuple[str, ...], chosen: set[str]
 ) -> None:
-    for name in ("conftest.py", "quickest.py"):
+    for name in ("conftest.py", "quickest.py", "shapes.py"):
         shutil.copy(ROOT / "tests" / name, tmp_path)
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     tests = {"one": ("a", "b", "new"), "two": ("c", "d")}
