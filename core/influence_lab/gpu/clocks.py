@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from influence_lab.benchmark.timing import seconds_of
+from influence_lab.benchmark.timing import WARM_UP, seconds_of
 
 
 def settle(device: torch.device) -> None:
@@ -17,11 +17,11 @@ def settle(device: torch.device) -> None:
 
 
 def seconds(
-    job: Callable[[], object], device: torch.device, rounds: int, warm_up: int = 1
+    job: Callable[[], object], device: torch.device, rounds: int, warm_up: int | None = None
 ) -> dict[str, float]:
     """Medians of ``rounds`` by both clocks, after ``warm_up`` rounds that do not count.
 
-    Each round ends when the device has done its work.
+    Each round ends when the device has done its work. By default :data:`WARM_UP` do not count.
     """
 
     def whole() -> None:
@@ -29,7 +29,7 @@ def seconds(
         settle(device)
 
     settle(device)
-    for _ in range(warm_up):
+    for _ in range(WARM_UP if warm_up is None else warm_up):
         whole()
     found = [seconds_of(whole) for _ in range(rounds)]
     return {clock: statistics.median(one[clock] for one in found) for clock in found[0]}
