@@ -28,6 +28,7 @@ import json
 import os
 import resource
 import runpy
+import shutil
 import sys
 import sysconfig
 import time
@@ -58,7 +59,8 @@ from influence_ssl.errors import InfluenceError
 from influence_ssl.files.images import ImageFiles
 
 SCRIPTS = (
-    "ours", "selfclean", "datalab", "fastdup", "cleanvision", "imagededup_phash", "imagededup_cnn",
+    "ours", "selfclean", "datalab", "fastdup", "fastdup_encoder", "cleanvision",
+    "imagededup_phash", "imagededup_encoder", "imagededup_cnn",
 )  # fmt: skip
 TURNED = ("mirror", "quarter turn", "half turn", "three quarters", "exif")
 """Kinds of copies whose pixels lie elsewhere; :data:`PLANTED` sets hold the others as well."""
@@ -170,6 +172,7 @@ def write(folder: Path, count: int = COUNT, seed: int = 0) -> None:
         "halves": [],
     }
     temporary = folder.with_name(folder.name + ".part")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a run that was stopped
     temporary.mkdir(parents=True)
 
     def keep(place: str, pictures: Pictures) -> float:
@@ -345,6 +348,7 @@ def _processor_time() -> float:
 def added_megabytes() -> float | None:
     """The files of the packages installed into this environment beside those of the project.
 
+    Compiled files are left out, which some installers make and others leave to the first import.
     ``None`` in an environment that is the project's own.
     """
     site = Path(sysconfig.get_path("purelib"))
@@ -355,7 +359,7 @@ def added_megabytes() -> float | None:
         if package.name.lower() in _BUNDLED:
             continue
         files = (Path(str(package.locate_file(file))) for file in package.files or [])
-        total += sum(file.stat().st_size for file in files if file.is_file())
+        total += sum(f.stat().st_size for f in files if f.is_file() and f.suffix != ".pyc")
     return round(total / 1e6, 1)
 
 

@@ -133,6 +133,7 @@ def test_written_data_are_read_again(tmp_path, monkeypatch):
     monkeypatch.setattr(duplicate_peers, "photographs", lambda: {"noise": photo})
     monkeypatch.setattr(duplicate_peers, "with_foreign", lambda *_: few)
     monkeypatch.setattr(planted, "SETS", {})
+    (tmp_path / "data.part" / "0").mkdir(parents=True)  # left by a run that was stopped
     duplicate_peers.write(tmp_path / "data", count=60)
     data = duplicate_peers.read(tmp_path / "data")
     assert data.wanted == [1]
@@ -145,3 +146,16 @@ def test_written_data_are_read_again(tmp_path, monkeypatch):
         assert same == (kind == "file")
         if same:
             np.testing.assert_allclose(part.z[i], part.z[j], rtol=1e-4)
+
+
+def test_the_size_of_a_library_does_not_depend_on_who_compiled_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(duplicate_peers.sysconfig, "get_path", lambda name: str(tmp_path))
+    assert duplicate_peers.added_megabytes() is None
+    (tmp_path / "main.pth").touch()
+    for name, size in {"peer.py": 3e6, "__pycache__/peer.pyc": 5e6}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(bytes(int(size)))
+    (tmp_path / "peer-1.dist-info").mkdir()
+    (tmp_path / "peer-1.dist-info/METADATA").write_text("Name: peer\nVersion: 1\n")
+    (tmp_path / "peer-1.dist-info/RECORD").write_text("peer.py,,\n__pycache__/peer.pyc,,\n")
+    assert duplicate_peers.added_megabytes() == 3
