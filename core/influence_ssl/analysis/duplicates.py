@@ -343,12 +343,13 @@ def _cliques(label: Int64[np.ndarray, " n"], edges: _Pairs) -> list[Group]:
         a, b = np.searchsorted(members, ends[own]).T
         far[a, b] = far[b, a] = np.minimum(apart[own], 0.5).clip(0)
         cluster = fcluster(linkage(squareform(far), "complete"), 0.75, "distance")
-        for c in np.unique(cluster):
-            kept = members[cluster == c]
-            if len(kept) < 2:
-                continue
+        joined: dict[int, list[int]] = {}
+        for e, c, d in zip(own, cluster[a].tolist(), cluster[b].tolist(), strict=True):
+            if c == d:
+                joined.setdefault(c, []).append(e)
+        for held in joined.values():
+            kept = np.unique(ends[held])
             grouped[kept] = True
-            held = [e for e in own if np.isin(ends[e], kept).all()]
             turned = {TURNED} if any(edges.turn[e] > 0 for e in held) else set()
             straight = [float(edges.cosine[e]) for e in held if edges.turn[e] == 0]
             names = {BOTH if cosine >= SUPPORT else ALONE for cosine in straight} | turned
