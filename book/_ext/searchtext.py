@@ -1,11 +1,14 @@
 """Search results with their context, also for a book that is opened from disk.
 
 Sphinx fetches every page that it found to show the words around a hit, which a browser refuses for
-files. The pages' texts therefore stand in a script of the search page, and are read from there.
+files. The pages' texts therefore stand in a script of the search page, packed to less than half,
+and are read from there once something was found.
 """
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
 import re
 from pathlib import Path
@@ -19,10 +22,17 @@ if TYPE_CHECKING:
 SCRIPT = "searchtext.js"
 _UNSAID = "script, style, .headerlink, .math, .highlight, svg, summary"
 _READ = """
+let bookTexts;
+async function unpack() {
+  const bytes = Uint8Array.from(atob(BOOK_TEXT), (character) => character.charCodeAt(0));
+  const text = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return new Response(text).json();
+}
 window.fetch = async (address) => {
   const root = document.documentElement.dataset.content_root;
   const page = address.slice(root.length).replace(/\\.html$/, "");
-  return { text: async () => BOOK_TEXT[page] ?? "" };
+  const texts = await (bookTexts ??= unpack());
+  return { text: async () => texts[page] ?? "" };
 };
 Search.htmlToText = (text) => text;
 """
@@ -43,8 +53,14 @@ def _write(app: Sphinx, exception: Exception | None) -> None:
         return
     out = Path(app.outdir)
     texts = {name: text((out / f"{name}.html").read_text("utf-8")) for name in app.env.found_docs}
-    script = f"const BOOK_TEXT = {json.dumps(texts, ensure_ascii=False, sort_keys=True)};{_READ}"
-    (out / "_static" / SCRIPT).write_text(script, "utf-8")
+    (out / "_static" / SCRIPT).write_text(script(texts), "utf-8")
+
+
+def script(texts: dict[str, str]) -> str:
+    """What the search page loads: the same for the same texts."""
+    written = json.dumps(texts, ensure_ascii=False, sort_keys=True).encode()
+    packed = base64.b64encode(gzip.compress(written, mtime=0)).decode()
+    return f'const BOOK_TEXT = "{packed}";{_READ}'
 
 
 def _link(app: Sphinx, pagename: str, template: str, context: dict[str, Any], tree: Any) -> None:

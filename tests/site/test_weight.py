@@ -33,8 +33,8 @@ def test_a_page_weighs_less_than_a_megabyte_on_average(loaded: dict[str, set[str
     }
     weights = {page: sum(f.stat().st_size for f in found) for page, found in files.items()}
     heaviest = sorted(weights.items(), key=lambda one: -one[1])[:5]
-    assert mean(weights.values()) < 0.75e6, heaviest
-    assert heaviest[0][1] < 1.3e6, heaviest
+    assert mean(weights.values()) < 0.7e6, heaviest
+    assert heaviest[0][1] < 1.2e6, heaviest
 
 
 def test_pictures_load_when_they_come_near_and_keep_their_place() -> None:
