@@ -21,6 +21,7 @@ import pydata_sphinx_theme
 import tinycss2
 from PIL import Image
 
+import phone
 import searchtext
 
 if TYPE_CHECKING:
@@ -244,7 +245,7 @@ def _polish_all(app: Sphinx, exception: Exception | None) -> None:
         html = path.read_text("utf-8")
         pages[path] = polish(html)
         if "--columns" not in html:
-            pages[path] = measure_lines(enlarge(pages[path], path))
+            pages[path] = measure_lines(phone.fit_tables(enlarge(pages[path], path)))
         if pages[path] != html:
             path.write_text(pages[path], "utf-8")
     for path in sorted((out / "_images").glob("*.svg")):

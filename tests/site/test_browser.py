@@ -147,6 +147,31 @@ def overflow(page: Any) -> dict[str, Any]:
     )
 
 
+def torn(page: Any) -> list[str]:
+    """Words of tables of which a part stands in the next line; long names may be."""
+    return page.evaluate(
+        """() => {
+            const found = [], range = document.createRange();
+            const cells = 'table:is(.phone-fits, .phone-cards) :is(td, th)';
+            for (const cell of document.querySelectorAll(cells)) {
+                const texts = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT);
+                while (texts.nextNode()) {
+                    const text = texts.currentNode;
+                    if (text.parentElement.closest('code, mjx-container')) continue;
+                    for (const word of text.data.matchAll(/[^\\s\\-–/]+/g)) {
+                        if (word[0].length > 20) continue;
+                        range.setStart(text, word.index);
+                        range.setEnd(text, word.index + word[0].length);
+                        const lines = new Set([...range.getClientRects()].map(r => r.top));
+                        if (lines.size > 1) found.push(word[0]);
+                    }
+                }
+            }
+            return found;
+        }"""
+    )
+
+
 @pytest.fixture(scope="module")
 def desktop(chromium: Any) -> Iterator[Any]:
     with window(chromium, viewport=DESKTOP) as view:
@@ -170,8 +195,9 @@ def test_nothing_is_cut_or_scrolls_sideways(visited: Any) -> None:
     found = {}
     for width in WIDTHS:
         visited.set_viewport_size({"width": width, "height": 900})
-        found[width] = overflow(visited)
-    assert found == {width: {"wide": 0, "who": [], "cut": []} for width in WIDTHS}
+        # In a window that is wider, a table of nine columns may tear a word.
+        found[width] = overflow(visited) | {"torn": torn(visited) if width < 768 else []}
+    assert found == {width: {"wide": 0, "who": [], "cut": [], "torn": []} for width in WIDTHS}
 
 
 def test_all_questions_are_on_one_screen_and_no_command_is_torn(desktop: Any) -> None:

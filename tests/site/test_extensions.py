@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bs4 import BeautifulSoup
 from docutils import nodes
 from fontTools.pens.recordingPen import DecomposingRecordingPen
 from fontTools.ttLib import TTFont
@@ -23,6 +24,7 @@ sys.path.insert(0, str(ROOT / "book" / "_ext"))
 import captions
 import folding
 import formulas
+import phone
 from polish import COLUMNS, drawing, enlarge, lighten, measure_lines, polish, thin
 
 
@@ -140,6 +142,37 @@ def test_a_drawing_gets_lighter_and_keeps_every_pixel(tmp_path: Path) -> None:
     assert linked.count("<a ") == 1
     # The gradient lets the paper through, and so is a chart's.
     assert set(re.findall(r'[\w-]+="[^"]*"', tag)) <= set(re.findall(r'[\w-]+="[^"]*"', linked))
+
+
+def table(head: str, *rows: str) -> str:
+    body = "".join(f"<tr>{row}</tr>" for row in rows)
+    return f'<table class="dataframe"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+
+
+def test_a_phone_shows_a_row_as_a_card_where_its_words_do_not_fit() -> None:
+    short = table("<td></td><th>a</th>", "<th>b</th><td>1</td>")
+    assert phone.fit_tables(short) == short.replace("dataframe", "dataframe phone-fits")
+    long = "x" * 24
+    heads = f"<th>group</th><th>kind</th><th>{long}</th><th>{long}</th>"
+    shown = phone.fit_tables(
+        table(
+            heads,
+            f'<th rowspan="2">g</th><th>one</th><td>{long}</td><td>2</td>',
+            "<th>two</th><td>3</td><td>4</td>",
+        )
+    )
+    assert 'class="dataframe phone-cards wide-fits"' in shown
+    cards = [
+        [(cell.get("data-label"), cell.get_text(), cell.get("class")) for cell in row.children]
+        for row in BeautifulSoup(shown, "html.parser").select("tbody tr")
+    ]
+    # What spans rows stands in each of their cards, and beside the others only there.
+    assert [cells[0] for cells in cards] == [(None, "g", None), (None, "g", ["phone-again"])]
+    assert [cell[:2] for cell in cards[1][1:]] == [("kind", "two"), (long, "3"), (long, "4")]
+    assert shown.count("rowspan") == 1
+    assert phone.fit_tables(shown) == shown
+    formula = table("<th>a</th>", "<td><mjx-container></mjx-container></td>")
+    assert phone.fit_tables(formula) == formula
 
 
 def drawn(font: TTFont) -> dict[int, Any]:
