@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import base64
+import math
 import re
 import sys
-from io import BytesIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from bs4 import BeautifulSoup
 from docutils import nodes
 from fontTools.pens.recordingPen import DecomposingRecordingPen
 from fontTools.ttLib import TTFont
-from PIL import Image
+from matplotlib import pyplot
+from PIL import Image, ImageChops, ImageStat
 from sphinx.errors import ExtensionError
 
 from pages import ROOT
@@ -173,6 +175,28 @@ def test_a_phone_shows_a_row_as_a_card_where_its_words_do_not_fit() -> None:
     assert phone.fit_tables(shown) == shown
     formula = table("<th>a</th>", "<td><mjx-container></mjx-container></td>")
     assert phone.fit_tables(formula) == formula
+
+
+def test_a_drawing_in_fewer_letters_looks_the_same(chromium: Any) -> None:
+    figure, axes = pyplot.subplots(figsize=(4, 3))
+    axes.plot(range(50), [math.sin(x / 3) for x in range(50)], "o-", label="a label")
+    axes.legend()
+    written = StringIO()
+    figure.savefig(written, format="svg")
+    pyplot.close(figure)
+    svg = written.getvalue()
+    light = lighten(svg)
+    assert len(light) < 0.85 * len(svg)
+    assert lighten(light) == light
+    page = chromium.new_page()
+    shown = []
+    for one in (svg, light):
+        page.set_content(one[one.index("<svg") :])
+        shown.append(Image.open(BytesIO(page.locator("svg").screenshot())).convert("L"))
+    page.close()
+    # A thousandth of a point changes the grey of an edge, and nothing more.
+    assert shown[0].size == shown[1].size
+    assert ImageStat.Stat(ImageChops.difference(*shown)).mean[0] < 0.02
 
 
 def drawn(font: TTFont) -> dict[int, Any]:
