@@ -40,7 +40,7 @@ class Ready:
 class Batches:
     """Makes batches of ``examples`` ready for ``capture``, in ``workers`` threads.
 
-    With fewer than two, the caller's thread does everything, each batch when its turn comes.
+    With none, the caller's thread does everything, each batch when its turn comes.
     ``None``: one per processor, at most eight, if several threads may read the images, else none.
     None either where a tensor is scored on the processor: the noise is a small part of the work,
     and the processor is busy already.
@@ -52,7 +52,7 @@ class Batches:
     ) -> None:  # fmt: skip
         self.examples, self.capture, self.store, self.step = examples, capture, store, step
         busy = examples.whole and capture.device.type == "cpu"
-        own = processors() if examples.threads and not busy else 1
+        own = processors() if examples.threads and not busy else 0
         self.threads = own if workers is None else workers
         self._kept: dict[int, Future[Batch]] | None = None
 
@@ -70,7 +70,7 @@ class Batches:
         ``needed``: the columns of a draw, without which a stored batch is not taken.
         """
         # A batch that need not be read leaves nothing to do ahead.
-        threads = 1 if self.examples.whole and len(tasks) < 2 else self.threads
+        threads = 0 if self.examples.whole and len(tasks) < 2 else self.threads
         # What waits are images and noise, in an eighth of the memory at most.
         room = free_memory(_CPU) / 8 / (2 * self.step * self.examples.bytes)
         most = max(2, min(threads + 2, int(room)))
@@ -78,7 +78,7 @@ class Batches:
         def submit(pool: Pool, task: tuple[int, range]) -> Future[Ready]:
             draw, rows = task
             read = self._read(pool, rows, threads)
-            return pool.submit(self._ready, draw, rows, read, needed(draw), threads > 1)
+            return pool.submit(self._ready, draw, rows, read, needed(draw), threads > 0)
 
         return ahead(submit, tasks, threads, most)
 
@@ -88,7 +88,7 @@ class Batches:
             return pool.submit(examples.batch, rows)
         if kept is not None and rows.start in kept:
             return kept[rows.start]
-        step = len(rows) if threads < 2 else -(-len(rows) // (_PIECES * threads))
+        step = len(rows) if threads < 1 else -(-len(rows) // (_PIECES * threads))
         parts = [rows[start : start + step] for start in range(0, len(rows), step)]
         found = pool.submit(_joined, [pool.submit(examples.batch, part) for part in parts])
         if kept is not None:

@@ -52,14 +52,14 @@ def ahead(
 ) -> Generator[R, None, None]:
     """The results of ``submit(pool, task)`` in the order of the tasks.
 
-    At most ``most`` tasks are begun and not yet taken; with fewer than two ``threads``, each is
-    done in the caller's thread when its turn comes. A task may wait for calls that ``submit`` made
+    At most ``most`` tasks are begun and not yet taken; without ``threads``, each is done in the
+    caller's thread when its turn comes. A task may wait for calls that ``submit`` made
     before it: the pool begins calls in their order. An error is raised when its task's turn comes.
     Close the iterator (``contextlib.closing``): then what has not begun is dropped, and no thread
     is left. PyTorch's operations take one processor in each of these threads.
     """
     todo, waiting = iter(tasks), deque[Future[R]]()
-    threaded, own = threads > 1, torch.get_num_threads()
+    threaded, own = threads > 0, torch.get_num_threads()
     # Each thread would otherwise start helpers of its own, which wait in a loop for more to do.
     pool = (
         ThreadPoolExecutor(threads, "influence-ssl", torch.set_num_threads, (1,))

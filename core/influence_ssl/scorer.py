@@ -61,8 +61,8 @@ class InfluenceScorer:
     - store: a folder for the projected gradients, so that an interrupted run can be resumed. It
       belongs to one encoder and one set of settings and rejects all others.
     - workers: the number of threads that read images and draw noise ahead of the device; affects
-      speed, never the values. With 0 or 1, nothing runs ahead. ``None`` means one per processor, at
-      most eight, for :class:`~influence_ssl.files.images.ImageFiles` and, on a card, for a tensor;
+      speed, never the values. With 0, nothing runs ahead. ``None`` means one per processor, at most
+      eight, for :class:`~influence_ssl.files.images.ImageFiles` and, on a card, for a tensor;
       on the processor itself nothing runs ahead for a tensor, because the noise is a small part of
       the work. Any other data set is then read in the calling thread, because not all can be read
       by several threads.
