@@ -17,7 +17,7 @@ KERNEL := _build/ipython/profile_default/ipython_kernel_config.json
 # One thread each, as for the chapters: numbers do not depend on the cores.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n logical --dist loadfile --durations 15
 
-.PHONY: help install book chapter lint unit test check notebooks lab lock bench gpu gpu-wheels clean
+.PHONY: help install book chapter lint unit test check notebooks lab lock bench explainers gpu gpu-wheels clean
 
 help:
 	@echo "make book       install, run every chapter, build the site into _build/html"
@@ -28,6 +28,7 @@ help:
 	@echo "make notebooks  refresh the outputs that the chapters are tested against"
 	@echo "make lab        open the chapters in JupyterLab"
 	@echo "make bench      measure fidelity and speed beside other libraries; hours, resumable"
+	@echo "make explainers judge attribution methods by quanda; an hour, or minutes with PROFILE=tiny"
 	@echo "make gpu        test, measure and train on a machine with a card: make gpu PART=a; or DRY=1"
 	@echo "make lock       resolve the dependencies again (needs uv)"
 	@echo "make clean      remove everything that was built; .venv stays"
@@ -106,7 +107,9 @@ FIRST := logix_ai ours ours_joint ours_bf16
 SLOW := logix_ai-64 kronfluence_ekfac traker_trak
 LATER := $(filter-out $(FIRST) $(SLOW),$(PEERS)) $(SLOW)
 PAIRS := $(patsubst benchmarks/pairs/%.py,_build/bench/pairs/%.json,$(wildcard benchmarks/pairs/*.py))
-EXPLAINERS := $(patsubst benchmarks/quanda/%.py,_build/bench/quanda/%.json,$(wildcard benchmarks/quanda/*.py))
+PROFILE ?= cpu
+EXPLAINED := _build/bench/quanda/$(PROFILE)
+EXPLAINERS := $(patsubst benchmarks/quanda/%.py,$(EXPLAINED)/%.json,$(wildcard benchmarks/quanda/*.py))
 DUPLICATES := $(patsubst benchmarks/duplicates/%.py,_build/bench/duplicates/%.json,$(wildcard benchmarks/duplicates/*.py))
 measured = $(patsubst %,_build/bench/%.json,$(1))
 
@@ -156,14 +159,16 @@ _build/bench/pairs/%.json: benchmarks/pairs/%.py _build/peers/installed
 	OMP_NUM_THREADS=1 PYTHONPATH=core _build/peers/bin/python -W ignore -m influence_lab.experiments.pairwise $< $@
 	@cp $@ book/results/cpu/pairs/
 
-# Explainers judged by quanda's metrics. The classifiers are trained once.
-_build/bench/quanda/data: | .venv/installed
-	OMP_NUM_THREADS=1 PYTHONPATH=core $(PY) -m influence_lab.experiments.explainers --data $@
+# Explainers judged by quanda's metrics; PROFILE=tiny takes minutes. The classifiers are trained once.
+$(EXPLAINED)/data: | .venv/installed
+	OMP_NUM_THREADS=1 PYTHONPATH=core $(PY) -m influence_lab.experiments.explainers --profile $(PROFILE) --data $@
 
-_build/bench/quanda/%.json: benchmarks/quanda/%.py _build/peers/quanda/installed | _build/bench/quanda/data
-	@mkdir -p book/results/cpu/quanda
+$(EXPLAINED)/%.json: benchmarks/quanda/%.py _build/peers/quanda/installed | $(EXPLAINED)/data
+	@mkdir -p book/results/$(PROFILE)/quanda
 	OMP_NUM_THREADS=1 PYTHONPATH=core _build/peers/quanda/bin/python -W ignore -m influence_lab.experiments.explainers $< $@ --data $(@D)/data
-	@cp $@ book/results/cpu/quanda/
+	@cp $@ book/results/$(PROFILE)/quanda/
+
+explainers: $(EXPLAINERS)
 
 # Planted duplicates: the libraries contradict one another in what they need, so that each has an
 # environment of its own. A script's name begins with that of its environment.

@@ -6,7 +6,7 @@ holds nothing that a user of quanda would not write, and runs in an environment 
 
     python -m influence_lab.experiments.explainers benchmarks/quanda/captum.py OUT.json --data DATA
 
-The recorded SimCLR encoder with a linear layer is fine-tuned on images of CIFAR-10, once with their
+The recorded SimCLR encoder with a linear layer is fine-tuned on labelled images, once with their
 labels and once with wrong labels planted, and checkpoints are kept. The metrics are quanda's. They
 judge a method's explanations of the predicted classes of test images, with the right labels, and
 its self-influence, with the wrong ones. quanda breaks ties in the self-influence by adding 1e-4
@@ -52,8 +52,11 @@ from influence_ssl.errors import InfluenceError
 SCRIPTS = ("ours", "captum", "traker", "representer", "kronfluence", "chance")
 METRICS = ("class", "cardinality", "randomised", "mislabelled")
 """Class detection, top-k cardinality, model randomisation and mislabelling detection."""
-TRAIN, QUERIES, WRONG, TOP = 1000, 50, 100, 10
-EPOCHS, KEPT, BATCH, RATE = 6, 3, 64, 0.05
+SIZES = {"cpu": (1000, 50, 100), "tiny": (400, 50, 40)}
+"""Training images, queries and wrong labels."""
+TOP = 10
+EPOCHS = {"cpu": 6, "tiny": 30}
+KEPT, BATCH, RATE = 3, 64, 0.05
 SECONDS = 600
 """The most processor time that a method may take."""
 
@@ -79,16 +82,24 @@ class Problem(NamedTuple):
     facts: dict[str, Any]
 
 
-def recorded(root: Path | None = None) -> dict[str, dict[str, Any] | None]:
-    """The record of each script by its name, ``None`` where there is none yet."""
-    return {name: results.load_record("cpu", f"quanda/{name}", root) for name in SCRIPTS}
+def recorded(
+    profile: str | None = None, root: Path | None = None
+) -> dict[str, dict[str, Any] | None]:
+    """The record of each script by its name, ``None`` where there is none yet.
+
+    They are those of the largest profile that has a record of ours, if none is named.
+    """
+    if profile is None:
+        found = results.largest_record("quanda/ours", root)
+        profile = "cpu" if found is None else found[0]
+    return {name: results.load_record(profile, f"quanda/{name}", root) for name in SCRIPTS}
 
 
 def told(records: dict[str, dict[str, Any] | None]) -> Iterator[str]:
     """Lines on the classifiers, which are the same for every script, and the version of quanda."""
     for one in filter(None, records.values()):
         problem, origin = one["problem"], one["provenance"]
-        yield f"{origin['data']}; quanda {one['quanda']}"
+        yield f"profile {origin['profile']}: {origin['data']}; quanda {one['quanda']}"
         yield f"{problem['training']}; {problem['wrong labels']} wrong labels in the second"
         for words, kind in (("right", "clean"), ("some wrong", "flipped")):
             of = problem[kind]
@@ -140,7 +151,7 @@ def flip(
 
 def train(
     model: nn.Module, x: Float[Tensor, "n 3 h w"], labels: Int64[Tensor, " n"], folder: Path,
-    epochs: int = EPOCHS, seed: int = 0,
+    epochs: int, seed: int = 0,
 ) -> None:  # fmt: skip
     """SGD with momentum at one rate, without augmentation; checkpoints at even distances.
 
@@ -161,13 +172,13 @@ def train(
     temporary.rename(folder)
 
 
-def write(folder: Path, task: Task, sizes: tuple[int, int, int] = (TRAIN, QUERIES, WRONG)) -> None:
+def write(folder: Path, task: Task, sizes: tuple[int, int, int] | None = None) -> None:
     """Train both classifiers into ``folder``, which must be new, with their images beside them.
 
     A stopped run goes on with the classifier that it had not finished.
     """
     rng = np.random.default_rng(0)
-    (n, q, m), splits = sizes, ("train", "test")
+    (n, q, m), splits = sizes or SIZES[task.profile], ("train", "test")
     whole = [data_for(task.profile, split) for split in splits]
     drawn = [
         images.subset(np.sort(rng.permutation(len(images))[:count]))
@@ -182,7 +193,7 @@ def write(folder: Path, task: Task, sizes: tuple[int, int, int] = (TRAIN, QUERIE
         model = classifier(copy.deepcopy(encoder), encoder.num_features, classes)
         y = torch.from_numpy(targets.copy())
         if not (temporary / name).exists():
-            train(model, x, y, temporary / name)
+            train(model, x, y, temporary / name, EPOCHS[task.profile])
         last = max((temporary / name).glob("*.pth"))
         model.load_state_dict(torch.load(last, weights_only=True))
         fitted, answers = (_predicted(model.eval(), images) for images in (x, queries))
@@ -194,11 +205,12 @@ def write(folder: Path, task: Task, sizes: tuple[int, int, int] = (TRAIN, QUERIE
             "right on queries": _share(answers == torch.from_numpy(drawn[1].labels.copy())),
         }
     facts |= {
+        "profile": task.profile,
         "wrong": wrong.tolist(),
         "width": encoder.width,
         "classes": classes,
-        "training": f"simclr-{task.seed} and a linear layer, {EPOCHS} epochs of SGD, rate {RATE}, "
-        f"momentum 0.9, batches of {BATCH}, seed 0",
+        "training": f"simclr-{task.seed} and a linear layer, {EPOCHS[task.profile]} epochs of SGD, "
+        f"rate {RATE}, momentum 0.9, batches of {BATCH}, seed 0",
         "data": "; ".join(
             f"{len(part):,} of {len(images):,} images of {images.name} {split}"
             for part, images, split in zip(drawn, whole, splits, strict=True)
@@ -338,9 +350,10 @@ def main() -> None:
     parser.add_argument("script", type=Path, nargs="?")
     parser.add_argument("out", type=Path, nargs="?")
     parser.add_argument("--data", type=Path, required=True, help="a folder for the classifiers")
+    parser.add_argument("--profile", choices=SIZES, default="cpu", help="of the data to write")
     options = parser.parse_args()
     if options.script is None:
-        write(options.data, Task("quanda", "cpu"))
+        write(options.data, Task("quanda", options.profile))
         return
     if options.out is None:
         parser.error("name the record's file")
@@ -355,8 +368,8 @@ def main() -> None:
         "top": TOP,
     }
     record["provenance"] = results.provenance(
-        f"make bench (quanda/{name})", "cpu", 0, facts["data"], facts["digest"],
-        results.device_name("cpu"), time.perf_counter() - begin,
+        f"make explainers PROFILE={facts['profile']} (quanda/{name})", facts["profile"], 0,
+        facts["data"], facts["digest"], results.device_name("cpu"), time.perf_counter() - begin,
     )  # fmt: skip
     results.save_json(options.out, record)
 

@@ -84,7 +84,7 @@ def test_wrong_labels_are_planted_where_they_are_said_to_be():
 def test_a_stopped_run_goes_on_with_the_classifier_that_it_had_not_finished(tmp_path, monkeypatch):
     trained = []
 
-    def fake(model, x, labels, folder):
+    def fake(model, x, labels, folder, epochs):
         trained.append((folder.name, labels))
         if len(trained) == 2:
             raise KeyboardInterrupt
@@ -127,12 +127,13 @@ def test_a_library_that_cannot_be_imported_is_a_finding(tmp_path):
     assert "a_library_that_is_absent" in row["note"]
 
 
-def test_records_have_one_form():
-    records = explainers.recorded()
+@pytest.mark.parametrize("profile", explainers.SIZES)
+def test_records_have_one_form(profile):
+    records = explainers.recorded(profile)
     there = {name: one for name, one in records.items() if one}
     assert len({str(one["problem"]) for one in there.values()}) <= 1
     for name, one in there.items():
-        assert one["provenance"]["command"] == f"make bench (quanda/{name})"
+        assert one["provenance"]["command"] == f"make explainers PROFILE={profile} (quanda/{name})"
     rows = list(explainers.rows(records))
     assert len(rows) >= len(records)
     for row in rows:
