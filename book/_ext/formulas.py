@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 SHEET = "formulas.css"
 _INLINE = re.compile(
-    r'(<span class="math notranslate nohighlight"[^>]*>)\\\((.*?)\\\)(</span>)', re.S
+    r'(<span class="math notranslate nohighlight"[^>]*>)\\\((.*?)\\\)(</span>)([,.;:?!)]*)', re.S
 )
 _BLOCK = re.compile(
     r'(<div class="math notranslate nohighlight"[^>]*>\s*(?:<span class="eqno">.*?</span>)?)'
@@ -147,9 +147,17 @@ def _cut(path: Path, signs: set[int]) -> bytes:
 
 def place(html: str, markup: dict[Formula, str]) -> str:
     """The page with its formulas typeset, and without MathJax."""
-    html = _INLINE.sub(lambda m: m[1] + markup[Formula(unescape(m[2]).strip(), False)] + m[3], html)
+    html = _INLINE.sub(lambda m: _in_line(m, markup[Formula(unescape(m[2]).strip(), False)]), html)
     html = _BLOCK.sub(lambda m: m[1] + markup[Formula(_bare(m[2]), True)] + m[3], html)
     return _SCRIPTS.sub("", html)
+
+
+def _in_line(match: re.Match[str], typeset: str) -> str:
+    """A formula and the sign that follows it, which would else begin the next line."""
+    shown = match[1] + typeset + match[3] + match[4]
+    # What is wide may itself need several lines.
+    keep = match[4] and "--width" not in typeset
+    return f'<span class="unbroken">{shown}</span>' if keep else shown
 
 
 def _typeset_all(app: Sphinx, exception: Exception | None) -> None:

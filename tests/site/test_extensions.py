@@ -102,7 +102,7 @@ def test_a_sheet_keeps_what_some_page_can_use() -> None:
 def test_formulas_are_typeset_once_and_for_all() -> None:
     page = (
         '<script>window.MathJax = {}</script><script defer src="x/mathjax/tex-chtml.js"></script>'
-        '<p><span class="math notranslate nohighlight">\\(a &lt; b\\)</span></p>'
+        '<p><span class="math notranslate nohighlight">\\(a &lt; b\\)</span>, c</p>'
         '<div class="math notranslate nohighlight" id="equation-e">\n<span class="eqno">(1)</span>'
         "\\[\\begin{split}x \\\\ y\\end{split}\\]</div>"
     )
@@ -112,6 +112,7 @@ def test_formulas_are_typeset_once_and_for_all() -> None:
     placed = formulas.place(page, markup)
     assert placed.count("<mjx-container") == 2
     assert "--width" in placed
+    assert re.search(r'<p><span class="unbroken"><span class="math.*</span>,</span> c</p>', placed)
     assert "<script" not in placed
     assert "\\(" not in placed
     assert formulas.place(placed, {}) == placed
