@@ -147,7 +147,7 @@ def claims(root: Path | None = None) -> list[Reading]:
         for name, family in FAMILIES.items():
             rows.append(
                 row(f"table-4-{name}-training{suffix}", f"{family.label}: {statistic} with the "
-                    "same draw under another pre-training", f"{family.paper}",
+                    "same draw, another pre-training run", f"{family.paper}",
                     [other[name]] if name in other else [],
                     agrees(f"{family.paper}", TELLING), encoders=2)
             )  # fmt: skip

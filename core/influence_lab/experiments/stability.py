@@ -28,8 +28,8 @@ METHODS = ("simclr", "byol", "barlow")
 DRAWS = (1, 2, 4, 8)
 READINGS = {
     "noise": "another draw of the noise",
-    "training": "another pre-training, same noise",
-    "both": "another pre-training and noise",
+    "training": "another pre-training run, same noise",
+    "both": "another pre-training run and noise",
 }
 # The paper writes "Pearson rank correlation" and, in Table 4, "Pearsonr": both are shown.
 STATISTICS = {"spearman": "rank correlation", "pearson": "Pearson's correlation"}

@@ -321,6 +321,7 @@ def test_each_larger_deviation_is_set_against_the_next_smaller(tmp_path):
         f"{mu} {sigma}": {
             "mean ln|I|": [one[k], one[k] - 0.1, one[k] + 0.1],
             "mean |I|": [plain[k]] * 3, "same": [0.95] * 3, "other": [0.95] * 3,
+            "same-pearson": [0.85] * 3, "other-pearson": [0.95] * 3,
         }
         for mu in noise.MEANS for k, sigma in enumerate(noise.DEVIATIONS)
     }  # fmt: skip
@@ -335,6 +336,11 @@ def test_each_larger_deviation_is_set_against_the_next_smaller(tmp_path):
     assert rows["fig-10-average"].verdict == REPRODUCED
     assert rows["fig-10-average-plain"].found[0].value == pytest.approx(-2)
     assert rows["fig-10-average-plain"].verdict == INCONCLUSIVE
+    assert {draw: rows[f"fig-11-{draw}"].verdict for draw in ("same", "other")} == {
+        "same": REPRODUCED, "other": REPRODUCED,
+    }  # fmt: skip
+    assert rows["fig-11-same-pearson"].verdict == CONTRADICTED
+    assert rows["fig-11-other-pearson"].verdict == REPRODUCED
 
 
 def test_the_status_of_a_display_is_that_of_its_data():
