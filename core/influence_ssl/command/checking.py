@@ -24,7 +24,7 @@ from influence_ssl.analysis.duplicates import Group, confirmed, duplicate_groups
 from influence_ssl.analysis.offtopic import Distances, distances
 from influence_ssl.analysis.ranking import read_labels
 from influence_ssl.command import settings
-from influence_ssl.command.summary import rotation, size
+from influence_ssl.command.summary import grouped, rotation, size
 from influence_ssl.encoders.loading import Loaded, load_encoder
 from influence_ssl.errors import InfluenceValueError, described, printable
 from influence_ssl.files.sources import counted, refuse_overwriting
@@ -188,13 +188,13 @@ def _summarise(
     inside = sum(len(group["members"]) for group in groups)
     sure = sum(confirmed(provenance).values())
     print(
-        f"likely duplicates: {inside} images in {len(groups)} groups, {sure} of them confirmed by "
-        f"files or representations, {len(groups) - sure} by pixels alone"
+        f"likely duplicates: {inside} images in {grouped(len(groups))}, {sure} of them confirmed "
+        f"by files or representations, {len(groups) - sure} by pixels alone"
     )
     for name, found in columns.items():
         if name.startswith("groups across ") and any(found):
             numbers = {g for g, text in zip(columns["duplicate_group"], found, strict=True) if text}
-            print(f"{name.removeprefix('groups ')}: {len(numbers)} groups of duplicates")
+            print(f"{name.removeprefix('groups ')}: {grouped(len(numbers))} of duplicates")
     if "density" in columns:
         # In the planted benchmark it finds more than the distance to the nearest images, because
         # a few images of one foreign kind are near one another.

@@ -58,7 +58,7 @@ def summarise(
         for row in scores.order(which)[:shown]:
             print(f"  {which:7}  {scores.values[row]:12.6g}  {printable(images.names[row])}")
     inside = sum(len(group.members) for group in groups)
-    print(f"likely duplicates: {inside} images in {len(groups)} groups")
+    print(f"likely duplicates: {inside} images in {grouped(len(groups))}")
     if found["reliability"] is None:
         why = "with one draw; --draws 2 or more estimates it"
         print(f"reliability: not estimated {why if options.draws < 2 else 'from equal scores'}")
@@ -84,6 +84,11 @@ def rotation(images: ImageFiles) -> str:
         f"EXIF rotation not applied: {images.rotated} (read with their pixels as stored; Pillow's "
         "ImageOps.exif_transpose rotates the pixels themselves)"
     )
+
+
+def grouped(count: int) -> str:
+    """``1 group``, ``2 groups``."""
+    return "1 group" if count == 1 else f"{count} groups"
 
 
 def _left_out(names: list[str]) -> str:

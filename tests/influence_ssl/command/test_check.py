@@ -46,7 +46,7 @@ def test_check_in_one_command(photos: Path, capsys: pytest.CaptureFixture[str]) 
     assert "sees every image at 32 x 32 pixels" in said
     assert "EXIF rotation not applied: 1 (read with their pixels as stored" in said
     assert "likely duplicates: 6 images in 3 groups" in said
-    assert "across folder: 1 groups of duplicates" in said
+    assert "across folder: 1 group of duplicates" in said
     table = pandas.read_parquet("check.parquet").set_index("name")
     group = table["duplicate_group"]
     for one, other in (
