@@ -3,12 +3,14 @@
     python -m influence_lab.experiments.check_cost check
     python -m influence_lab.experiments.check_cost score
     python -m influence_lab.experiments.check_cost groups
+    python -m influence_lab.experiments.check_cost copies
 
 Each line writes its part of ``check-cost.json``, by the number of images (``--images``).
 The commands run on the same test images of CIFAR-10, as PNG files, with the packaged encoder and
 their own defaults. The groups are found among images of CIFAR-10, images composed of two halves of
 them, which resemble both, and JPEG copies; the representations are random projections of their
-colours, because the encoder's time is measured with the commands.
+colours, because the encoder's time is measured with the commands. Two per cent are copies. The last
+line measures the opposite case: nearly all files are copies of a single one.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ from influence_lab.records import results
 from influence_ssl.analysis.duplicates import duplicate_groups
 from influence_ssl.errors import InfluenceValueError
 
-IMAGES, ROWS, COPIES = 10_000, 100_000, 1000
+IMAGES, ROWS = 10_000, 100_000
+PLANTED, COPIES, OTHERS = 0.02, 16_000, 2000
 DIMENSIONS = 128
 COMMANDS = {
     "check": "influence-ssl check --data {folder} --device cpu --out {out}",
@@ -78,8 +81,9 @@ def command(name: str, images: int = IMAGES) -> dict[str, Any]:
         }
 
 
-def groups(rows: int = ROWS, copies: int = COPIES) -> dict[str, Any]:
+def groups(rows: int = ROWS) -> dict[str, Any]:
     """Seconds, peak memory of the process, and how many of the copies are found."""
+    copies = round(PLANTED * rows)
     rng = np.random.default_rng(0)
     pixels = np.concatenate([load("cifar10", split).images for split in ("train", "test")])
     kept = rng.permutation(len(pixels))[: rows * len(pixels) // ROWS]
@@ -109,12 +113,26 @@ def groups(rows: int = ROWS, copies: int = COPIES) -> dict[str, Any]:
     }
 
 
+def same_file(copies: int = COPIES) -> dict[str, Any]:
+    """Seconds for the groups among copies of one file and :data:`OTHERS` other images."""
+    pixels = load("cifar10", "test").images[:OTHERS]
+    images = Arrays(np.concatenate([pixels, pixels[:1].repeat(copies, 0)]))
+    z = projected(images.pixels)
+    cpu, wall = time.process_time(), time.perf_counter()
+    found = duplicate_groups(z, images)
+    return {
+        "cpu": round(time.process_time() - cpu, 1),
+        "wall": round(time.perf_counter() - wall, 1),
+        "members": max(len(group.members) for group in found),
+    }
+
+
 def projected(pixels: UInt8[np.ndarray, "n 32 32 3"]) -> Float32[Tensor, "n d"]:
     """Random projections of the colours at 8 x 8 pixels."""
     found = []
     weights = torch.randn(192, DIMENSIONS, generator=torch.Generator().manual_seed(0))
     for part in np.array_split(pixels, max(1, len(pixels) // 4096)):
-        x = torch.from_numpy(part).permute(0, 3, 1, 2).float() / 255
+        x = torch.tensor(part).permute(0, 3, 1, 2).float() / 255
         found.append(F.adaptive_avg_pool2d(x, 8).flatten(1) @ weights)
     return torch.cat(found)
 
@@ -132,13 +150,16 @@ def _peak() -> int:
 def main() -> None:
     """Measure one part and add it to the record."""
     parser = argparse.ArgumentParser(description="Measure what check costs.")
-    parser.add_argument("part", choices=(*COMMANDS, "groups"))
-    parser.add_argument("--images", type=int, help="images, or rows with groups")
+    parser.add_argument("part", choices=(*COMMANDS, "groups", "copies"))
+    parser.add_argument("--images", type=int, help="how many images, or copies of one file")
     options, begin = parser.parse_args(), time.perf_counter()
     part = options.part
-    number = options.images or (ROWS if part == "groups" else IMAGES)
+    number = options.images or {"groups": ROWS, "copies": COPIES}.get(part, IMAGES)
     record = results.load_record("cpu", "check-cost") or {}
-    found = groups(number) if part == "groups" else command(part, number)
+    if part == "groups":
+        found = groups(number)
+    else:
+        found = same_file(number) if part == "copies" else command(part, number)
     record.setdefault(part, {})[str(number)] = found
     test = load("cifar10", "test")
     record["provenance"] = results.provenance(
