@@ -198,7 +198,8 @@ def _readings(data: str, prefix: str, root: Path | None) -> list[Reading]:
                     f"{WORDS[data]}: rank correlation of the {kind} score with what training "
                     f"without the image changes of its {loss}{words}",
                     "> 0", estimate, above(0.0), LINKS[data],
-                    found["provenance"]["data"] if found else "", "small encoders, many training runs",
+                    found["provenance"]["data"] if found else "",
+                    "small encoders, many training runs",
                     profile, encoders=int(max(filter(str.isdecimal, numbers), key=int, default=0)),
                     stand_in=data == "digits",
                 )

@@ -44,7 +44,10 @@ FIGURE_10 = "experiments/perturbations.html#paper-fig-10"
 FIGURE_11 = "experiments/perturbations.html#paper-fig-11"
 DRAWS = {"same": "same draw", "other": "another draw"}
 # The caption has "Pearson ranked correlation": both are computed.
-STATISTICS = {"": ("rank correlation", spearman), "-pearson": ("Pearson's correlation", linear_correlation)}
+STATISTICS = {
+    "": ("rank correlation", spearman),
+    "-pearson": ("Pearson's correlation", linear_correlation),
+}
 
 Column = Float64[np.ndarray, " n"]
 Grid = dict[tuple[float, float], Column]

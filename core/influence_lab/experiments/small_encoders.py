@@ -116,7 +116,12 @@ def _draws(recipe: Recipe, n: int, shape: torch.Size, generator: torch.Generator
 
 def _each(change: Callable[..., Tensor], *draws: _Draws) -> _Draws:
     """``change`` applied to the boxes of all draws, to their flips and to their noise."""
-    return _Draws(*(None if one[0] is None else change(one) for one in zip(*draws, strict=True)))
+    first = draws[0]
+    return _Draws(
+        change([one.boxes for one in draws]),
+        None if first.flips is None else change([one.flips for one in draws]),
+        None if first.noise is None else change([one.noise for one in draws]),
+    )
 
 
 def _views(x: Float[Tensor, "n c h w"], draws: _Draws) -> Float[Tensor, "n c h w"]:
