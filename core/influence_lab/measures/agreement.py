@@ -59,12 +59,15 @@ def linear_correlation(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -
     With x and y standardised, an observation's influence on r is :math:`xy-r(x^2+y^2)/2` (Devlin,
     Gnanadesikan and Kettenring 1975, Robust estimation and outlier detection with correlation
     coefficients). Its deviation over the root of n is the standard error, and the interval is
-    symmetric in artanh r. NaN if one side is constant.
+    symmetric in artanh r. NaN if one side is constant, ±1 without an interval if one is a multiple
+    of the other.
     """
     if np.ptp(x) == 0 or np.ptp(y) == 0:
         return Estimate(np.nan, np.nan, np.nan)
     u, v = ((side - side.mean()) / side.std() for side in (x, y))
     value = float((u * v).mean())
+    if 1 - abs(value) < 1e-12:  # artanh 1 is infinite
+        return Estimate(*[float(np.sign(value))] * 3)
     error = (u * v - value * (u**2 + v**2) / 2).std() / np.sqrt(len(u))
     reach = _Z * error / (1 - value**2)
     low, high = np.tanh(np.arctanh(value) + np.array([-reach, reach]))

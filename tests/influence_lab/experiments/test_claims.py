@@ -339,7 +339,7 @@ def test_each_larger_deviation_is_set_against_the_next_smaller(tmp_path):
     assert {draw: rows[f"fig-11-{draw}"].verdict for draw in ("same", "other")} == {
         "same": REPRODUCED, "other": REPRODUCED,
     }  # fmt: skip
-    assert rows["fig-11-same-pearson"].verdict == CONTRADICTED
+    assert rows["fig-11-same-pearson"].verdict == INCONCLUSIVE  # below 0.9, with one encoder
     assert rows["fig-11-other-pearson"].verdict == REPRODUCED
 
 

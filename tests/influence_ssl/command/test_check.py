@@ -108,8 +108,8 @@ def test_labels_reach_the_groups_however_their_paths_begin(
     arguments = ["--table", "labels.csv", "--out", "check.csv", "--device", "cpu"]
     assert main(["check", "--data", "photos", *arguments]) == 0
     said = capsys.readouterr().out
-    assert "across label: 1 groups of duplicates" in said
-    assert "across split: 1 groups of duplicates" in said
+    assert "across label: 1 group of duplicates" in said
+    assert "across split: 1 group of duplicates" in said
 
 
 @pytest.mark.parametrize(
