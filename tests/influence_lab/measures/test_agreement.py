@@ -37,6 +37,8 @@ def test_the_interval_of_pearson_s_correlation_holds_for_heavy_tails():
             half = (expected.high - expected.low) / 2
             assert tuple(found) == pytest.approx(tuple(expected), abs=0.25 * half)
     assert np.isnan(agreement.linear_correlation(x, np.ones(4000))).all()
+    assert agreement.linear_correlation(x, 3 * x) == (1, 1, 1)
+    assert agreement.linear_correlation(x, -x / 7) == (-1, -1, -1)
 
 
 def test_correlations_are_scipys(columns):
