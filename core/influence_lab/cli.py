@@ -49,6 +49,10 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     score.add_argument("method", choices=METHODS)
     score.add_argument("--split", choices=("train", "test"), default="train")
+    score.add_argument(
+        "--labels", action="store_true",
+        help="score the classifier's loss, with labels, instead of the representation's",
+    )  # fmt: skip
     reproduce = _command(
         commands, "reproduce", "reproduce a figure of the paper or another recorded result",
         "influence-lab reproduce fig-9 --profile tiny", _reproduce,
@@ -141,12 +145,13 @@ def _score(options: argparse.Namespace) -> None:
 
     recorded = score_and_record(
         options.method, options.profile, options.seed, options.split, options.device,
-        root=options.results,
+        root=options.results, labels=options.labels,
     )  # fmt: skip
     row = summary(recorded.magnitude)
     print(
         f"{options.method}, profile {options.profile}, seed {options.seed}: {len(recorded):,} "
-        f"scores of {options.split}, ln |I| {row.mean:.2f} ± {row.std:.2f}"
+        f"scores of {options.split}{', with labels' if options.labels else ''}, "
+        f"ln |I| {row.mean:.2f} ± {row.std:.2f}"
     )
 
 

@@ -3,7 +3,11 @@
 Each method is trained after removal of the images with the highest influence, the lowest influence,
 or random images. The outcome of every training run is recorded immediately, so an interrupted
 experiment can resume, and several processes can share it; lock files prevent duplicate work.
-:mod:`.removal_effects` computes intervals, verdicts and the figure from the outcomes.
+:mod:`.removal_effects` computes intervals, verdicts and the figure from the outcomes, and
+:mod:`.removal_losses` what became of the removed images' own losses.
+
+Supervised training is ranked by the influence on the classifier's own loss, with labels, because
+the paper calls it "tied to label-driven objectives" (B.5).
 
 The paper's Figure 6 has two orders. Random removal is added, because a smaller data set costs
 accuracy (and, with a fixed number of epochs, steps) whichever images are removed.
@@ -23,10 +27,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float32, Int64
 
 from influence_lab.datasets import Images
 from influence_lab.experiments.distributions import LABELS
+from influence_lab.experiments.removal_losses import BATCH, DRAWS, PoolLosses, image_losses
 from influence_lab.experiments.task import Task
 from influence_lab.pretrain import (
     METHODS,
@@ -172,6 +177,12 @@ class Study:
             )
         self.bank = self.train.subset(self.pool)
         self.path = (task.root or results.results_root()) / task.profile / "removal.json"
+        self.origin = {
+            "data_sha256": self.digest,
+            "pool": len(self.pool),
+            "measured": {"draws": DRAWS, "batch": BATCH},
+        }
+        self.losses()  # refuses a file of other images at once
         self.runs = run_folder("removal", task.profile, task.seed, task.runs)
 
     def record(self) -> dict[str, Any]:
@@ -180,9 +191,18 @@ class Study:
             return {"plan": {}, "methods": {}, "outcomes": [], "provenance": {}}
         return json.loads(self.path.read_text(encoding="utf-8"))
 
+    def losses(self) -> PoolLosses:
+        """The losses of the pool's images in the runs so far."""
+        return PoolLosses(self.path.with_name("removal-losses.npz"), self.origin)
+
+    def done(self) -> set[Training]:
+        """The runs whose outcome and whose images' losses are recorded."""
+        measured = set(self.losses().rows)
+        return {one for one in _done(self.record()) if name_of(one) in measured}
+
     def missing(self) -> list[Training]:
         """The remaining runs; methods with scores come first."""
-        done = _done(self.record())
+        done = self.done()
         unscored = {method for method in self.plan.methods if self._scores(method) is None}
         left = [training for training in self.plan.trainings() if training not in done]
         return sorted(left, key=lambda training: training.method in unscored)
@@ -211,20 +231,22 @@ class Study:
 
     def _scores(self, method: str) -> results.RecordedScores | None:
         task = self.task
-        return results.load_scores(task.profile, method, task.seed, "train", task.root)
+        return results.load_scores(
+            task.profile, method, task.seed, "train", task.root, labels=with_labels(method)
+        )
 
     def _claim(self, training: Training) -> bool:
         task, scores = self.task, self._scores(training.method)
-        name = "-".join(map(str, training)) if scores else f"scores-{training.method}"
+        name = name_of(training) if scores else f"scores-{training.method}"
         with locked(self.runs / f"{name}.lock", wait=False) as mine:
             if not mine:
                 return False
             if scores is None:
                 recorded_or_made(
                     training.method, task.profile, task.seed, "train", task.device, task.runs,
-                    task.root,
+                    task.root, labels=with_labels(training.method),
                 )  # fmt: skip
-            elif training not in _done(self.record()):
+            elif training not in self.done():
                 self._do(training, scores, self.runs / name)
             return True
 
@@ -244,16 +266,18 @@ class Study:
         left = self.train.subset(kept(training, scores, self.pool))
         run = pretrain(settings, training.seed, left, None, folder, task.device, progress=False)
         found = measure(run.encoder, self.bank, self.test)
+        losses = image_losses(run.encoder, self.bank, self.pool, settings.augmentation)
+        seconds = time.perf_counter() - begin
         outcome = {
             **training._asdict(),
             "images": len(left),
             **{name: round(share, 6) for name, share in found.items()},
             "loss": round(run.epochs[-1]["loss"], 6),
-            "seconds": round(time.perf_counter() - begin, 1),
+            "seconds": round(seconds, 1),
             "device": results.device_name(task.device),
             "code": results.code_version(),
         }
-        self._add(outcome, origin | {"removed per class": self._removed(scores)})
+        self._add(outcome, origin | {"removed per class": self._removed(scores)}, losses)
         shutil.rmtree(folder)
         if self.progress:
             self._report(outcome)
@@ -279,15 +303,23 @@ class Study:
             for order, ranked in orders.items()
         }
 
-    def _add(self, outcome: dict[str, Any], method: dict[str, Any]) -> None:
-        task = self.task
+    def _add(
+        self,
+        outcome: dict[str, Any],
+        method: dict[str, Any],
+        losses: dict[str, Float32[np.ndarray, " n"]],
+    ) -> None:
+        task, new = self.task, _training(outcome)
         with locked(self.runs / "record.lock", wait=True):
+            # First the losses: a run counts as done once both are there.
+            self.losses().add(name_of(new), losses)
             record = self.record()
             record["plan"] = asdict(self.plan)
             record["methods"][outcome["method"]] = method
             place = {training: i for i, training in enumerate(self.plan.trainings())}
+            others = [other for other in record["outcomes"] if _training(other) != new]
             record["outcomes"] = sorted(
-                [*record["outcomes"], outcome], key=lambda o: place.get(_training(o), len(place))
+                [*others, outcome], key=lambda o: place.get(_training(o), len(place))
             )
             record["provenance"] = results.provenance(
                 task.command,
@@ -327,6 +359,16 @@ def hours_left(outcomes: list[dict[str, Any]], left: list[Training], pool: int) 
         for training in left
     ]
     return sum(seconds) / 3600
+
+
+def with_labels(method: str) -> bool:
+    """Whether removal ranks the images by the influence on the classifier's loss."""
+    return method == "supervised"
+
+
+def name_of(training: Training) -> str:
+    """``supervised-highest-1000-42``: the run's name in files."""
+    return "-".join(map(str, training))
 
 
 def _training(outcome: dict[str, Any]) -> Training:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import TensorDataset
 
 from influence_lab.datasets import Images, load, make_scenes
 from influence_lab.pretrain import Run, cost, pretrain, run_folder, settings_for
@@ -17,7 +18,7 @@ from influence_lab.pretrain.processes import processes, rank
 from influence_lab.pretrain.resnets import normalise, representation
 from influence_lab.pretrain.train import fast_in_bf16
 from influence_lab.records import results
-from influence_ssl import InfluenceScorer, Scores
+from influence_ssl import InfluenceScorer, Scores, Supervised
 from influence_ssl.errors import InfluenceValueError
 
 TINY_SCENES = 512
@@ -108,6 +109,15 @@ def score_images(
     return scorer.score(normalise(images.tensor()), names=images.names)
 
 
+def score_with_labels(
+    classifier: torch.nn.Module, images: Images, device: str = "cpu", progress: bool = True
+) -> Scores:
+    """Scores of all images by the classifier's cross-entropy, with the library's defaults."""
+    scorer = InfluenceScorer(classifier, Supervised(), device=device, progress=progress)
+    items = TensorDataset(normalise(images.tensor()), torch.from_numpy(images.labels.copy()))
+    return scorer.score(items, names=images.names)
+
+
 def score_and_record(
     method: str,
     profile: str,
@@ -116,13 +126,17 @@ def score_and_record(
     device: str = "cpu",
     progress: bool = True,
     root: Path | None = None,
+    labels: bool = False,
 ) -> results.RecordedScores:
     """Score ``split`` with the recorded encoder and record it.
 
     A supervised encoder is scored like the others, by its representation without the classifier.
+    With ``labels`` its classifier's cross-entropy is scored; raises
+    :class:`InfluenceValueError` for an encoder without a classifier.
     """
     images = data_for(profile, split)
     command = f"influence-lab score {method} --profile {profile} --seed {seed} --split {split}"
+    command += " --labels" if labels else ""
     begin = time.perf_counter()
     encoder = results.load_encoder(profile, method, seed, root)
     if encoder is None:
@@ -130,7 +144,15 @@ def score_and_record(
             f"{profile}/{method}-{seed}: no recorded encoder; first run "
             f"influence-lab pretrain {method} --profile {profile} --seed {seed}"
         )
-    scores = score_images(representation(encoder), images, device, progress)
+    if labels and encoder.fc is None:
+        raise InfluenceValueError(
+            f"{method}: trained without labels, so it has no classifier whose loss could be "
+            "scored; leave --labels out, or score supervised"
+        )
+    if labels:
+        scores = score_with_labels(encoder, images, device, progress)
+    else:
+        scores = score_images(representation(encoder), images, device, progress)
     _check(scores)
     extra = results.provenance(
         command, profile, seed, f"{images.name} {split} ({len(images):,} images)", images.digest,
@@ -141,7 +163,7 @@ def score_and_record(
     extra["encoder seed"] = extra.pop("seed")
     recorded = results.compress(scores, extra)
     place = results.folder_of(profile, method, seed, root)
-    results.save_scores(recorded, place / f"scores-{split}.npz")
+    results.save_scores(recorded, place / results.scores_name(split, labels))
     return recorded
 
 
@@ -153,12 +175,15 @@ def recorded_or_made(
     device: str = "cpu",
     runs: Path | None = None,
     root: Path | None = None,
+    labels: bool = False,
 ) -> results.RecordedScores:
     """The recorded scores of a run; if there are none, its encoder is trained and scored."""
     if results.load_encoder(profile, method, seed, root) is None:
         pretrain_and_record(method, profile, seed, device, runs=runs, root=root)
-    scores = results.load_scores(profile, method, seed, split, root)
-    return scores or score_and_record(method, profile, seed, split, device, root=root)
+    scores = results.load_scores(profile, method, seed, split, root, labels)
+    return scores or score_and_record(
+        method, profile, seed, split, device, root=root, labels=labels
+    )
 
 
 def _check(scores: Scores) -> None:

@@ -230,11 +230,24 @@ def save_scores(recorded: RecordedScores, path: Path) -> None:
         )
 
 
+def scores_name(split: str, labels: bool = False) -> str:
+    """The file of a run's scores on ``split``; ``labels``: those of the classifier's loss."""
+    return f"scores-{split}-labels.npz" if labels else f"scores-{split}.npz"
+
+
 def load_scores(
-    profile: str, method: str, seed: int, split: str, root: Path | None = None
+    profile: str,
+    method: str,
+    seed: int,
+    split: str,
+    root: Path | None = None,
+    labels: bool = False,
 ) -> RecordedScores | None:
-    """The recorded scores of a run on ``split`` (train or test), or ``None`` if there are none."""
-    path = folder_of(profile, method, seed, root) / f"scores-{split}.npz"
+    """The recorded scores of a run on ``split`` (train or test), or ``None`` if there are none.
+
+    ``labels``: the scores of the classifier's cross-entropy instead of the representation's.
+    """
+    path = folder_of(profile, method, seed, root) / scores_name(split, labels)
     if not path.is_file():
         return None
     with np.load(path, allow_pickle=False) as file:

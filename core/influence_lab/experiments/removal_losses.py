@@ -1,0 +1,117 @@
+r"""What removal does to the removed images: their own losses in every training run of Figure 6.
+
+Every run measures all images of the pool, those that it was trained on and those that were removed.
+Random removal is a randomised trial: which images are left out depends on the seed alone, so that
+
+.. math:: \Delta_D = \mathrm{mean}\{L_i : i \in D \setminus S\} - \mathrm{mean}\{L_i : i \in D \cap S\}
+
+estimates, for a group D of images (a decile of the score) and a run with training images S, by how
+much being left out raises the loss of the images of D. Both means are of one encoder, so that its
+quality cancels.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Float16, Float32, Int64
+from torch import Tensor
+
+from influence_lab.datasets import Images
+from influence_lab.pretrain.augment import augment
+from influence_lab.pretrain.resnets import CifarResNet18, normalise, standardise
+from influence_lab.pretrain.settings import Augmentation
+from influence_ssl import GaussianNoise
+from influence_ssl.errors import InfluenceValueError
+from influence_ssl.files.writing import replacing
+
+DRAWS, BATCH = 2, 500
+LOSSES = {"noise": "noise loss", "alignment": "alignment loss", "label": "cross-entropy"}
+
+
+@torch.no_grad()
+def image_losses(
+    encoder: CifarResNet18, images: Images, index: Int64[np.ndarray, " n"], views: Augmentation
+) -> dict[str, Float32[np.ndarray, " n"]]:
+    """Each image's own losses, for an encoder in eval mode; keys of :data:`LOSSES`.
+
+    ``noise`` is the cosine distance between the representations of an image and its noisy copy
+    (Equation 6), ``alignment`` that between two views by ``views``, each the mean over
+    :data:`DRAWS` draws. ``label`` is the cross-entropy of the encoder's classifier, if it has one.
+    ``index`` (n,) seeds the noise. All draws are the same for every encoder.
+    """
+    device = next(encoder.parameters()).device
+    noise = GaussianNoise()
+    found: dict[str, list[Tensor]] = {name: [] for name in LOSSES}
+    for start in range(0, len(images), BATCH):
+        part = slice(start, start + BATCH)
+        pixels = torch.from_numpy(images.images[part].transpose(0, 3, 1, 2).copy()).to(device)
+        rows = torch.from_numpy(index[part])
+        x = normalise(pixels)
+        z = encoder.features(x)
+        apart, noisy = [], []
+        for draw in range(DRAWS):
+            noisy.append(_distance(z, encoder.features(noise(x, rows, draw, 0))))
+            generator = torch.Generator().manual_seed(start * DRAWS + draw)
+            first, second = (
+                encoder.features(standardise(255 * augment(pixels / 255, views, generator)))
+                for _ in range(2)
+            )
+            apart.append(_distance(first, second))
+        found["noise"].append(torch.stack(noisy).mean(0))
+        found["alignment"].append(torch.stack(apart).mean(0))
+        if encoder.fc is not None:
+            labels = torch.from_numpy(images.labels[part].copy()).to(device)
+            found["label"].append(F.cross_entropy(encoder.fc(z), labels, reduction="none"))
+    return {name: torch.cat(parts).float().cpu().numpy() for name, parts in found.items() if parts}
+
+
+def _distance(z: Float[Tensor, "b d"], other: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:
+    return 1 - F.cosine_similarity(z, other)
+
+
+class PoolLosses:
+    """The record: the losses of all pool images in each measured run, in float16, in one file.
+
+    ``origin`` (JSON values: data, pool, draws) is that of every run. A file with another one raises
+    an :class:`InfluenceValueError`. :attr:`rows` maps a run's name to its losses by name.
+    """
+
+    def __init__(self, path: Path, origin: dict[str, Any] | None = None) -> None:
+        self.path, self.origin = path, origin
+        self.rows: dict[str, dict[str, Float16[np.ndarray, " n"]]] = {}
+        if not path.is_file():
+            return
+        with np.load(path, allow_pickle=False) as file:
+            written = json.loads(str(file["written"]))
+            for name, columns in written["runs"].items():
+                values = file[name]
+                self.rows[name] = dict(zip(columns, values, strict=True))
+        if origin is not None and origin != written["origin"]:
+            other = [k for k, v in origin.items() if written["origin"].get(k) != v]
+            raise InfluenceValueError(
+                f"{path}: was made with another {' and '.join(other)}; move the file away to begin "
+                "anew"
+            )
+        self.origin = written["origin"]
+
+    def add(self, name: str, losses: dict[str, Float32[np.ndarray, " n"]]) -> None:
+        """Add or replace the losses of run ``name``, and write the file whole or not at all."""
+        if not all(np.isfinite(values).all() for values in losses.values()):
+            raise InfluenceValueError(f"{self.path}: {name}: not all losses are finite")
+        self.rows[name] = {kind: values.astype(np.float16) for kind, values in losses.items()}
+        self.write()
+
+    def write(self) -> None:
+        """Write the file, its runs in the order of their names."""
+        self.rows = dict(sorted(self.rows.items()))
+        runs = {name: list(row) for name, row in self.rows.items()}
+        written = np.array(json.dumps({"origin": self.origin, "runs": runs}))
+        arrays: dict[str, Any] = {name: np.stack(list(r.values())) for name, r in self.rows.items()}
+        with replacing(self.path, parents=True) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, written=written, **arrays)
