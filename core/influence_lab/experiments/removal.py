@@ -4,7 +4,7 @@ Each method is trained after removal of the images with the highest influence, t
 or random images. The outcome of every training run is recorded immediately, so an interrupted
 experiment can resume, and several processes can share it; lock files prevent duplicate work.
 :mod:`.removal_effects` computes intervals, verdicts and the figure from the outcomes, and
-:mod:`.removal_losses` what became of the removed images' own losses.
+:mod:`.removed_images` what removal did to the losses of the removed images themselves.
 
 Supervised training is ranked by the influence on the classifier's own loss, with labels, because
 the paper calls it "tied to label-driven objectives" (B.5).

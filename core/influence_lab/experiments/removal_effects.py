@@ -184,16 +184,12 @@ def cannot(record: dict[str, Any], method: str, smallest: float) -> str:
     """Why these runs cannot test the effect of removal; empty if they can.
 
     They cannot until every seed of the plan is recorded (stopping at the first favourable interval
-    raises the error rate above its level), if training made less than half the possible gain,
-    or if the ranking is not the paper's. With labels, ours is the representation's, which uses no
-    labels; the paper's is "tied to label-driven objectives" (B.5).
+    raises the error rate above its level), or if training made less than half the possible gain.
     """
     done, planned = len(complete_seeds(record, method)), len(record["plan"]["seeds"])
     if done < max(2, planned):
         return f"{done} of {planned} seeds are there"
     power = f"a change of {100 * smallest:.1f} points would be seen 4 times in 5"
-    if method == "supervised":
-        return f"ranked by the score without labels, the paper's ranking uses labels; {power}"
     gone = way(record, method)
     if gone is None or gone[1] >= WAY:
         return ""
@@ -207,9 +203,9 @@ def judged(record: dict[str, Any], statement: Statement, against: str, method: s
     """A statement about one method, as a row of the ledger."""
     effect = "improves" if statement.sign > 0 else "degrades"
     name = f"fig-6-{method}-{statement.order}-{against}"
-    free = ", ranked without labels" if method == "supervised" else ""
+    by = ", ranked with labels" if method == "supervised" else ""
     words = (
-        f"{LABELS[method]}{free}, CIFAR-10: removing the {statement.order} first {effect} (change "
+        f"{LABELS[method]}{by}, CIFAR-10: removing the {statement.order} first {effect} (change "
         f"of accuracy in points, against {AGAINST[against]})"
     )
     paper, claimed = ("> 0", above(0.0)) if statement.sign > 0 else ("< 0", below(0.0))

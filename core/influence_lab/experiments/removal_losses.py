@@ -1,13 +1,7 @@
-r"""What removal does to the removed images: their own losses in every training run of Figure 6.
+r"""The losses of the pool's images in every run of Figure 6, and their record.
 
-Every run measures all images of the pool, those that it was trained on and those that were removed.
-Random removal is a randomised trial: which images are left out depends on the seed alone, so that
-
-.. math:: \Delta_D = \mathrm{mean}\{L_i : i \in D \setminus S\} - \mathrm{mean}\{L_i : i \in D \cap S\}
-
-estimates, for a group D of images (a decile of the score) and a run with training images S, by how
-much being left out raises the loss of the images of D. Both means are of one encoder, so that its
-quality cancels.
+A run measures all images of the pool, those that it was trained on and those that were removed, so
+that :mod:`.removed_images` can compare them.
 """
 
 from __future__ import annotations

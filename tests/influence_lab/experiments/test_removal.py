@@ -10,8 +10,9 @@ import torch
 
 from influence_lab.cli import main
 from influence_lab.datasets import make_scenes
-from influence_lab.experiments import removal
+from influence_lab.experiments import removal, removed_images
 from influence_lab.experiments.removal import PLANS, Plan, Training
+from influence_lab.experiments.removal_losses import LOSSES
 from influence_lab.experiments.task import Task
 from influence_lab.pretrain import METHODS, PROFILES, cost, pretrain, settings_for
 from influence_lab.pretrain.methods import build
@@ -33,7 +34,8 @@ def recorded_scores(n=128, seed=0):
 
 def put_scores(root, *methods, seed=0):
     for method in methods:
-        path = results.folder_of("tiny", method, 0, root) / "scores-train.npz"
+        name = results.scores_name("train", labels=method == "supervised")
+        path = results.folder_of("tiny", method, 0, root) / name
         results.save_scores(recorded_scores(seed=seed)[0], path)
 
 
@@ -235,7 +237,8 @@ def test_what_another_process_is_at_is_left_to_it(task, trained):
 def test_methods_without_scores_wait_for_the_others(task, monkeypatch):
     made = []
 
-    def fake(method, profile, seed, split, device, runs, root):
+    def fake(method, profile, seed, split, device, runs, root, labels):
+        assert labels == (method == "supervised")
         made.append((method, len(results.load_record("tiny", "removal", root)["outcomes"])))
         put_scores(root, method)
 
@@ -250,8 +253,11 @@ def test_other_settings_or_scores_are_not_mixed_into_a_record(task):
     plan = replace(SMALL, seeds=(0,))
     before = removal.carry_out(plan, task, progress=False)
     more = replace(plan, seeds=(0, 42))
-    for other, name in ((replace(more, epochs=2), "settings"), (replace(more, pool=80), "pool")):
-        with pytest.raises(InfluenceError, match=f"supervised was recorded with other {name}"):
+    for other, said in (
+        (replace(more, epochs=2), "supervised was recorded with other settings"),
+        (replace(more, pool=80), "removal-losses.npz: was made with another pool"),
+    ):
+        with pytest.raises(InfluenceError, match=said):
             removal.carry_out(other, task, progress=False)
     put_scores(task.root, "supervised", seed=1)
     with pytest.raises(InfluenceError, match="other scores than asked for; move the file away"):
@@ -302,6 +308,25 @@ def test_a_training_of_the_plan_ends_the_same_twice(method, tmp_path):
     assert all(0 <= share <= 1 for share in found.values())
 
 
+def test_every_run_measures_the_losses_of_all_pool_images(task, trained):
+    plan = replace(SMALL, seeds=(0,))
+    record = removal.carry_out(plan, task, progress=False)
+    rows = removed_images.losses_of("tiny", task.root).rows
+    assert set(rows) == {removal.name_of(training) for training in plan.trainings()}
+    for row in rows.values():
+        assert {name: len(values) for name, values in row.items()} == dict.fromkeys(LOSSES, 96)
+    # A run whose losses are lost is done again, and replaces its outcome.
+    study = removal.Study(plan, task, progress=False)
+    losses = study.losses()
+    before = losses.rows.pop("supervised-lowest-32-0")
+    losses.write()
+    assert study.missing() == [Training("supervised", "lowest", 32, 0)]
+    again = removal.carry_out(plan, task, progress=False)
+    assert timeless(again) == timeless(record)
+    for name, values in study.losses().rows["supervised-lowest-32-0"].items():
+        assert np.array_equal(values, before[name])
+
+
 RECORDS = {path.parent.name: path for path in results.results_root().glob("*/removal.json")}
 
 
@@ -330,6 +355,7 @@ def test_the_record_is_of_the_plan(profile):
         if profile == "tiny":
             assert origin["data_sha256"] == recording.data_for("tiny", "train").digest
         else:  # the ranks that decided what was removed are tracked beside the record
-            ranks = results.load_scores(profile, method, 0, "train").rank
+            labels = method == "supervised"
+            ranks = results.load_scores(profile, method, 0, "train", labels=labels).rank
             found = hashlib.sha256(ranks.tobytes()).hexdigest()
             assert origin["scores"]["rank_sha256"] == found
