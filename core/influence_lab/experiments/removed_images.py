@@ -8,7 +8,8 @@ logarithms of the losses by least squares,
 
 over the runs t whose images :math:`S_t` were drawn at random, or are all images. :math:`a_i` takes
 up how hard image i is, and :math:`b_t` how good run t's encoder is, so that m compares left-out
-with trained-on images alone. m = 0.02 means a loss about 2 % larger. Intervals resample images.
+with trained-on images alone. Being left out multiplies the loss by
+:math:`e^m`. Intervals resample images.
 
 Removal of the highest or the lowest leaves out a whole group at once. Its effect is the rise of the
 mean log loss of the removed images over the run of the same seed that removed as many at random,
@@ -219,7 +220,7 @@ def draw(found: list[Found]) -> Figure:
         axis.axhline(0, color=COLORS["black"], linewidth=1)
         for i, one in enumerate(one for one in found if one.method == method):
             look, color = looks[one.loss]
-            value, low, high = 100 * np.array(one.deciles).T
+            value, low, high = 100 * np.expm1(np.array(one.deciles)).T
             axis.errorbar(
                 np.arange(1, DECILES + 1) + 0.15 * (i - 1), value, [value - low, high - value],
                 fmt=look, color=COLORS[color], capsize=2, label=LOSSES[one.loss],
