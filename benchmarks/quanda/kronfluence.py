@@ -7,10 +7,12 @@ PACKAGE = "kronfluence"
 
 
 def methods(folder):
+    # Kronfluence finds its batch of training images by a trial with one whole batch of queries,
+    # which must not be larger than their number.
     settings = {
         "task_module": ImageClassificationTask(),
         "cache_dir": folder,
-        "batch_size": 100,
+        "batch_size": 50,
         "load_from_disk": False,
     }
     return {"EK-FAC": (Kronfluence, settings)}

@@ -32,8 +32,8 @@ class Screen(NamedTuple):
         return sum(self.letter * word + self.margins for word in words) <= self.column
 
 
-# A small phone, and a small window.
-PHONE, WINDOW = Screen(328, 7, 9), Screen(690, 9, 26)
+# A small phone, and a small window. Letters as wide as DejaVu Sans, where a reader has no narrower.
+PHONE, WINDOW = Screen(328, 8, 9), Screen(690, 9, 26)
 _TABLE = re.compile(r'<table class="(dataframe|table)">.*?</table>', re.S)
 _BREAK = re.compile(r"[\s\-/–]+")
 

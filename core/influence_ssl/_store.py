@@ -112,8 +112,10 @@ class Store:
     ) -> None:
         self.folder = folder
         path = folder / _PROBE
+        # Looked for before the probe: another process may write both meanwhile, the probe first.
+        arrays = any(file.name != _PROBE for file in folder.glob("[!.]*.safetensors"))
         if not path.exists():
-            if folder.is_dir() and any(folder.glob("*.safetensors")):
+            if arrays:
                 raise InfluenceValueError(
                     f"store {str(folder)!r} holds arrays but no {_PROBE}, so the origin of their "
                     "gradients is unknown; give another folder."

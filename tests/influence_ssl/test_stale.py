@@ -1,7 +1,9 @@
 """What was fitted or stored is never used for anything else: each change is refused by name."""
 
 import functools
+import shutil
 from dataclasses import FrozenInstanceError
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -145,6 +147,23 @@ def test_arrays_of_unknown_origin_and_a_damaged_probe_are_refused(tmp_path):
     probe.unlink()
     with pytest.raises(InfluenceValueError, match="the origin of their"):
         scorer_of(net, tmp_path).score(x)
+
+
+def test_a_store_that_another_process_begins_at_the_same_moment_is_shared(tmp_path, monkeypatch):
+    """The other one writes its probe and arrays just after this one has seen no probe."""
+    net, x = build(Sequence), images(12)
+    other = scorer_of(net, tmp_path / "other").score(x).values
+    exists, ours = Path.exists, tmp_path / "ours"
+
+    def late(path, **how):
+        found = exists(path, **how)
+        if path == ours / "probe.safetensors" and not ours.is_dir():
+            shutil.copytree(tmp_path / "other", ours)
+        return found
+
+    monkeypatch.setattr(Path, "exists", late)
+    np.testing.assert_allclose(scorer_of(net, ours).score(x).values, other, rtol=1e-12)
+    assert ours.is_dir()
 
 
 @pytest.mark.parametrize(

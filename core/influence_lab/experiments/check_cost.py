@@ -3,14 +3,16 @@
     python -m influence_lab.experiments.check_cost check
     python -m influence_lab.experiments.check_cost score
     python -m influence_lab.experiments.check_cost groups
+    python -m influence_lab.experiments.check_cost index
     python -m influence_lab.experiments.check_cost copies
 
 Each line writes its part of ``check-cost.json``, by the number of images (``--images``).
 The commands run on the same test images of CIFAR-10, as PNG files, with the packaged encoder and
 their own defaults. The groups are found among images of CIFAR-10, images composed of two halves of
-them, which resemble both, and JPEG copies; the representations are random projections of their
-colours, because the encoder's time is measured with the commands. Two per cent are copies. The last
-line measures the opposite case: nearly all files are copies of a single one.
+them, which resemble both, and JPEG copies; the representations are those of the recorded SimCLR
+encoder, whose time is measured with the commands. Two per cent are copies. ``groups`` compares
+every image with every other, ``index`` uses the index and measures how many neighbours it finds.
+The last line measures the opposite case: nearly all files are copies of a single one.
 """
 
 from __future__ import annotations
@@ -22,26 +24,30 @@ import resource
 import shlex
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Int64, UInt8
 from PIL import Image
 from torch import Tensor
 
 from influence_lab.datasets import load
 from influence_lab.measures.copies import pairs, precision, recall
 from influence_lab.practice import shell
+from influence_lab.pretrain.probes import extract
 from influence_lab.records import results
+from influence_ssl.analysis import neighbours
 from influence_ssl.analysis.duplicates import duplicate_groups
 from influence_ssl.errors import InfluenceValueError
 
 IMAGES, ROWS = 10_000, 100_000
 PLANTED, COPIES, OTHERS = 0.02, 16_000, 2000
-DIMENSIONS = 128
+ASKED = 2000
+VIEWS = "whitened representation", "thumbnail", "turned thumbnail", "representation"
 COMMANDS = {
     "check": "influence-ssl check --data {folder} --device cpu --out {out}",
     "score": "influence-ssl score --data {folder} --encoder builtin:cifar-simclr --device cpu "
@@ -82,28 +88,75 @@ def command(name: str, images: int = IMAGES) -> dict[str, Any]:
 
 
 def groups(rows: int = ROWS) -> dict[str, Any]:
-    """Seconds, peak memory of the process, and how many of the copies are found."""
+    """Seconds, peak memory of the process, and how many of the copies are found, by blocks."""
+    images, truth = composed(rows)
+    return _groups(represented(images.pixels), images, truth, exact=True)
+
+
+def index(rows: int = ROWS) -> dict[str, Any]:
+    """Groups by the index, and per view the share of the neighbours that it finds and seconds."""
+    images, truth = composed(rows)
+    z = represented(images.pixels)
+    searched: list[tuple[Float32[Tensor, "n d"], neighbours.Neighbours, float]] = []
+
+    def timed(bank: Float32[Tensor, "n d"], k: int) -> neighbours.Neighbours:
+        cpu, found = time.process_time(), by_index(bank, k)
+        searched.append((bank, found, time.process_time() - cpu))
+        return found
+
+    by_index = neighbours.indexed
+    with mock.patch.object(neighbours, "indexed", timed):
+        found = _groups(z, images, truth, exact=False)
+        neighbours.indexed(neighbours.unit(z), 1)
+    found["views"] = {}
+    for name, (view, near, seconds) in zip(VIEWS, searched, strict=True):
+        n = len(view)  # copies of a file are searched once for groups
+        asked = np.random.default_rng(0).choice(n, min(n, ASKED), replace=False)
+        cpu = time.process_time()
+        exact = neighbours.nearest(view, near.place.shape[1], asked)
+        cpu = time.process_time() - cpu
+        found["views"][name] = {
+            "recall": round(shared(exact.place, near.place[asked]), 4),
+            "cpu": round(seconds, 1),
+            "cpu by blocks, from a sample": round(cpu * n / len(asked), 1),
+        }
+    return found
+
+
+def shared(exact: Int64[np.ndarray, "n k"], found: Int64[np.ndarray, "n k"]) -> float:
+    """The share of the exact neighbours that are found."""
+    return float((exact[:, :, None] == found[:, None]).any(2).mean())
+
+
+def composed(rows: int) -> tuple[Arrays, set[tuple[int, int]]]:
+    """Images of CIFAR-10, images of two halves and copies; each pair of an image and its copy."""
     copies = round(PLANTED * rows)
     rng = np.random.default_rng(0)
     pixels = np.concatenate([load("cifar10", split).images for split in ("train", "test")])
-    kept = rng.permutation(len(pixels))[: rows * len(pixels) // ROWS]
-    own = pixels[kept]
+    own = pixels[rng.permutation(len(pixels))[: rows * len(pixels) // ROWS]]
     number = rows - len(own) - copies
     left, right = rng.integers(0, len(own), (2, number))
     halves = np.concatenate([own[left][:, :, :16], own[right][:, :, 16:]], axis=2)
     sources = rng.permutation(len(own))[:copies]
     again = np.stack([_jpeg(own[k]) for k in sources])
-    images = Arrays(np.concatenate([own, halves, again]))
-    z = projected(images.pixels)
+    truth = {(int(k), len(own) + number + i) for i, k in enumerate(sources)}
+    return Arrays(np.concatenate([own, halves, again])), truth
+
+
+def _groups(
+    z: Float32[Tensor, "n d"], images: Arrays, truth: set[tuple[int, int]], exact: bool
+) -> dict[str, Any]:
     before = _peak()
     cpu, wall = time.process_time(), time.perf_counter()
-    found = pairs(group.members for group in duplicate_groups(z, images))
-    truth = {(int(k), len(own) + number + i) for i, k in enumerate(sources)}
-    planted = {pair for pair in found if pair[1] >= len(own) + number}
+    with mock.patch.object(neighbours, "EXACT", len(z) if exact else 0):
+        found = pairs(group.members for group in duplicate_groups(z, images))
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    planted = {pair for pair in found if pair[1] >= len(z) - len(truth)}
     return {
-        "copies": copies,
-        "cpu": round(time.process_time() - cpu, 1),
-        "wall": round(time.perf_counter() - wall, 1),
+        "copies": len(truth),
+        "pairs": len(found),
+        "cpu": round(cpu, 1),
+        "wall": round(wall, 1),
         "bytes": _peak(),
         "bytes before": before,
         "recall": [round(value, 4) for value in recall(found, truth) or ()],
@@ -117,7 +170,7 @@ def same_file(copies: int = COPIES) -> dict[str, Any]:
     """Seconds for the groups among copies of one file and :data:`OTHERS` other images."""
     pixels = load("cifar10", "test").images[:OTHERS]
     images = Arrays(np.concatenate([pixels, pixels[:1].repeat(copies, 0)]))
-    z = projected(images.pixels)
+    z = represented(images.pixels)
     cpu, wall = time.process_time(), time.perf_counter()
     found = duplicate_groups(z, images)
     return {
@@ -127,20 +180,20 @@ def same_file(copies: int = COPIES) -> dict[str, Any]:
     }
 
 
-def projected(pixels: UInt8[np.ndarray, "n 32 32 3"]) -> Float32[Tensor, "n d"]:
-    """Random projections of the colours at 8 x 8 pixels."""
-    found = []
-    weights = torch.randn(192, DIMENSIONS, generator=torch.Generator().manual_seed(0))
-    for part in np.array_split(pixels, max(1, len(pixels) // 4096)):
-        x = torch.tensor(part).permute(0, 3, 1, 2).float() / 255
-        found.append(F.adaptive_avg_pool2d(x, 8).flatten(1) @ weights)
-    return torch.cat(found)
+def represented(pixels: UInt8[np.ndarray, "n 32 32 3"]) -> Float32[Tensor, "n d"]:
+    """The recorded SimCLR encoder's representations."""
+    encoder = results.load_encoder("cpu", "simclr", 0)
+    assert encoder is not None
+    return extract(encoder, torch.tensor(pixels).permute(0, 3, 1, 2), batch_size=100)
 
 
 def _jpeg(picture: UInt8[np.ndarray, "32 32 3"]) -> UInt8[np.ndarray, "32 32 3"]:
     file = io.BytesIO()
     Image.fromarray(picture).save(file, "JPEG", quality=75)
     return np.asarray(Image.open(file).convert("RGB"))
+
+
+PARTS = {"groups": (groups, ROWS), "index": (index, ROWS), "copies": (same_file, COPIES)}
 
 
 def _peak() -> int:
@@ -150,16 +203,14 @@ def _peak() -> int:
 def main() -> None:
     """Measure one part and add it to the record."""
     parser = argparse.ArgumentParser(description="Measure what check costs.")
-    parser.add_argument("part", choices=(*COMMANDS, "groups", "copies"))
+    parser.add_argument("part", choices=(*COMMANDS, *PARTS))
     parser.add_argument("--images", type=int, help="how many images, or copies of one file")
     options, begin = parser.parse_args(), time.perf_counter()
     part = options.part
-    number = options.images or {"groups": ROWS, "copies": COPIES}.get(part, IMAGES)
+    measure, usual = PARTS.get(part, (partial(command, part), IMAGES))
+    number = options.images or usual
+    found = measure(number)
     record = results.load_record("cpu", "check-cost") or {}
-    if part == "groups":
-        found = groups(number)
-    else:
-        found = same_file(number) if part == "copies" else command(part, number)
     record.setdefault(part, {})[str(number)] = found
     test = load("cifar10", "test")
     record["provenance"] = results.provenance(

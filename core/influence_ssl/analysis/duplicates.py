@@ -9,13 +9,11 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Float32, Int64, UInt8
+from jaxtyping import Float, Float32, Float64, Int64, UInt8
 from PIL import Image
-from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.fft import dctn
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from scipy.spatial.distance import squareform
 from torch import Tensor
 from tqdm import tqdm
 
@@ -196,7 +194,7 @@ class Search:
             self._known.update(missing)
         more = self._more.rows(_hold(self._more, outsider, limits))
         inside = torch.from_numpy(label).to(more.ends.device)[more.ends]
-        return _cliques(label, _both(edges, more.rows(inside[:, 0] == inside[:, 1])))
+        return _cliques(n, _both(edges, more.rows(inside[:, 0] == inside[:, 1])))
 
     def _proposed(self) -> Int64[Tensor, "e 2"]:
         n = len(self.rows)
@@ -329,39 +327,67 @@ def _components(n: int, ends: Int64[Tensor, "e 2"]) -> Int64[np.ndarray, " n"]:
     return connected_components(graph, directed=False)[1].astype(np.int64)
 
 
-def _cliques(label: Int64[np.ndarray, " n"], edges: _Pairs) -> list[Group]:
-    """One or more groups per component, in which an edge joins every pair."""
-    inside: dict[int, list[int]] = {}
-    for e, a in enumerate(edges.ends[:, 0].tolist()):
-        inside.setdefault(int(label[a]), []).append(e)
+def _cliques(n: int, edges: _Pairs) -> list[Group]:
+    """Groups in which an edge joins every pair, and every other image alone."""
     ends, apart = edges.ends.cpu().numpy(), edges.apart.cpu().numpy().astype(np.float64)
-    found, grouped = [], np.zeros(len(label), bool)
-    for own in inside.values():
-        members = np.unique(ends[own])
-        far = np.ones((len(members), len(members)))
-        np.fill_diagonal(far, 0)
-        a, b = np.searchsorted(members, ends[own]).T
-        far[a, b] = far[b, a] = np.minimum(apart[own], 0.5).clip(0)
-        cluster = fcluster(linkage(squareform(far), "complete"), 0.75, "distance")
-        joined: dict[int, list[int]] = {}
-        for e, c, d in zip(own, cluster[a].tolist(), cluster[b].tolist(), strict=True):
-            if c == d:
-                joined.setdefault(c, []).append(e)
-        for held in joined.values():
-            kept = np.unique(ends[held])
-            grouped[kept] = True
-            turned = {TURNED} if any(edges.turn[e] > 0 for e in held) else set()
-            straight = [float(edges.cosine[e]) for e in held if edges.turn[e] == 0]
-            names = {BOTH if cosine >= SUPPORT else ALONE for cosine in straight} | turned
-            found.append(
-                Group(
-                    kept.tolist(),
-                    sorted(names),
-                    1 - float(apart[held].max()),
-                    min(float(edges.cosine[e]) for e in held),
-                )
+    cluster = _complete_linkage(n, ends, np.minimum(apart, 0.5).clip(0))
+    joined: dict[int, list[int]] = {}
+    for e, (c, d) in enumerate(cluster[ends].tolist()):
+        if c == d:
+            joined.setdefault(c, []).append(e)
+    found, grouped = [], np.zeros(n, bool)
+    for held in joined.values():
+        kept = np.unique(ends[held])
+        grouped[kept] = True
+        turned = {TURNED} if any(edges.turn[e] > 0 for e in held) else set()
+        straight = [float(edges.cosine[e]) for e in held if edges.turn[e] == 0]
+        names = {BOTH if cosine >= SUPPORT else ALONE for cosine in straight} | turned
+        found.append(
+            Group(
+                kept.tolist(),
+                sorted(names),
+                1 - float(apart[held].max()),
+                min(float(edges.cosine[e]) for e in held),
             )
+        )
     return found + [Group([int(i)], [], 1.0, 1.0) for i in np.flatnonzero(~grouped)]
+
+
+def _complete_linkage(
+    n: int, ends: Int64[np.ndarray, "e 2"], far: Float64[np.ndarray, " e"]
+) -> Int64[np.ndarray, " n"]:
+    """The cluster of each of n images, by complete linkage among pairs that have an edge.
+
+    The distance of two clusters is the largest over all pairs, and infinite if one has no edge.
+    This is the nearest-neighbour chain of F. Murtagh (The Computer Journal 26, 1983), as in SciPy,
+    down to the order among equals, with memory for the edges alone instead of all n² pairs.
+    """
+    near: list[dict[int, float]] = [{} for _ in range(n)]
+    for (a, b), distance in zip(ends.tolist(), far.tolist(), strict=True):
+        near[a][b] = near[b][a] = distance
+    into = np.arange(n)
+    for start in range(n):
+        chain: list[int] = []
+        while near[start]:
+            chain = chain or [start]
+            x, before = chain[-1], chain[-2] if len(chain) > 1 else -1
+            # Of equally near clusters the one before, so that the chain ends, else the first.
+            y = min(near[x], key=lambda other: (near[x][other], other != before, other))
+            if y != before:
+                chain.append(y)
+                continue
+            del chain[-2:]
+            low, high = min(x, y), max(x, y)
+            one, other = near[low], near[high]
+            near[low], near[high], into[low] = {}, {}, high
+            for k in one.keys() | other.keys():
+                near[k].pop(low, None)
+                near[k].pop(high, None)
+                if k in one and k in other:
+                    near[k][high] = near[high][k] = max(one[k], other[k])
+    for i in reversed(range(n)):
+        into[i] = into[into[i]]
+    return into
 
 
 def _turn(pictures: Tensor, turn: int) -> Tensor:

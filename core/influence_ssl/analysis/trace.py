@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from influence_ssl.files.images import ImageFiles
 
 LISTS = ("helps", "hurts", "representation", "pixels")
-# At most this many influences, over all draws, are held at a time.
+# At most this many influences, over all draws, or numbers of φ are held at a time.
 _ENTRIES = 2**25
 
 
@@ -137,7 +137,7 @@ def trace(
     bank = unit(seen.representations), _patterns(seen.thumbnails)
     found: list[Found] = []
     provenance: dict[str, Any] = {}
-    step = max(1, _ENTRIES // (n * scorer.draws))
+    step = max(1, _ENTRIES // (scorer.draws * max(n, kept.parts[0].shape[2])))
     for rows in torch.arange(len(queries)).split(step):
         part = Subset(queries, rows.tolist())
         scores = scorer.score(part, index[rows], representations=True)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from influence_ssl.ahead import in_threads
 from influence_ssl.analysis.across import across
 from influence_ssl.analysis.duplicates import Group, confirmed, duplicate_groups
+from influence_ssl.analysis.neighbours import forecast
 from influence_ssl.analysis.offtopic import Distances, distances
 from influence_ssl.analysis.ranking import read_labels
 from influence_ssl.command import settings
@@ -74,6 +75,10 @@ def check(options: argparse.Namespace) -> None:
     images = listed.readable(options.strict, progress, options.workers)
     labels = None if options.table is None else read_labels(options.table, images.names)
     z = represent(loaded.module, images, options.batch_size, device, options.workers)
+    # Three searches for the groups, one for the nearest image.
+    slow = forecast(z, 4)
+    if slow is not None:
+        print(slow, flush=True)
     groups = duplicate_groups(z, images, progress)
     far = distances(z) if len(images) > 1 else None
     columns = _columns(images, groups, far)

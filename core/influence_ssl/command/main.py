@@ -76,8 +76,9 @@ def _kept(options: argparse.Namespace) -> str:
 
 
 def _message(error: Exception, options: argparse.Namespace) -> str:
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return "out of memory; use a smaller --batch-size or a lower --rank."
+    if _out_of_memory(error):
+        other = "fewer queries" if options.command == "trace" else "a lower --rank"
+        return f"out of memory; use a smaller --batch-size or {other}."
     if any(_disk_is_full(part) for part in _causes(error)):
         return f"no space left on the disk; free some space; {_kept(options)}."
     if isinstance(error, InfluenceError | ImportError):
@@ -89,6 +90,13 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__
+
+
+def _out_of_memory(error: Exception) -> bool:
+    # On a CPU, PyTorch reports it in words.
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
 
 
 def _disk_is_full(error: BaseException) -> bool:

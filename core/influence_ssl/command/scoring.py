@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from influence_ssl.analysis.duplicates import Group, duplicate_groups
-from influence_ssl.analysis.neighbours import nearest, unit
+from influence_ssl.analysis.neighbours import forecast, nearest, unit
 from influence_ssl.analysis.reliability import reliability
 from influence_ssl.command import embeddings, settings
 from influence_ssl.command.options import partial_folder
@@ -124,6 +124,10 @@ def score(options: argparse.Namespace) -> None:
     assert scores.representations is not None
     assert scores.per_draw is not None
     z = torch.from_numpy(scores.representations).to(scores.provenance["device"])
+    # Three searches for the groups, one for the nearest image.
+    slow = forecast(z, 4)
+    if slow is not None:
+        print(slow, flush=True)
     groups = duplicate_groups(z, images, progress)
     stable = reliability(scores.per_draw)
     scores.provenance.update(

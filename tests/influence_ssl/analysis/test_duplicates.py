@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
+import scipy.cluster.hierarchy
 import torch
 from PIL import Image
+from scipy.spatial.distance import squareform
 
 from influence_lab.datasets import lookalikes
 from influence_lab.experiments.planted import Pictures, encoders, pairs, plant, quality, strangers
@@ -130,3 +134,39 @@ def test_pairs_are_aligned_as_if_each_were_cropped_alone(monkeypatch) -> None:
     # Each of five scales crops each picture once, as it stands or turned.
     different = {(a, 0) for a, _ in ends} | {(b, t) for (_, b), t in zip(ends, turn, strict=True)}
     assert sum(read) == 5 * len(different)
+
+
+def edges_of(ends: np.ndarray, apart: np.ndarray) -> duplicates._Pairs:
+    near = torch.from_numpy(apart.astype(np.float32))
+    turn = torch.zeros(len(ends), dtype=torch.int64)
+    return duplicates._Pairs(torch.from_numpy(ends), turn, 1 - near, near, torch.ones_like(near))
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_groups_are_those_of_complete_linkage_on_the_matrix_of_all_pairs(ties: bool) -> None:
+    rng = np.random.default_rng(0)
+    for n in (2, 3, 8, 20, 40) * 20:
+        ends = np.argwhere(np.triu(rng.random((n, n)) < rng.choice([0.05, 0.2, 0.7]), 1))
+        apart = rng.integers(0, 3, len(ends)) / 64 if ties else rng.random(len(ends)) / 20
+        far = np.ones((n, n)) - np.eye(n)
+        far[ends[:, 0], ends[:, 1]] = far[ends[:, 1], ends[:, 0]] = apart
+        tree = scipy.cluster.hierarchy.linkage(squareform(far), "complete")
+        label = scipy.cluster.hierarchy.fcluster(tree, 0.75, "distance")
+        wanted = {tuple(np.flatnonzero(label == c).tolist()) for c in set(label.tolist())}
+        found = duplicates._cliques(n, edges_of(ends, apart))
+        assert {tuple(group.members) for group in found} == wanted
+        for group in found:
+            inside = far[np.ix_(group.members, group.members)]
+            assert group.pixels == pytest.approx(1 - inside.max(), abs=1e-6)
+
+
+def test_a_chain_of_thousands_of_images_needs_no_matrix_of_all_pairs() -> None:
+    n = 4000
+    ends = np.stack([np.arange(n - 1), np.arange(1, n)], 1)
+    edges = edges_of(ends, np.random.default_rng(0).random(n - 1) / 20)
+    tracemalloc.start()
+    found = duplicates._cliques(n, edges)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert max(len(group.members) for group in found) == 2
+    assert peak < n * n  # one byte per pair; the matrix takes eight

@@ -1,6 +1,7 @@
 """The check without gradients: its columns, its features, copies across folders and labels."""
 
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,14 @@ from PIL import ExifTags, Image
 
 from influence_lab.pretrain.resnets import cifar_preprocess
 from influence_lab.records import results
+from influence_ssl.analysis import neighbours
 from influence_ssl.analysis.flags import flags
 from influence_ssl.command.main import main
 from influence_ssl.encoders.loading import load_encoder
 from influence_ssl.files.images import ImageFiles
 from influence_ssl.files.looks import look_of
+
+WITH_INDEX = pytest.mark.skipif(sys.platform == "darwin", reason="faiss crashes beside PyTorch")
 
 
 @pytest.fixture
@@ -84,6 +88,26 @@ def test_check_in_one_command(photos: Path, capsys: pytest.CaptureFixture[str]) 
     assert "holds no scores to select by" in capsys.readouterr().err
     assert main(["report", "check.parquet", "--out", "r.html"]) == 2
     assert "give a file that influence-ssl score wrote" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("by_index", [pytest.param(True, marks=WITH_INDEX), False])
+@pytest.mark.parametrize("command", ["check", "score"])
+def test_many_images_are_searched_by_the_index_or_announced(
+    command: str,
+    by_index: bool,
+    photos: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(neighbours, "EXACT", 32)
+    monkeypatch.setattr(neighbours, "_MACOS", not by_index)
+    encoder = ["--encoder", "builtin:cifar-simclr"]
+    out = ["--out", "out.parquet", "--device", "cpu"]
+    assert main([command, "--data", "photos", *encoder, *out]) == 0
+    said = capsys.readouterr().out
+    assert ("neighbours among 33 images: by an index" in said) == by_index
+    assert ("comparing 33 images with one another takes about 1 min\n" in said) != by_index
+    assert "likely duplicates: 6 images in 3 groups" in said
 
 
 @pytest.mark.parametrize(

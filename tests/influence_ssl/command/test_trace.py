@@ -6,6 +6,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas
@@ -18,7 +19,8 @@ from PIL import Image
 from scipy.stats import spearmanr
 from torchvision.transforms import functional as TF
 
-from influence_ssl import GaussianNoise, InfluenceScorer, LoGra
+from influence_ssl import GaussianNoise, InfluenceScorer, LoGra, _kept
+from influence_ssl.analysis import trace as analysis
 from influence_ssl.command import tracing
 from influence_ssl.command.main import main
 
@@ -333,6 +335,65 @@ def test_a_full_disk_leaves_the_earlier_files(
     assert "no space left on the disk" in line
     assert {name: Path(name).read_bytes() for name in before} == before
     assert not list(Path().glob(".*-t.*"))
+
+
+def test_many_queries_are_traced_a_few_at_a_time(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that their φ fit as well, which may be longer than there are images."""
+    sizes, embed = [], InfluenceScorer.embed
+
+    def counting(self: InfluenceScorer, images: Any, *arguments: Any) -> torch.Tensor:
+        phi = embed(self, images, *arguments)
+        sizes.append(phi.shape)
+        return phi
+
+    monkeypatch.setattr(InfluenceScorer, "embed", counting)
+    assert traced("--out", "new.parquet", "--top", 4) == 0
+    ((count, length),) = sizes
+    assert count == len(QUERIES)
+    assert length > DRAWS * 24
+    sizes.clear()
+    monkeypatch.setattr(analysis, "_ENTRIES", 2 * length - 1)
+    assert traced("--out", "new.parquet", "--top", 4) == 0
+    assert [count for count, _ in sizes] == [1, 1, 1]
+    pandas.testing.assert_frame_equal(pandas.read_parquet("new.parquet"), table(), rtol=1e-4)
+
+
+def more_than_there_is(*_: Any) -> torch.Tensor:
+    return torch.empty(2**50)
+
+
+def raising(*_: Any) -> None:
+    raise torch.OutOfMemoryError("many\nlines")
+
+
+FULL = "out of memory; use a smaller --batch-size or fewer queries."
+TOO_MANY = {
+    "no room for φ": (_kept, "free_memory", lambda _: 0.0, "the embeddings of 3 images take"),
+    "a processor's memory": (analysis, "influences", more_than_there_is, FULL),
+    "a card's memory": (analysis, "influences", raising, FULL),
+}
+
+
+@pytest.mark.parametrize("case", TOO_MANY)
+def test_queries_that_do_not_fit_into_memory_are_one_line_and_nothing_is_lost(
+    work: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    case: str,
+) -> None:
+    *place, message = TOO_MANY[case]
+    monkeypatch.setattr(*place)
+    capsys.readouterr()
+    before = {path: path.read_bytes() for path in Path().rglob("*.*") if path.is_file()}
+    assert traced("--out", "t.html", "t.csv", "t.parquet") == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    (line,) = output.err.splitlines()
+    assert line.startswith(f"influence-ssl: error: {message}")
+    after = {path: path.read_bytes() for path in Path().rglob("*.*") if path.is_file()}
+    assert {p: x for p, x in after.items() if "__pycache__" not in p.parts} == before
 
 
 KEEP_REFUSED = {

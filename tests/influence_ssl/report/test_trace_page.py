@@ -75,6 +75,33 @@ def test_page_is_quiet_accessible_and_fits(
     shown.context.close()
 
 
+@pytest.mark.parametrize("width", [390, 320])
+def test_the_overview_fits_a_phone(chromium: Any, made: tuple[Path, Trace], width: int) -> None:
+    """Below its name, each query's numbers have their titles; nothing scrolls sideways."""
+    path, found = made
+    shown = opened(chromium, path, viewport={"width": width, "height": 850}, is_mobile=True)
+    table = shown.locator("#overview .scroll")
+    assert table.evaluate("e => e.scrollWidth - e.clientWidth") <= 0
+    shared = [[one.shared(rival) for rival in LISTS[2:]] for one in found.found]
+    titles = table.locator("thead th").all_text_contents()[1:]
+    for row, one, (near, pixels) in zip(
+        table.locator("tbody tr").all(), found.found, shared, strict=True
+    ):
+        numbers = [len(one.lists["helps"]), near, pixels, f"{one.reliability:.2f}"]
+        drawn = row.locator("td").evaluate_all(
+            "all => all.map(e => [getComputedStyle(e, '::before').content, e.textContent])"
+        )
+        expected = zip(titles, numbers, strict=True)
+        assert drawn == [[f'"{title} "', str(number)] for title, number in expected]
+        name, *cells = (cell.bounding_box() for cell in row.locator("th, td").all())
+        assert all(cell["y"] >= name["y"] + name["height"] - 1 for cell in cells)
+    # Assistive technology still reads a table with the columns' titles.
+    tree = shown.locator("#overview").aria_snapshot()
+    assert "- table" in tree
+    assert 'columnheader "reliability"' in tree
+    shown.context.close()
+
+
 def test_every_list_stands_under_its_title_in_its_order(
     chromium: Any, made: tuple[Path, Trace]
 ) -> None:
