@@ -5,6 +5,8 @@ the files and not by a script, so that the pages are right before and without sc
 
 The theme draws ten icons with a script of 1.5 MB that holds all of Font Awesome: the ten stand in
 the pages instead. Of the style sheets those rules stay whose classes some page or script can have.
+Of Bootstrap's script of 80 kB the pages would use the mark in the contents and the tooltips;
+`book.js` has the former in ten lines, and a browser shows titles by itself.
 """
 
 from __future__ import annotations
@@ -52,6 +54,9 @@ _MENDED = (
         "document.documentElement.dataset.mode : "
         "matchMedia('(prefers-color-scheme: dark)').matches ? 'dark' : 'light';",
     ),
+    # `book.js` has what is used of it.
+    (re.compile(r"\s*<(?:script|link) [^>]*scripts/bootstrap\.js[^>]*>(?:</script>)?"), ""),
+    (re.compile(r' data-bs-[\w-]+="[^"]*"'), ""),
     # All of Font Awesome; `_icon` has what is used.
     (re.compile(r"\s*<(?:script|link) [^>]*vendor/fontawesome[^>]*>(?:</script>)?"), ""),
 )
@@ -59,6 +64,11 @@ _MENDED = (
 _FORM_ID = 'id="search-input"'
 _ICON = re.compile(r'<(?P<tag>i|span) class="([^"]*\bfa-solid\b[^"]*)"([^>]*)></(?P=tag)>')
 _SIZES = {"fa-solid", "fa-lg", "fa-fw"}
+# At its load a page measures each box that may scroll after it has changed the one before, and is
+# laid out for each; `book.js` measures all of them first.
+_MEASURED = re.compile(
+    r',"complete"===document\.readyState\?(\w+)\(\):window\.addEventListener\("load",\1\)(?=\}\)\(\);)'
+)
 _IMAGE = re.compile(
     r'(?P<link><a class="reference internal image-reference"[^>]*>)?'
     r'(?P<image><img [^>]*?src="(?P<source>[^":]+)"[^>]*?/?>)(?(link)\s*</a>)'
@@ -87,6 +97,14 @@ def polish(html: str) -> str:
     html = _ICON.sub(_icon, html)
     first, found, rest = html.partition(_FORM_ID)
     return first + found + rest.replace(_FORM_ID, 'id="search-input-page"')
+
+
+def without_measuring(script: str) -> str:
+    """The theme's script without its search for boxes that scroll."""
+    shorter, found = _MEASURED.subn("", script)
+    if found != 1:
+        raise ValueError("The theme's script does not end with its search for boxes that scroll")
+    return shorter
 
 
 def _icon(match: re.Match[str]) -> str:
@@ -268,6 +286,10 @@ def _polish_all(app: Sphinx, exception: Exception | None) -> None:
         if (light := lighten(svg)) != svg:
             path.write_text(light, "utf-8")
     static = out / "_static"
+    theme = static / "scripts" / "pydata-sphinx-theme.js"
+    if (static / "scripts" / "bootstrap.js").exists():
+        (static / "scripts" / "bootstrap.js").unlink()
+        theme.write_text(without_measuring(theme.read_text("utf-8")), "utf-8")
     scripts = [path for path in static.rglob("*.js") if path.name != searchtext.SCRIPT]
     known = classes(pages.values(), (path.read_text("utf-8") for path in scripts))
     for path in (*static.glob("styles/*.css"), *static.glob("*.css")):

@@ -283,6 +283,36 @@ def test_a_link_into_a_long_page_leads_to_its_place(chromium: Any, width: int) -
         )
 
 
+def test_the_contents_mark_what_is_read(chromium: Any) -> None:
+    target = "#exercises"
+    with opened(
+        chromium, address("book/experiments/memorisation.html") + target, viewport=DESKTOP
+    ) as page:
+        page.wait_for_selector(f".bd-toc-nav a.active[href='{target}']")
+        assert page.locator(".bd-toc-nav a.active").count() == 1
+
+
+def test_on_the_way_up_a_button_leads_to_the_top(chromium: Any) -> None:
+    """In a wide window the theme has none."""
+    size = {"width": 1000, "height": 900}
+    with opened(chromium, address("book/theory/notation.html"), viewport=size) as page:
+        button = page.locator("#pst-back-to-top")
+        page.evaluate("scrollTo(0, 2000)")
+        page.wait_for_function("scrollY === 2000")
+        assert not button.is_visible()
+        page.evaluate("scrollBy(0, -300)")
+        button.click()
+        page.wait_for_function("scrollY === 0")
+
+
+def test_what_scrolls_is_reached_by_the_keyboard(chromium: Any) -> None:
+    with opened(chromium, address("book/quickstart.html"), viewport=DESKTOP) as page:
+        assert page.locator("pre[tabindex]").count() == 0
+        page.add_style_tag(content="pre { width: 3rem; white-space: pre !important }")
+        page.set_viewport_size(PHONE)
+        page.wait_for_selector("pre[tabindex='0']", state="attached")
+
+
 def test_front_door_leads_to_the_introduction(chromium: Any) -> None:
     view = chromium.new_page()
     view.goto(address("index.html"))

@@ -27,7 +27,16 @@ import captions
 import folding
 import formulas
 import phone
-from polish import COLUMNS, drawing, enlarge, lighten, measure_lines, polish, thin
+from polish import (
+    COLUMNS,
+    drawing,
+    enlarge,
+    lighten,
+    measure_lines,
+    polish,
+    thin,
+    without_measuring,
+)
 
 
 @pytest.mark.parametrize(
@@ -47,15 +56,25 @@ def test_polish_mends_once() -> None:
         '<input id="search-input"/><input id="search-input"/><th class="head"></th><th>a</th>'
         "<title>A &#8212; A</title><title>A &#8212; B</title>"
         '<section id="proof-content"></section><section id="proof-content"></section>'
+        '<script src="../_static/scripts/bootstrap.js?digest=1"></script><b data-bs-spy="x">c</b>'
     )
     mended = polish(page)
     assert "woff2" not in mended
     assert "proof-content" not in mended
+    assert "bootstrap" not in mended
+    assert mended.endswith("<b>c</b>")
     assert mended.count('id="search-input"') == 1
     assert '<td class="head"></td><th>a</th>' in mended
     assert 'role="region" aria-label="Sidebar"' in mended
     assert "<title>A</title><title>A &#8212; B</title>" in mended
     assert polish(mended) == mended
+
+
+def test_the_theme_s_script_loses_its_last_step_alone() -> None:
+    last = '"complete"===document.readyState?T():window.addEventListener("load",T)'
+    assert without_measuring(f"a();e(f),{last}}})();\n") == "a();e(f)})();\n"
+    with pytest.raises(ValueError, match="does not end with"):
+        without_measuring("e(f)})();")
 
 
 def test_the_count_of_claims_is_by_sentence() -> None:

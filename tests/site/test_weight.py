@@ -26,15 +26,15 @@ def loaded() -> dict[str, set[str]]:
     }
 
 
-def test_a_page_weighs_less_than_a_megabyte_on_average(loaded: dict[str, set[str]]) -> None:
+def test_a_page_weighs_less_than_a_megabyte(loaded: dict[str, set[str]]) -> None:
     files = {
         page: {SITE / page, *(((SITE / page).parent / name).resolve() for name in names)}
         for page, names in loaded.items()
     }
     weights = {page: sum(f.stat().st_size for f in found) for page, found in files.items()}
     heaviest = sorted(weights.items(), key=lambda one: -one[1])[:5]
-    assert mean(weights.values()) < 0.7e6, heaviest
-    assert heaviest[0][1] < 1.2e6, heaviest
+    assert mean(weights.values()) < 0.6e6, heaviest
+    assert heaviest[0][1] < 1e6, heaviest
 
 
 def test_pictures_load_when_they_come_near_and_keep_their_place() -> None:

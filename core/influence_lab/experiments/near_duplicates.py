@@ -196,7 +196,7 @@ def _picture(axis: Any, image: np.ndarray, rule: str, group: int) -> None:
 
     from influence_lab.figures import COLORS
 
-    axis.imshow(image)
+    axis.imshow(image, interpolation="none")
     axis.set_axis_off()
     if rule:
         line = "-" if rule == "pixels" else (0, (2, 1))
