@@ -165,6 +165,7 @@ def test_both_statistics_are_taken_between_the_recorded_scores():
         found = families.between(("simclr", 0), ("barlow", 0), "cpu", statistic=suffix)
         assert found["crop"].value == pytest.approx(value)
     assert "crop" not in families.between(("simclr", 0), ("simclr", 1), "cpu")
+    assert set(families.between(("simclr", 0), families.AGAIN, "cpu")) == set(families.FAMILIES)
 
 
 def test_unknown_steps_are_named_and_repr_is_the_constructor():
