@@ -33,7 +33,7 @@ class Screen(NamedTuple):
 
 
 # A small phone, and a small window. Letters as wide as DejaVu Sans, where a reader has no narrower.
-PHONE, WINDOW = Screen(328, 8, 9), Screen(690, 9, 26)
+PHONE, WINDOW = Screen(328, 8, 9), Screen(690, 10, 26)
 _TABLE = re.compile(r'<table class="(dataframe|table)">.*?</table>', re.S)
 _BREAK = re.compile(r"[\s\-/–]+")
 
