@@ -160,7 +160,7 @@ def test_a_training_stops_with_the_time_and_the_next_call_goes_on(work, monkeypa
     now, said = [0.0], []
     pace = {"eager": {"seconds a step": 1e-6}, "faster": "eager"}
     work.journal.note("byol, pace", "done", 0, value=pace)
-    monkeypatch.setattr(work, "say", lambda text: (said.append(text), now.__setitem__(0, 99.9)))
+    monkeypatch.setattr(work, "say", lambda text: (said.append(text), now.__setitem__(0, 100.0)))
     work.__dict__ |= {"train": make_scenes(64, 0).images, "test": make_scenes(32, 1).images}
     budget = Budget(100, lambda: now[0])
     before = training.train(work, "byol", budget, 1.0)
