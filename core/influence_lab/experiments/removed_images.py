@@ -44,12 +44,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DECILES = 10
-# A loss of 0 (float16's smallest steps are below 1e-7) has no logarithm.
-SMALLEST = 1e-6
 
 
 class Panel(NamedTuple):
-    """A method's runs: log losses (t, p) of the pool, who was left out, and the scores (p,)."""
+    """A method's runs: log losses (t, p) of the pool, who was left out, and the scores (p,).
+
+    NaN is an image that the run kept and does not record.
+    """
 
     runs: list[Training]
     log_loss: Float64[np.ndarray, "t p"]
@@ -83,10 +84,7 @@ def panel(
     values = np.array([losses.rows[name_of(run)][loss] for run in runs], np.float64)
     out = np.array([~np.isin(pool, kept(run, scores, pool)) for run in runs], bool)
     shape = (len(runs), len(pool))
-    return Panel(
-        runs, np.log(np.maximum(values, SMALLEST)).reshape(shape), out.reshape(shape),
-        scores.magnitude[pool],
-    )  # fmt: skip
+    return Panel(runs, np.log(values).reshape(shape), out.reshape(shape), scores.magnitude[pool])
 
 
 def left_out_effect(
