@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
+from bs4 import BeautifulSoup
 
 ROOT = Path(__file__).resolve().parents[2]
 SITE = ROOT / "_build" / "html"
@@ -42,3 +45,12 @@ def one_of_each_kind() -> list[str]:
         folder = str(Path(page).parent)
         seen.setdefault(page if folder in (".", "book") else folder, page)
     return list(seen.values())
+
+
+FORMULA = re.compile(r"<mjx-container.*?</mjx-container>", re.S)
+
+
+@cache
+def soup(page: str) -> BeautifulSoup:
+    """The page without what is typeset of its formulas: a third of it, and half of its elements."""
+    return BeautifulSoup(FORMULA.sub("", (SITE / page).read_text("utf-8")), "html.parser")

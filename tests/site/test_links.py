@@ -10,24 +10,15 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 import yaml
-from bs4 import BeautifulSoup, Tag
+from bs4 import Tag
 
-from pages import DOCUMENTS, PAGES, ROOT, SITE
+from pages import DOCUMENTS, FORMULA, PAGES, ROOT, SITE, soup
 
 pytestmark = pytest.mark.usefixtures("built_site")
 INVENTORY = yaml.safe_load((ROOT / "book" / "inventory.yml").read_text("utf-8"))
 DISPLAYS = [item["id"] for item in INVENTORY["displays"]]
 STATEMENTS = [item["id"] for item in INVENTORY["statements"]]
 INDEX = "book/reference/displays.html"
-
-
-FORMULA = re.compile(r"<mjx-container.*?</mjx-container>", re.S)
-
-
-@cache
-def soup(page: str) -> BeautifulSoup:
-    """The page without what is typeset of its formulas: a third of it, and half of its elements."""
-    return BeautifulSoup(FORMULA.sub("", (SITE / page).read_text("utf-8")), "html.parser")
 
 
 def test_formulas_hold_neither_ids_nor_links_nor_files() -> None:

@@ -6,9 +6,8 @@ import re
 from statistics import mean
 
 import pytest
-from bs4 import BeautifulSoup
 
-from pages import PAGES, SITE
+from pages import PAGES, SITE, soup
 
 pytestmark = pytest.mark.usefixtures("built_site")
 LOADED = re.compile(
@@ -39,9 +38,7 @@ def test_a_page_weighs_less_than_a_megabyte(loaded: dict[str, set[str]]) -> None
 
 def test_pictures_load_when_they_come_near_and_keep_their_place() -> None:
     for page in PAGES:
-        for image in BeautifulSoup((SITE / page).read_text("utf-8"), "html.parser").select(
-            "article a.enlarge img"
-        ):
+        for image in soup(page).select("article a.enlarge img"):
             assert image["loading"] == "lazy", page
             assert int(image["width"]) > 0, page
             assert int(image["height"]) > 0, page

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
-from scipy.stats import norm
+from scipy.special import ndtri
 
 from influence_lab.measures.agreement import CONFIDENCE, Estimate
 from influence_lab.records import results
@@ -139,7 +139,7 @@ def detectable(found: Sequence[Estimate]) -> float:
     For normal errors, it is the half-width times :math:`1 + z_{0.8}/z_{0.975}`, about 1.43.
     """
     low, high = hull(found)
-    ends = norm.ppf([POWER, (1 + CONFIDENCE) / 2])
+    ends = ndtri([POWER, (1 + CONFIDENCE) / 2])
     return float((high - low) / 2 * (1 + ends[0] / ends[1]))
 
 
