@@ -58,9 +58,10 @@ document.addEventListener("DOMContentLoaded", () => {
 });
 
 // What scrolls is reached by the keyboard. All boxes are measured before the first is changed, or the
-// page is laid out again for each.
+// page is laid out again for each, as it is for each that is measured in what is folded.
 function tabStops() {
-  const boxes = [...document.querySelectorAll("pre, .cell_output > .output, mjx-container[display='true']")];
+  const all = document.querySelectorAll("pre, .cell_output > .output, mjx-container[display='true']");
+  const boxes = [...all].filter((e) => e.checkVisibility());
   const scrolls = boxes.map((e) => e.scrollWidth > e.clientWidth || e.scrollHeight > e.clientHeight);
   boxes.forEach((box, i) => {
     if (scrolls[i]) box.tabIndex = 0;

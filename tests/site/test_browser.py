@@ -313,6 +313,19 @@ def test_what_scrolls_is_reached_by_the_keyboard(chromium: Any) -> None:
         page.wait_for_selector("pre[tabindex='0']", state="attached")
 
 
+def test_what_is_folded_is_measured_when_it_opens(chromium: Any) -> None:
+    """Measured earlier, each box is laid out apart, which takes most of a page's start."""
+    with opened(chromium, address("book/theory/properties.html"), viewport=PHONE) as page:
+        folded = "details:not([open]) pre"
+        page.add_style_tag(content="pre { width: 3rem; white-space: pre !important }")
+        page.set_viewport_size({"width": 400, "height": 844})
+        page.wait_for_selector("pre[tabindex='0']", state="attached")
+        assert page.locator(folded).count() > 0
+        assert page.locator(f"{folded}[tabindex]").count() == 0
+        page.evaluate("document.querySelector('details:has(pre)').open = true")
+        page.wait_for_selector("details[open] pre[tabindex='0']", state="attached")
+
+
 def test_front_door_leads_to_the_introduction(chromium: Any) -> None:
     view = chromium.new_page()
     view.goto(address("index.html"))

@@ -18,6 +18,7 @@ where most of them were kept; intervals are Student's over seeds.
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -115,12 +116,17 @@ def estimated(
     log_loss: Float[np.ndarray, "t p"], out: Bool[np.ndarray, "t p"], seed: int = 0
 ) -> Estimate:
     """:func:`left_out_effect` and its percentile interval over images."""
-    p = log_loss.shape[1]
-    counts = np.random.default_rng(seed).multinomial(p, np.full(p, 1 / p), RESAMPLES)
-    samples = left_out_effect(log_loss, out, counts.astype(np.float64))
+    samples = left_out_effect(log_loss, out, _resampled(log_loss.shape[1], seed))
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(samples, [tail, 1 - tail])
     return Estimate(float(left_out_effect(log_loss, out)[0]), float(low), float(high))
+
+
+@cache
+def _resampled(p: int, seed: int) -> Float64[np.ndarray, "b p"]:
+    """How often each image is drawn, alike for every loss: drawing takes most of the time."""
+    counts = np.random.default_rng(seed).multinomial(p, np.full(p, 1 / p), RESAMPLES)
+    return counts.astype(np.float64)
 
 
 def deciles(magnitude: Float64[np.ndarray, " p"]) -> Int64[np.ndarray, " p"]:
