@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, Int64
+from jaxtyping import Float32, Int64
 
 from influence_lab.datasets import Images
 from influence_lab.experiments.distributions import LABELS
@@ -277,10 +277,7 @@ class Study:
             "device": results.device_name(task.device),
             "code": results.code_version(),
         }
-        ranked = training.order not in (NOTHING, "random")
-        images = ~np.isin(self.pool, kept(training, scores, self.pool)) if ranked else None
-        method = origin | {"removed per class": self._removed(scores)}
-        self._add(outcome, method, losses, images)
+        self._add(outcome, origin | {"removed per class": self._removed(scores)}, losses)
         shutil.rmtree(folder)
         if self.progress:
             self._report(outcome)
@@ -311,12 +308,11 @@ class Study:
         outcome: dict[str, Any],
         method: dict[str, Any],
         losses: dict[str, Float32[np.ndarray, " n"]],
-        images: Bool[np.ndarray, " n"] | None,
     ) -> None:
         task, new = self.task, _training(outcome)
         with locked(self.runs / "record.lock", wait=True):
             # First the losses: a run counts as done once both are there.
-            self.losses().add(name_of(new), losses, images)
+            self.losses().add(name_of(new), losses)
             record = self.record()
             record["plan"] = asdict(self.plan)
             record["methods"][outcome["method"]] = method

@@ -1,8 +1,7 @@
 r"""The losses of the pool's images in every run of Figure 6, and their record.
 
 A run measures all images of the pool, those that it was trained on and those that were removed, so
-that :mod:`.removed_images` can compare them. The record holds what is compared: all images where
-they were removed at random or not at all, and the removed ones where a ranked group was removed.
+that :mod:`.removed_images` can compare them.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Float32, Int64, UInt8
+from jaxtyping import Float, Float32, Int64, UInt8
 from torch import Tensor
 
 from influence_lab.datasets import Images
@@ -70,30 +69,26 @@ def _distance(z: Float[Tensor, "b d"], other: Float[Tensor, "b d"]) -> Float[Ten
     return 1 - F.cosine_similarity(z, other)
 
 
-# A byte k is the loss SMALLEST exp(k / STEPS), so that a loss is rounded by at most 4 %, where two
+# A byte k is the loss SMALLEST exp(k / STEPS), so that a loss is rounded by at most 9 %, where two
 # runs with the same images differ by 25 to 55 %. 84 runs in float16 would take 4 MB.
-SMALLEST, STEPS = 1e-6, 12
-NOT_RECORDED = 255
+SMALLEST, STEPS = 1e-6, 6
 
 
 def _to_bytes(losses: Float32[np.ndarray, " n"]) -> UInt8[np.ndarray, " n"]:
     steps = np.rint(STEPS * np.log(np.maximum(losses.astype(np.float64), SMALLEST) / SMALLEST))
-    steps = np.where(np.isnan(losses), NOT_RECORDED, np.minimum(steps, NOT_RECORDED - 1))
-    return steps.astype(np.uint8)
+    return np.minimum(steps, 255).astype(np.uint8)
 
 
 def _from_bytes(steps: UInt8[np.ndarray, " n"]) -> Float32[np.ndarray, " n"]:
-    losses = (SMALLEST * np.exp(steps.astype(np.float64) / STEPS)).astype(np.float32)
-    return np.where(steps == NOT_RECORDED, np.float32("nan"), losses)
+    return (SMALLEST * np.exp(steps.astype(np.float64) / STEPS)).astype(np.float32)
 
 
 class PoolLosses:
-    """The record: the losses of the pool's images in each measured run, in one file.
+    """The record: the losses of all pool images in each measured run, in one file.
 
     ``origin`` (JSON values: data, pool, draws) is that of every run. A file with another one raises
     an :class:`InfluenceValueError`. :attr:`rows` maps a run's name to its losses by name, rounded
-    to a twelfth of their natural logarithm, between 1e-6 and 1,560; NaN is an image that the run
-    does not record.
+    to sixths of their natural logarithm, from 1e-6 up.
     """
 
     def __init__(self, path: Path, origin: dict[str, Any] | None = None) -> None:
@@ -114,22 +109,11 @@ class PoolLosses:
             )
         self.origin = written["origin"]
 
-    def add(
-        self,
-        name: str,
-        losses: dict[str, Float32[np.ndarray, " n"]],
-        images: Bool[np.ndarray, " n"] | None = None,
-    ) -> None:
-        """Add or replace the losses of run ``name``, and write the file whole or not at all.
-
-        ``images`` (n,) are those to record, without it all.
-        """
+    def add(self, name: str, losses: dict[str, Float32[np.ndarray, " n"]]) -> None:
+        """Add or replace the losses of run ``name``, and write the file whole or not at all."""
         if not all(np.isfinite(values).all() for values in losses.values()):
             raise InfluenceValueError(f"{self.path}: {name}: not all losses are finite")
-        self.rows[name] = {
-            kind: values if images is None else np.where(images, values, np.float32("nan"))
-            for kind, values in losses.items()
-        }
+        self.rows[name] = losses
         self.write()
 
     def write(self) -> None:

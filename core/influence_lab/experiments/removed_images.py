@@ -11,9 +11,10 @@ up how hard image i is, and :math:`b_t` how good run t's encoder is, so that m c
 with trained-on images alone. Being left out multiplies the loss by
 :math:`e^m`. Intervals resample images.
 
-Removal of the highest or the lowest leaves out a whole group at once. Its effect is the rise of the
-mean log loss of the removed images over the run of the same seed that removed as many at random,
-where most of them were kept; intervals are Student's over seeds.
+Removal of the highest or the lowest leaves out a whole group at once. Its effect is a difference of
+differences, among the images that the run of the same seed kept when it removed as many at random:
+the change of the mean log loss from that run to this one, for the removed images minus for the kept
+ones. How good the two encoders are thus does not count. Intervals are Student's over seeds.
 """
 
 from __future__ import annotations
@@ -48,10 +49,7 @@ DECILES = 10
 
 
 class Panel(NamedTuple):
-    """A method's runs: log losses (t, p) of the pool, who was left out, and the scores (p,).
-
-    NaN is an image that the run kept and does not record.
-    """
+    """A method's runs: log losses (t, p) of the pool, who was left out, and the scores (p,)."""
 
     runs: list[Training]
     log_loss: Float64[np.ndarray, "t p"]
@@ -155,9 +153,9 @@ def at_random(whole: Panel) -> Estimate | None:
 
 
 def as_a_group(whole: Panel, order: str, amount: int) -> Float64[np.ndarray, " s"]:
-    """The rise of the removed images' mean log loss over random removal of as many, per seed.
+    """The rise of the removed images' mean log loss beyond that of kept ones, per seed.
 
-    Of the removed images, those count that the random removal kept.
+    The rise is that over random removal of as many; images that it removed do not count.
     """
     rises = []
     place = {run: i for i, run in enumerate(whole.runs)}
@@ -165,8 +163,9 @@ def as_a_group(whole: Panel, order: str, amount: int) -> Float64[np.ndarray, " s
         control = place.get(run._replace(order="random"))
         if run.order != order or run.amount != amount or control is None:
             continue
-        images = whole.out[i] & ~whole.out[control]
-        rises.append((whole.log_loss[i] - whole.log_loss[control])[images].mean())
+        out, seen = whole.out[i], ~whole.out[control]
+        change = whole.log_loss[i] - whole.log_loss[control]
+        rises.append(change[out & seen].mean() - change[~out & seen].mean())
     return np.array(rises)
 
 

@@ -308,18 +308,13 @@ def test_a_training_of_the_plan_ends_the_same_twice(method, tmp_path):
     assert all(0 <= share <= 1 for share in found.values())
 
 
-def test_every_run_records_the_losses_that_are_compared(task, trained):
+def test_every_run_measures_the_losses_of_all_pool_images(task, trained):
     plan = replace(SMALL, seeds=(0,))
     record = removal.carry_out(plan, task, progress=False)
     rows = removed_images.losses_of("tiny", task.root).rows
     assert set(rows) == {removal.name_of(training) for training in plan.trainings()}
     for row in rows.values():
         assert {name: len(values) for name, values in row.items()} == dict.fromkeys(LOSSES, 96)
-    counts = {name: int(np.isfinite(row["noise"]).sum()) for name, row in rows.items()}
-    assert counts == {
-        "supervised-none-0-0": 96, "supervised-random-32-0": 96,
-        "supervised-highest-32-0": 32, "supervised-lowest-32-0": 32,
-    }  # fmt: skip
     # A run whose losses are lost is done again, and replaces its outcome.
     study = removal.Study(plan, task, progress=False)
     losses = study.losses()
@@ -329,7 +324,7 @@ def test_every_run_records_the_losses_that_are_compared(task, trained):
     again = removal.carry_out(plan, task, progress=False)
     assert timeless(again) == timeless(record)
     for name, values in study.losses().rows["supervised-lowest-32-0"].items():
-        assert np.array_equal(values, before[name], equal_nan=True)
+        assert np.array_equal(values, before[name])
 
 
 RECORDS = {path.parent.name: path for path in results.results_root().glob("*/removal.json")}

@@ -16,7 +16,7 @@ from influence_lab.pretrain.settings import Augmentation
 from influence_lab.records import results
 from influence_ssl import GaussianNoise, InfluenceError, Invariance, Scores
 
-STEP = 1 / 24  # half a step of the recorded log losses
+STEP = 1 / 12  # half a step of the recorded log losses
 STILL = Augmentation(
     crop=32, flip=0.0, jitter=0.0, grey=0.0, blur=0.0, solarise=0.0,
 )  # fmt: skip
@@ -71,19 +71,17 @@ def test_the_record_keeps_names_and_refuses_other_data(tmp_path):
     losses = PoolLosses(path, {"data": "a", "pool": 3})
     losses.add("b-run", {"noise": np.array([1, 2, 3], np.float32)})
     losses.add("a-run", {"noise": np.ones(3, np.float32), "label": np.zeros(3, np.float32)})
-    out = np.array([True, False, True])
-    losses.add("c-run", {"noise": np.array([1e-3, 2, 20], np.float32)}, out)
+    losses.add("c-run", {"noise": np.array([1e-3, 2, 20], np.float32)})
     again = PoolLosses(path, {"data": "a", "pool": 3})
     assert list(again.rows) == ["a-run", "b-run", "c-run"]
-    assert again.rows["b-run"]["noise"] == pytest.approx([1, 2, 3], rel=0.043)
+    assert again.rows["b-run"]["noise"] == pytest.approx([1, 2, 3], rel=0.09)
     assert again.rows["a-run"]["label"] == pytest.approx([1e-6] * 3, rel=1e-6)
-    expected = pytest.approx([1e-3, np.nan, 20], rel=0.043, nan_ok=True)
-    assert again.rows["c-run"]["noise"] == expected
+    assert again.rows["c-run"]["noise"] == pytest.approx([1e-3, 2, 20], rel=0.09)
     read = {name: {k: v.tolist() for k, v in row.items()} for name, row in again.rows.items()}
     again.write()
     for name, row in PoolLosses(path).rows.items():
         for kind, values in row.items():
-            assert values.tolist() == pytest.approx(read[name][kind], rel=0, abs=0, nan_ok=True)
+            assert values.tolist() == pytest.approx(read[name][kind], rel=0, abs=0)
     with pytest.raises(InfluenceError, match=r"losses.npz: was made with another data; move"):
         PoolLosses(path, {"data": "b", "pool": 3})
     before = path.read_bytes()
@@ -139,9 +137,9 @@ def test_panels_groups_and_deciles_by_hand(tmp_path):
     rng = np.random.default_rng(2)
     for run in plan.trainings():
         out = ~np.isin(pool, kept(run, scores, pool))
-        values = np.exp(np.where(out, 0.5, 0.0) + (run.order == "highest") * out)
-        ranked = out if run.order in ("highest", "lowest") else None
-        losses.add("-".join(map(str, run)), {"noise": values.astype(np.float32)}, ranked)
+        # An encoder that is worse for all images is none of removal's doing.
+        values = np.exp(np.where(out, 0.5, 0.0) + (run.order == "highest") * (out + 0.7))
+        losses.add("-".join(map(str, run)), {"noise": values.astype(np.float32)})
     losses.add("simclr-random-10-42", {"noise": rng.random(40).astype(np.float32) + 1})
     whole = ri.panel(losses, plan, scores, "simclr", "noise")
     assert whole.log_loss.shape == whole.out.shape == (8, 40)
@@ -153,8 +151,8 @@ def test_panels_groups_and_deciles_by_hand(tmp_path):
     assert set(np.flatnonzero(highest)) == set(np.argsort(whole.magnitude)[-10:])
     assert (ri.deciles(whole.magnitude)[highest] >= 7).all()
     random_42 = whole.runs.index(Training("simclr", "random", 10, 42))
-    images = highest & ~whole.out[random_42]
-    expected = (1.5 - whole.log_loss[random_42][images]).mean()
+    seen, change = ~whole.out[random_42], 1.5 * highest - whole.log_loss[random_42]
+    expected = change[highest & seen].mean() - change[~highest & seen].mean()
     assert ri.as_a_group(whole, "highest", 10)[1] == pytest.approx(expected, abs=STEP)
     empty = ri.panel(PoolLosses(tmp_path / "none.npz"), plan, scores, "simclr", "noise")
     assert ri.by_decile(empty) is None
