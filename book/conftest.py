@@ -29,9 +29,12 @@ sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "notebooks"))
 
 import freshcache
+import preloaded
 from comparison import TRAINED, difference
 from reference import FOLDER, ROOT, Part, code_cells, head, read, reference_path, runs
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    preloaded.install()
 OUTPUTS = ("display_data", "error", "execute_result", "stream")
 
 

@@ -1,4 +1,4 @@
-"""Kernels that start with PyTorch imported: a plugin of pytest, for several chapters.
+"""Kernels that start with PyTorch imported, where several chapters run.
 
 Each chapter has a process of its own. It begins as a copy of one that has imported what nearly all
 chapters import, which takes seconds each time.
@@ -10,19 +10,20 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 from jupyter_client.provisioning import local_provisioner
 
-TESTS = [Path(__file__).resolve().parent, *Path(__file__).resolve().parents[1:3]]
-# Not pyplot, which prepares itself for IPython as it is imported.
-SHARED = ["ipykernel.kernelapp", "torch", "scipy.stats", "influence_ssl"]
+from reference import FOLDER, ROOT
+
+# None of the project's files, which each run notes (``tracing``), and not pyplot, which prepares
+# itself for IPython as it is imported.
+SHARED = ["ipykernel.kernelapp", "torch", "scipy.stats"]
 
 _processes = get_context("forkserver")
-_processes.set_forkserver_preload(SHARED)
 
 
 class Kernel:
@@ -36,6 +37,7 @@ class Kernel:
         self._process.start()
         there.close()
         here.recv()  # from here on it leads a group of processes
+        assert self._process.pid is not None
         self.pid = self._process.pid
 
     def poll(self) -> int | None:
@@ -57,14 +59,18 @@ class Kernel:
 
 
 def _run(ready: Connection, arguments: list[str], env: dict[str, str], cwd: str) -> None:
+    """Become a kernel, as if Python had just started in ``cwd`` with ``env``."""
     os.setsid()
     ready.send(None)
-    # A reader's kernel does not find the tests, whose folder comes first.
-    env["PYTHONPATH"] = env["PYTHONPATH"].partition(os.pathsep)[2]
-    sys.path[:] = ["", *(path for path in sys.path if Path(path).resolve() not in TESTS)]
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)
+    asked = list(filter(None, env.get("PYTHONPATH", "").split(os.pathsep)))
+    own = [path for path in sys.path if path not in asked and not _of_pytest(path)]
+    sys.path[:] = [*asked, *own]
+    sys.modules.pop("sitecustomize", None)
+    with suppress(ModuleNotFoundError):
+        import sitecustomize  # noqa: F401
 
     from ipykernel.kernelapp import IPKernelApp
 
@@ -72,9 +78,17 @@ def _run(ready: Connection, arguments: list[str], env: dict[str, str], cwd: str)
     IPKernelApp.launch_instance([*arguments, f"--IPKernelApp.parent_handle={os.getppid()}"])
 
 
-def launch(cmd: list[str], *, env: Mapping[str, str], cwd: str | None = None, **_: Any) -> Kernel:
+def _of_pytest(path: str) -> bool:
+    """Whether a folder is on the path for the tests alone: a chapter does not find them."""
+    return path in ("", str(ROOT), str(ROOT / "book"), str(ROOT / "book" / "_ext"), str(FOLDER))
+
+
+def _launch(cmd: list[str], *, env: Mapping[str, str], cwd: str | None = None, **_: Any) -> Kernel:
     """In place of jupyter_client's: ``cmd`` is ``python … -m ipykernel_launcher …``."""
     return Kernel(cmd[cmd.index("ipykernel_launcher") + 1 :], env, cwd or os.getcwd())
 
 
-local_provisioner.launch_kernel = launch
+def install() -> None:
+    """Start this process's kernels so."""
+    _processes.set_forkserver_preload(SHARED)
+    local_provisioner.launch_kernel = _launch

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from jupyter_cache import get_cache
 
-from reference import FOLDER, ROOT, chapters, executed
+from reference import ROOT, chapters, executed
 
 sys.path.insert(0, str(ROOT / "book" / "_ext"))
 
@@ -48,13 +48,10 @@ def main(arguments: list[str] | None = None) -> int:
     options += [f"--nbval-cell-timeout={SECONDS}", f"--rootdir={ROOT}"]
     processes = min(len(wanted), os.cpu_count() or 1)
     if processes > 1:
-        options += ["-n", str(processes), "--dist", "loadfile", "-p", "preloaded"]
+        options += ["-n", str(processes), "--dist", "loadfile"]
     command = [sys.executable, "-m", "pytest", *options, *map(str, wanted)]
     # One thread each, so that numbers do not depend on the cores.
-    paths = filter(None, [str(FOLDER), os.environ.get("PYTHONPATH")])
-    environment = {
-        **os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)
-    }  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
 
 

@@ -55,6 +55,7 @@ COPIED = (
     "book/conftest.py",
     "book/_ext/freshcache.py",
     "tests/notebooks/comparison.py",
+    "tests/notebooks/preloaded.py",
     "tests/notebooks/reference.py",
     "tests/notebooks/tracing/sitecustomize.py",
 )
