@@ -20,6 +20,7 @@ from influence_ssl.ahead import Pool, ahead, processors
 from influence_ssl.objectives import Batch, Index, Objective
 
 _CPU = torch.device("cpu")
+_SMALL = 3 * 64 * 64  # values of an image from which on a second thread does not slow the first
 _PIECES = 8  # of a batch for each thread, so that none waits long for another's piece
 
 
@@ -41,7 +42,8 @@ class Batches:
     """Makes batches of ``examples`` ready for ``capture``, in ``workers`` threads.
 
     With none, the caller's thread does everything, each batch when its turn comes.
-    ``None``: one per processor, at most eight, if several threads may read the images, else none.
+    ``None``: one per processor, at most eight, if several threads may read the images, else none;
+    one for small images, whose reading is mostly Python code, which one thread at a time can run.
     None either where a tensor is scored on the processor: the noise is a small part of the work,
     and the processor is busy already.
     """
@@ -53,6 +55,8 @@ class Batches:
         self.examples, self.capture, self.store, self.step = examples, capture, store, step
         busy = examples.whole and capture.device.type == "cpu"
         own = processors() if examples.threads and not busy else 0
+        if not examples.whole and examples.values < _SMALL:
+            own = min(own, 1)
         self.threads = own if workers is None else workers
         self._kept: dict[int, Future[Batch]] | None = None
 
