@@ -61,7 +61,9 @@ class Card:
         return encode(batch[0][:, :, :1, :1]).square().sum(1)
 
 
-def seconds_of(images: Tensor | ImageFiles, side: int, workers: int, card: float = 0.0) -> float:
+def seconds_of(
+    images: Tensor | ImageFiles, side: int, workers: int | None, card: float = 0.0
+) -> float:
     """Wall time per image of a pass over ``images`` with a card of ``card`` seconds per image."""
     encoder = nn.Sequential(nn.Flatten(), nn.Linear(3, 1))
     scorer = InfluenceScorer(
@@ -84,15 +86,19 @@ def pictures(folder: Path, side: int, count: int) -> ImageFiles:
 
 
 def measure(images: Tensor | ImageFiles, side: int, cores: int, rounds: int) -> dict[str, Any]:
-    """Images per second without and with threads, and passes over the slower of both sides."""
+    """Images per second without and with threads, and passes over the slower of both sides.
 
-    def median(workers: int, card: float = 0.0) -> float:
+    Files have the threads that the scorer gives them by default, a tensor has one per core.
+    """
+    threads = cores if isinstance(images, Tensor) else None
+
+    def median(workers: int | None, card: float = 0.0) -> float:
         return statistics.median(seconds_of(images, side, workers, card) for _ in range(rounds))
 
-    alone, threaded = median(0), median(cores)
+    alone, threaded = median(0), median(threads)
     cards = {str(speed): speed * alone / cores for speed in SPEEDS} | {ESTIMATE: CARD[side]}
     passes = {
-        name: round(median(cores, card) / max(alone / cores, card), 3)
+        name: round(median(threads, card) / max(alone / cores, card), 3)
         for name, card in cards.items()
     }
     return {"images": len(images), "alone": round(1 / alone), "threads": round(1 / threaded),

@@ -37,6 +37,7 @@ from influence_lab.experiments.removal import (
     name_of,
     with_labels,
 )
+from influence_lab.experiments.removal_effects import Estimate as OverSeeds
 from influence_lab.experiments.removal_effects import t_interval
 from influence_lab.experiments.removal_losses import LOSSES, PoolLosses
 from influence_lab.measures.agreement import CONFIDENCE, RESAMPLES, Estimate
@@ -170,13 +171,13 @@ def as_a_group(whole: Panel, order: str, amount: int) -> Float64[np.ndarray, " s
 
 
 class Found(NamedTuple):
-    """What was found for a method and a loss; ``groups``: order → mean, low, high, seeds."""
+    """What was found for a method and a loss; ``groups``: (order, amount) → an interval."""
 
     method: str
     loss: str
     trial: Estimate
     deciles: list[Estimate]
-    groups: dict[str, Any]
+    groups: dict[tuple[str, int], OverSeeds]
 
     @property
     def spread(self) -> float:
@@ -187,7 +188,6 @@ class Found(NamedTuple):
 def findings(profile: str, root: Path | None = None) -> list[Found]:
     """For every method and loss with measured runs, in the order of the methods."""
     losses, plan, found = losses_of(profile, root), PLANS[profile], []
-    amount = max(plan.amounts)
     for method in LABELS:
         scores = results.load_scores(profile, method, 0, "train", root, labels=with_labels(method))
         for loss in LOSSES if scores is not None else ():
@@ -197,8 +197,9 @@ def findings(profile: str, root: Path | None = None) -> list[Found]:
             if trial is None or parts is None:
                 continue
             groups = {
-                order: t_interval(rises)
+                (order, amount): t_interval(rises)
                 for order in ORDERS[:2]
+                for amount in plan.amounts
                 if len(rises := as_a_group(whole, order, amount))
             }
             found.append(Found(method, loss, trial, parts, groups))
