@@ -7,6 +7,8 @@ IPYTHONDIR := $(CURDIR)/_build/ipython
 export IPYTHONDIR
 export PIP_ROOT_USER_ACTION := ignore
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
+# Chapters and tests start hundreds of processes, which import what one of them has compiled.
+unexport PYTHONDONTWRITEBYTECODE
 
 files = $(shell find $(1) -type f -not -path '*/__pycache__/*' -not -path '*.egg-info/*' -not -path '*/.*')
 SITE := _config.yml _toc.yml CHANGELOG.md $(call files,book core)

@@ -1,6 +1,6 @@
-"""Kernels that start with PyTorch imported, where several chapters run.
+"""Kernels that start with common packages imported, where several chapters run.
 
-Each chapter has a process of its own. It begins as a copy of one that has imported what nearly all
+Each chapter has a process of its own. It begins as a copy of one that has imported what many
 chapters import, which takes seconds each time.
 """
 
@@ -13,15 +13,18 @@ from collections.abc import Mapping
 from contextlib import suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from jupyter_client.provisioning import local_provisioner
 
-from reference import FOLDER, ROOT
+# Each copy imports this module: what it imports is shared too, or costs little.
+FOLDER = Path(__file__).parent
+ROOT = FOLDER.parents[1]
 
 # None of the project's files, which each run notes (``tracing``), and not pyplot, which prepares
 # itself for IPython as it is imported.
-SHARED = ["ipykernel.kernelapp", "torch", "scipy.stats"]
+SHARED = ["ipykernel.kernelapp", "myst_nb", "nbformat", "pandas", "scipy.stats", "sympy", "torch"]
 
 _processes = get_context("forkserver")
 

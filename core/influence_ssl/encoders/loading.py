@@ -7,7 +7,9 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import CodeType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -102,6 +104,16 @@ def _from_function(spec: str, seed: int) -> tuple[nn.Module, Preprocess | None, 
     return module, preprocess, ()
 
 
+class _AsItStands(SourceFileLoader):
+    """Runs a file's source, and neither reads nor leaves a compiled copy.
+
+    Python takes a copy for the file's if both have the size and the second of their last change.
+    """
+
+    def get_code(self, fullname: str) -> CodeType:
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
 def import_function(spec: str, option: str) -> Callable[..., Any]:
     """The function behind ``package.module:function`` or ``file.py:function``.
 
@@ -122,11 +134,11 @@ def import_function(spec: str, option: str) -> Callable[..., Any]:
         sys.path.insert(0, folder)
     try:
         if is_file:
-            found = importlib.util.spec_from_file_location(f"_loaded_{Path(place).stem}", place)
+            loader = _AsItStands(f"_loaded_{Path(place).stem}", place)
+            found = importlib.util.spec_from_loader(loader.name, loader)
             assert found is not None
-            assert found.loader is not None
             module = sys.modules[found.name] = importlib.util.module_from_spec(found)
-            found.loader.exec_module(module)
+            loader.exec_module(module)
         else:
             module = importlib.import_module(place)
     except (Exception, SystemExit) as error:

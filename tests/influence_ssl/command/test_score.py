@@ -1,7 +1,9 @@
 """The command against the Python interface: scores, settings, tables, summary, interruption."""
 
 import hashlib
+import os
 import signal
+import sys
 import zipfile
 from pathlib import Path
 
@@ -100,6 +102,22 @@ def test_a_perturbation_of_ones_own(work: Path) -> None:
     found = scored("--perturbation", "mine:halving", "--draws", "2")
     scorer = InfluenceScorer(small(), Invariance(halving), draws=2, progress=False)
     np.testing.assert_allclose(found.values, scorer.score(tensors()).values, rtol=1e-6)
+
+
+def test_a_file_changed_within_a_second_is_run_as_it_stands(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two sources of one size and second, Python would run the one that it compiled first."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    file = Path("by_image.py")
+
+    def darker(factor: str) -> np.ndarray:
+        file.write_text(f"def darker(x, index, draw, seed):\n    return x * {factor}\n")
+        os.utime(file, (1e9, 1e9))
+        return scored("--perturbation", "by_image.py:darker").values
+
+    assert not np.allclose(darker("0.7"), darker("0.2"), rtol=0.1)
+    assert not Path("__pycache__").exists()
 
 
 def test_a_perturbation_may_be_an_object(work: Path) -> None:
