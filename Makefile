@@ -17,7 +17,7 @@ TESTED := $(SITE) pyproject.toml Makefile README.md $(wildcard data/cifar10) $(c
 RUN := $(PY) tests/notebooks/run.py
 KERNEL := _build/ipython/profile_default/ipython_kernel_config.json
 # One thread each, as for the chapters: numbers do not depend on the cores.
-PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n logical --dist loadfile --durations 15
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n logical --dist loadfile --no-loadscope-reorder --durations 15
 
 .PHONY: help install book chapter lint unit test check notebooks lab lock bench explainers gpu gpu-wheels clean
 

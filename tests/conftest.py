@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import shapes
-from quickest import Durations, quickest
+from durations import Durations, longest_first, quickest
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -52,6 +52,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         chosen = quickest(config, items, seconds)
         config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
         items[:] = [item for item in items if item in chosen]
+    if hasattr(config, "workerinput"):
+        longest_first(config, items)
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -51,39 +52,56 @@ def test_hooks_run_what_make_lint_runs() -> None:
 def test_the_quickest_tests_that_fit_are_run(
     tmp_path: Path, seconds: str, processes: tuple[str, ...], chosen: set[str]
 ) -> None:
-    for name in ("conftest.py", "quickest.py", "shapes.py"):
-        shutil.copy(ROOT / "tests" / name, tmp_path)
-    (tmp_path / "pytest.ini").write_text("[pytest]\n")
-    tests = {"one": ("a", "b", "new"), "two": ("c", "d")}
-    for file, names in tests.items():
-        code = "\n".join(f"def test_{name}(): pass" for name in names)
-        (tmp_path / f"test_{file}.py").write_text(code)
     took = {
         "test_one.py::test_a": {"setup": 0.0, "call": 1.0, "teardown": 0.0},
         "test_one.py::test_b": {"call": 2.0},
         "test_two.py::test_c": {"setup": 0.6, "call": 0.5, "teardown": 0.2},
         "test_two.py::test_d": {"setup": 0.0, "call": 9.0},
     }
-    durations = tmp_path / ".pytest_cache" / "v" / "durations"
+    passed, noted = with_durations(tmp_path, took, "--within", seconds, *processes)
+    assert set(passed) == chosen
+    assert {name.split("::")[1] for name in noted} >= {"test_a", "test_b", "test_c", "test_d"}
+    assert "test_new" not in chosen or noted["test_one.py::test_new"]["call"] < 1
+
+
+@pytest.mark.parametrize(
+    ("took", "order"),
+    [
+        ({"test_one.py::test_a": {"call": 1.0}, "test_two.py::test_d": {"call": 2.0}}, "cdabn"),
+        ({}, "abncd"),  # the file with more tests
+    ],
+)
+def test_the_longest_files_come_first(tmp_path: Path, took: Any, order: str) -> None:
+    options = ("-n", "1", "--dist", "loadfile", "--no-loadscope-reorder")
+    passed, _ = with_durations(tmp_path, took, *options)
+    assert "".join(name.removeprefix("test_")[0] for name in passed) == order
+
+
+def with_durations(folder: Path, took: Any, *options: str) -> tuple[list[str], Any]:
+    """The tests that passed in two files, whose tests took so long before; and what is noted."""
+    for name in ("conftest.py", "durations.py", "shapes.py"):
+        shutil.copy(ROOT / "tests" / name, folder)
+    (folder / "pytest.ini").write_text("[pytest]\n")
+    tests = {"one": ("a", "b", "new"), "two": ("c", "d")}
+    for file, names in tests.items():
+        code = "\n".join(f"def test_{name}(): pass" for name in names)
+        (folder / f"test_{file}.py").write_text(code)
+    durations = folder / ".pytest_cache" / "v" / "durations"
     durations.parent.mkdir(parents=True)
     durations.write_text(json.dumps(took))
-    command = [sys.executable, "-m", "pytest", "-v", "--within", seconds, *processes]
     # Of all plugins that are installed, and slow to import, the one that is used.
     plugins = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_PLUGINS": "xdist.plugin"}
     run = subprocess.run(
-        command,
-        cwd=tmp_path,
+        [sys.executable, "-m", "pytest", "-v", *options],
+        cwd=folder,
         env={**os.environ, **plugins},
         capture_output=True,
         text=True,
         check=True,
     )
-    assert set(re.findall(r"::(test_\w+).*PASSED|PASSED.*::(test_\w+)", run.stdout)) == {
-        (name, "") if not processes else ("", name) for name in chosen
-    }
-    noted = json.loads(durations.read_text())
-    assert {name.split("::")[1] for name in noted} >= {"test_a", "test_b", "test_c", "test_d"}
-    assert "test_new" not in chosen or noted["test_one.py::test_new"]["call"] < 1
+    # With several processes the outcome stands before the name.
+    passed = re.findall(r"^(?:\S+::(test_\w+) PASSED|.*PASSED.*::(test_\w+))", run.stdout, re.M)
+    return ["".join(names) for names in passed], json.loads(durations.read_text())
 
 
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))

@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from multiprocessing import get_context
+from multiprocessing import forkserver, get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -94,4 +94,5 @@ def _launch(cmd: list[str], *, env: Mapping[str, str], cwd: str | None = None, *
 def install() -> None:
     """Start this process's kernels so."""
     _processes.set_forkserver_preload(SHARED)
+    forkserver.ensure_running()  # now, so that it has nothing of a chapter's environment
     local_provisioner.launch_kernel = _launch
