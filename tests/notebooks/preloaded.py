@@ -15,6 +15,7 @@ from multiprocessing import forkserver, get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from jupyter_client.provisioning import local_provisioner
 
@@ -24,7 +25,12 @@ ROOT = FOLDER.parents[1]
 
 # None of the project's files, which each run notes (``tracing``), and not pyplot, which prepares
 # itself for IPython as it is imported.
-SHARED = ["ipykernel.kernelapp", "myst_nb", "nbformat", "pandas", "scipy.stats", "sympy", "torch"]
+SHARED = [
+    "ipykernel.kernelapp", "matplotlib.figure", "matplotlib.projections", "matplotlib.style",
+    "myst_nb", "nbformat", "pandas", "scipy.stats", "sympy", "torch",
+]  # fmt: skip
+# What a kernel has matplotlib draw with, which reads it as it is imported.
+BACKEND = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
 
 _processes = get_context("forkserver")
 
@@ -94,5 +100,7 @@ def _launch(cmd: list[str], *, env: Mapping[str, str], cwd: str | None = None, *
 def install() -> None:
     """Start this process's kernels so."""
     _processes.set_forkserver_preload(SHARED)
-    forkserver.ensure_running()  # now, so that it has nothing of a chapter's environment
+    # Now, so that it has nothing of a chapter's environment.
+    with mock.patch.dict(os.environ, BACKEND | os.environ):
+        forkserver.ensure_running()
     local_provisioner.launch_kernel = _launch

@@ -1,4 +1,4 @@
-"""A kernel that starts with PyTorch finds, notes and obeys what a plain one does."""
+"""A kernel that starts with common packages finds, notes and obeys what a plain one does."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from reference import FOLDER, ROOT
 CHAPTER = """
 import json, os, sys
 early = [name for name in ("torch", "influence_ssl", "matplotlib.pyplot") if name in sys.modules]
-import influence_ssl
+import influence_ssl, matplotlib.pyplot
 print(json.dumps({"early": early, "path": sys.path, "folder": os.getcwd(),
-                  "asked": os.environ["ASKED"], "leads": os.getpid() == os.getsid(0)}))
+                  "asked": os.environ["ASKED"], "leads": os.getpid() == os.getsid(0),
+                  "backend": matplotlib.get_backend()}))
 """
 # A program of its own, because a process starts all its kernels alike.
 PROGRAM = f"""
@@ -49,6 +50,7 @@ def _run(how: str, folder: Path) -> tuple[Any, set[str]]:
     trace.touch()
     search = str(FOLDER / "tracing")
     env = {**os.environ, "ASKED": how, "PYTHONPATH": search, "CHAPTER_TRACE": str(trace)}
+    del env["MPLBACKEND"]  # that of the tests
     command = [sys.executable, "-c", PROGRAM, how, CHAPTER, str(folder)]
     done = subprocess.run(
         command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120, check=True
@@ -64,6 +66,7 @@ def test_only_what_is_shared_is_there_before(found: dict[str, tuple[Any, set[str
     assert (plain["early"], preloaded["early"]) == ([], ["torch"])
     assert plain["folder"]
     assert plain["leads"]
+    assert "inline" in plain["backend"]
     assert preloaded == plain | {"early": ["torch"], "asked": "preloaded"}
 
 
