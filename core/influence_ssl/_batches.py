@@ -16,11 +16,10 @@ from influence_ssl._examples import Examples, joined
 from influence_ssl._gradients import Capture
 from influence_ssl._memory import free_memory
 from influence_ssl._store import Columns, Store
-from influence_ssl.ahead import Pool, ahead, processors
+from influence_ssl.ahead import Pool, ahead, processors, readers
 from influence_ssl.objectives import Batch, Index, Objective
 
 _CPU = torch.device("cpu")
-_SMALL = 3 * 64 * 64  # values of an image from which on a second thread does not slow the first
 _PIECES = 8  # of a batch for each thread, so that none waits long for another's piece
 
 
@@ -54,9 +53,8 @@ class Batches:
     ) -> None:  # fmt: skip
         self.examples, self.capture, self.store, self.step = examples, capture, store, step
         busy = examples.whole and capture.device.type == "cpu"
-        own = processors() if examples.threads and not busy else 0
-        if not examples.whole and examples.values < _SMALL:
-            own = min(own, 1)
+        most = processors() if examples.whole else readers(examples.values)
+        own = most if examples.threads and not busy else 0
         self.threads = own if workers is None else workers
         self._kept: dict[int, Future[Batch]] | None = None
 

@@ -15,6 +15,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _MOST = 8
+_SMALL = 3 * 64 * 64  # values of an image from which on a second thread does not slow the first
 _EACH = 4  # tasks ahead for each thread, where they are short
 
 
@@ -37,6 +38,14 @@ def processors() -> int:
     """Threads where nobody says how many: one per processor of this process, at most 8."""
     allowed = getattr(os, "sched_getaffinity", None)  # Linux
     return min(_MOST, len(allowed(0)) if allowed else os.cpu_count() or 1)
+
+
+def readers(values: int) -> int:
+    """Threads that read images of so many values where nobody says how many.
+
+    Reading small ones is mostly Python code, which one thread at a time can run: they have one.
+    """
+    return 1 if values < _SMALL else processors()
 
 
 def in_threads(

@@ -289,7 +289,7 @@ def test_an_iteration_that_is_given_up_leaves_no_thread():
 
 
 def test_without_a_word_only_data_sets_that_allow_it_are_read_by_threads(monkeypatch):
-    monkeypatch.setattr(_batches, "processors", lambda: 3)
+    monkeypatch.setattr(reading, "processors", lambda: 3)
     net, here = small(), threading.main_thread().name
     data = Watched(images(20).float())
     score(net, data, batch_size=4)
@@ -299,7 +299,7 @@ def test_without_a_word_only_data_sets_that_allow_it_are_read_by_threads(monkeyp
     score(net, data, batch_size=4)
     # One reads ahead where images are small; the first ones are looked at beforehand.
     assert len(data.threads - {here}) == 1
-    monkeypatch.setattr(_batches, "_SMALL", 1)
+    monkeypatch.setattr(reading, "_SMALL", 1)
     score(net, data, batch_size=4)
     assert len(data.threads - {here}) > 1
 

@@ -40,7 +40,8 @@ def add(commands: Any) -> None:
     )
     option("--seed", "N", "seed of untrained weights (0)", type=natural, default=0)
     option("--batch-size", "N", "images at a time (64)", type=natural, default=64)
-    option("--workers", "N", "threads that read ahead (one per processor, at most 8)", type=natural)
+    ahead = "threads that read ahead (one per processor, at most 8; one for small images)"
+    option("--workers", "N", ahead, type=natural)
     option("--device", "NAME", "cpu, cuda, cuda:1, ... (cuda if available)")
     command.switch("--strict", "stop at an unreadable image instead of skipping it")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 import warnings
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from influence_ssl.ahead import in_threads
+from influence_ssl.ahead import in_threads, readers
 from influence_ssl.analysis.across import across
 from influence_ssl.analysis.duplicates import Group, confirmed, duplicate_groups
 from influence_ssl.analysis.neighbours import forecast
@@ -112,7 +113,9 @@ def represent(
     """The representations (N, D) in float32, in eval mode, on ``device``."""
     training, found = encoder.training, []
     encoder.eval().to(device)
-    items = in_threads(images.__getitem__, range(len(images)), workers)
+    assert images.shape is not None  # that of what is readable
+    threads = readers(math.prod(images.shape)) if workers is None else workers
+    items = in_threads(images.__getitem__, range(len(images)), threads)
     with torch.inference_mode(), closing(items):
         for start in range(0, len(images), batch):
             x = torch.stack([item[0] for item in islice(items, batch)])

@@ -43,7 +43,8 @@ def add(commands: Any) -> None:
     option("--perturbation", "SPEC", "as given to score")
     command.switch("--cosine", "divide influences by the lengths of both embeddings")
     option("--batch-size", "N", "affects memory, not influences", type=int)
-    option("--workers", "N", "threads that read ahead (one per processor, at most 8)", type=natural)
+    ahead = "threads that read ahead (one per processor, at most 8; one for small images)"
+    option("--workers", "N", ahead, type=natural)
     option("--device", "NAME", "cpu, cuda, cuda:1, ... (cuda if available)")
     command.switch("--strict", "stop at an unreadable query instead of skipping it")
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +28,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from influence_ssl.ahead import in_threads
+from influence_ssl.ahead import in_threads, readers
 from influence_ssl.errors import (
     InfluenceOSError,
     InfluenceTypeError,
@@ -184,17 +186,21 @@ class ImageFiles(Dataset[tuple[Tensor]]):
         decoded and counts as unreadable. Mixed sizes are always an error, as is a preprocessing
         that fails, is random, depends on earlier images, or returns anything other than a finite
         floating-point tensor. ``workers`` is the number of threads that read; ``None`` means one
-        per processor, at most eight.
+        per processor, at most eight, and none if the first image is small.
         """
         kept: list[int] = []
         inspected: list[_Inspected] = []
         skipped: list[Skipped] = []
         checked = set(np.linspace(0, len(self) - 1, _CHECKED).astype(int).tolist())
         first: tuple[str, tuple[int, ...]] | None = None
-        bar = tqdm(total=len(self), desc="reading", unit="image", disable=not progress)
         look = partial(self._inspect, checked)
-        with closing(in_threads(look, range(len(self)), workers)) as seen, bar:
-            for k, found in enumerate(seen):
+        head = look(0)
+        if workers is None and isinstance(head, _Inspected):
+            most = readers(math.prod(head.shape))
+            workers = most if most > 1 else 0  # one thread would be ahead of nothing
+        bar = tqdm(total=len(self), desc="reading", unit="image", disable=not progress)
+        with closing(in_threads(look, range(1, len(self)), workers)) as rest, bar:
+            for k, found in enumerate(chain([head], rest)):
                 bar.update()
                 if isinstance(found, Skipped):
                     if strict:

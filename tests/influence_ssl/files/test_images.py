@@ -4,6 +4,7 @@ import csv
 import hashlib
 import os
 import pickle
+import threading
 import time
 import zipfile
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from influence_ssl.errors import (
     InfluenceTypeError,
     InfluenceValueError,
 )
+from influence_ssl.files.decoding import Decoded, decode
 from influence_ssl.files.images import ImageFiles, pixel_digest, to_tensor
 
 RNG = np.random.default_rng(0)
@@ -489,3 +491,25 @@ def test_a_bad_preprocess_is_named_with_the_image(
     with pytest.raises(error, match=message) as caught:
         ImageFiles(folder, preprocess).readable()
     assert "'a.png'" in str(caught.value)
+
+
+@pytest.mark.parametrize(("side", "workers", "threads"), [(32, None, 0), (64, None, 3), (32, 2, 2)])
+def test_small_images_are_tried_without_threads_unless_told_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, side: int, workers: int | None, threads: int
+) -> None:
+    """Threads would slow each other."""
+    monkeypatch.setattr("influence_ssl.ahead.processors", lambda: 3)
+    for k in range(40):
+        Image.new("RGB", (side, side), (k, 0, 0)).save(tmp_path / f"{k:02}.png")
+    seen, together = set(), threading.Barrier(max(threads, 1))
+
+    def watched(data: bytes) -> Decoded:
+        here = threading.current_thread()
+        if here is not threading.main_thread() and here not in seen:
+            seen.add(here)
+            together.wait(timeout=60)  # for as many as there are to be
+        return decode(data)
+
+    monkeypatch.setattr("influence_ssl.files.images.decode", watched)
+    assert len(ImageFiles(tmp_path).readable(workers=workers).names) == 40
+    assert len(seen) == threads
