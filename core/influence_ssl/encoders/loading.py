@@ -134,7 +134,7 @@ def import_function(spec: str, option: str) -> Callable[..., Any]:
         sys.path.insert(0, folder)
     try:
         if is_file:
-            loader = _AsItStands(f"_loaded_{Path(place).stem}", place)
+            loader = _AsItStands(f"_loaded_{Path(place).stem}", str(Path(place).absolute()))
             found = importlib.util.spec_from_loader(loader.name, loader)
             assert found is not None
             module = sys.modules[found.name] = importlib.util.module_from_spec(found)

@@ -118,6 +118,8 @@ def test_a_file_changed_within_a_second_is_run_as_it_stands(
 
     assert not np.allclose(darker("0.7"), darker("0.2"), rtol=0.1)
     assert not Path("__pycache__").exists()
+    # As Python itself says it: the file may look for others beside it from another folder.
+    assert sys.modules["_loaded_by_image"].__file__ == str(file.absolute())
 
 
 def test_a_perturbation_may_be_an_object(work: Path) -> None:
