@@ -26,6 +26,7 @@ from influence_ssl import (
     _batches,
 )
 from influence_ssl import ahead as reading
+from influence_ssl._examples import Examples
 from influence_ssl.ahead import ahead, in_threads
 
 PATIENCE = 60.0  # seconds until a test gives up on what has to happen
@@ -243,6 +244,18 @@ def test_an_image_with_nan_is_named(workers):
         with pytest.raises(InfluenceError, match="image 33 has NaN"):
             score(small(), data, batch_size=8, workers=workers)
         assert not left()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_large_values_are_not_taken_for_infinite_ones(dtype):
+    """Their sum is infinite; beside them stands an image whose infinities cancel."""
+    x = torch.full((6, 3, 8, 8), torch.finfo(dtype).max, dtype=dtype)
+    assert x.sum(dtype=dtype).isinf()
+    Examples(x, None).batch(range(6))
+    x[4, 0, 0, :2] = torch.tensor([torch.inf, -torch.inf])
+    for data in (x, Watched(x)):
+        with pytest.raises(InfluenceError, match="image 4 has NaN or infinite"):
+            Examples(data, None).batch(range(6))
 
 
 def test_after_a_stop_nothing_more_is_begun(monkeypatch):

@@ -1,8 +1,9 @@
 """What the processor feeds to a device: images per second, and how far its work hides behind it.
 
-A card is simulated by a wait of a given time per image, during which the processor is free, as it
-is while a card computes. Images come as a tensor, for which only the noise is left to do, or as
-JPEG files, which have to be read and decoded as well.
+A card is simulated by a given time per image, during which the processor is free. As PyTorch starts
+a card's work and goes on, it waits for a batch only when the next one is ready, and at the end of
+the pass. Images come as a tensor, for which only the noise is left to do, or as JPEG files, which
+have to be read and decoded as well.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,7 +30,7 @@ from influence_ssl import GaussianNoise, Identity, InfluenceScorer
 from influence_ssl.files.images import ImageFiles
 from influence_ssl.objectives import Batch, Encode, Index
 
-IMAGES = {"tiny": {32: (256, 64), 224: (16, 8)}, "cpu": {32: (24_576, 6_144), 224: (1_024, 768)}}
+IMAGES = {"tiny": {32: (256, 64), 224: (16, 8)}, "cpu": {32: (24_576, 12_288), 224: (2_048, 2_048)}}
 """Images of a tensor and JPEG files, by side."""
 ROUNDS = {"tiny": 1, "cpu": 3}
 SPEEDS, ESTIMATE = (0.5, 1.0, 2.0), "H100"
@@ -40,11 +41,30 @@ SMALL = {"tiny": 16, "cpu": 256}
 BATCH = {32: 256, 224: 16}
 
 
+@dataclass
+class Device:
+    """A device that computes one batch after the other while the processor goes on."""
+
+    free: float = 0.0  # when all it was given is computed
+
+    def give(self, seconds: float) -> None:
+        """Give it another batch. Waits until the earlier ones are computed, not for this one."""
+        now = time.perf_counter()
+        begins = max(now, self.free)
+        self.free = begins + seconds
+        time.sleep(begins - now)
+
+    def finish(self) -> None:
+        """Wait until all is computed."""
+        time.sleep(max(0.0, self.free - time.perf_counter()))
+
+
 @dataclass(frozen=True)
 class Card:
-    """An objective that draws an image's noise, waits instead of computing, and returns a loss."""
+    """An objective that draws an image's noise and leaves the rest to a device."""
 
     seconds: float = 0.0  # per image
+    device: Device = field(default_factory=Device)
     drawn: bool = False
 
     def ahead(
@@ -57,7 +77,7 @@ class Card:
     def __call__(self, encode: Encode, batch: Batch, index: Index, draw: int, seed: int) -> Tensor:
         if not self.drawn:
             self.ahead(batch[0].shape, index, draw, seed)
-        time.sleep(self.seconds * len(index))
+        self.device.give(self.seconds * len(index))
         return encode(batch[0][:, :, :1, :1]).square().sum(1)
 
 
@@ -65,13 +85,14 @@ def seconds_of(
     images: Tensor | ImageFiles, side: int, workers: int | None, card: float = 0.0
 ) -> float:
     """Wall time per image of a pass over ``images`` with a card of ``card`` seconds per image."""
-    encoder = nn.Sequential(nn.Flatten(), nn.Linear(3, 1))
+    encoder, simulated = nn.Sequential(nn.Flatten(), nn.Linear(3, 1)), Card(card)
     scorer = InfluenceScorer(
-        encoder, Card(card), Identity(), batch_size=BATCH[side], workers=workers, progress=False
+        encoder, simulated, Identity(), batch_size=BATCH[side], workers=workers, progress=False
     )
     begin = time.perf_counter()
     for _ in scorer.gradients(images):
         pass
+    simulated.device.finish()
     return (time.perf_counter() - begin) / len(images)
 
 
@@ -82,7 +103,7 @@ def pictures(folder: Path, side: int, count: int) -> ImageFiles:
     for k in range(count):
         coarse = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
         coarse.resize((side, side), Image.Resampling.BICUBIC).save(folder / f"{k:05}.jpg")
-    return ImageFiles(folder)
+    return ImageFiles(folder).readable()
 
 
 def measure(images: Tensor | ImageFiles, side: int, cores: int, rounds: int) -> dict[str, Any]:

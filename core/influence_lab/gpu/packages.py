@@ -25,6 +25,7 @@ NEEDED = {
     "psutil": ("psutil",),
     "tqdm": ("tqdm",),
     "PIL": ("pillow",),
+    "simplejpeg": ("simplejpeg",),
     # The tests: their configuration asks for the last two.
     "pytest": ("pytest", "iniconfig", "packaging", "pluggy", "pygments"),
     "pytest_timeout": ("pytest-timeout",),

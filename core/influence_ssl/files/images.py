@@ -4,6 +4,10 @@ The command and the lab share this reader. :mod:`influence_ssl.files.decoding` d
 other than plain 8-bit RGB are converted. If 16-bit files do not declare how many bits are in use,
 one number holds for the whole data set: the smallest of 8, 10, 12, 14 and 16 bits that holds the
 largest value in any of them. No image's contrast therefore depends on its own largest value.
+
+Pillow decodes every image when it is first read. Later, a faster decoder is used for the images for
+which it then gave the same pixels. It is given only bytes with the digest of that first reading, so
+that no result depends on which decoder was used.
 """
 
 from __future__ import annotations
@@ -35,7 +39,15 @@ from influence_ssl.errors import (
     InfluenceValueError,
     one_line,
 )
-from influence_ssl.files.decoding import DEPTHS, Image, TooLarge, decode, reason, rotated
+from influence_ssl.files.decoding import (
+    DEPTHS,
+    Image,
+    TooLarge,
+    decode,
+    decode_jpeg,
+    reason,
+    rotated,
+)
 from influence_ssl.files.looks import Looks, look_of
 from influence_ssl.files.sources import EXTENSIONS, counted, open_source
 
@@ -66,6 +78,7 @@ class _Inspected(NamedTuple):
     kinds: tuple[str, ...]
     rotated: bool
     content: bytes
+    jpeg: bool
 
 
 def to_tensor(image: Image.Image) -> Float[Tensor, "3 height width"]:
@@ -117,7 +130,7 @@ class ImageFiles(Dataset[tuple[Tensor]]):
     workers may share the data set.
 
     Raises :class:`InfluenceError` if the source is missing, unsafe or without images. Items that
-    cannot be read raise :class:`InfluenceOSError`.
+    cannot be read, or have changed since :meth:`readable`, raise :class:`InfluenceOSError`.
     """
 
     read_by_threads = True
@@ -143,6 +156,7 @@ class ImageFiles(Dataset[tuple[Tensor]]):
         self.shape: tuple[int, ...] | None = None
         self.converted: dict[str, int] = {}
         self.rotated = 0
+        self._jpeg: tuple[bool, ...] = ()  # whether decode_jpeg gives the pixels that Pillow gives
         # Of all images that are listed, and so the same for the readable ones among them.
         self._bits: list[int] = []
         self._apart = not _keeps_nothing(self.preprocess)
@@ -151,7 +165,10 @@ class ImageFiles(Dataset[tuple[Tensor]]):
         return len(self.names)
 
     def __getitem__(self, k: int) -> tuple[Tensor]:
-        return (self._tensor(k, self.image(k)),)
+        # Only a preprocess that is not known could look at more of an image than its pixels.
+        pixels = None if self._apart else self._fast(k)
+        image = self.image(k) if pixels is None else Image.fromarray(pixels)
+        return (self._tensor(k, image),)
 
     def __getitems__(self, rows: Sequence[int]) -> list[tuple[Tensor]]:
         """Several items, with the bits that each has alone.
@@ -161,7 +178,8 @@ class ImageFiles(Dataset[tuple[Tensor]]):
         """
         if self.preprocess is not to_tensor:
             return [self[k] for k in rows]
-        pixels = [np.asarray(self.image(k)) for k in rows]
+        found = ((k, self._fast(k)) for k in rows)
+        pixels = [np.asarray(self.image(k)) if fast is None else fast for k, fast in found]
         if len({one.shape for one in pixels}) > 1:
             return [(_scaled(np.array(one)[None])[0],) for one in pixels]
         return [(x,) for x in _scaled(np.stack(pixels))]
@@ -234,25 +252,41 @@ class ImageFiles(Dataset[tuple[Tensor]]):
         counts = Counter(kind for found in inspected for kind in found.kinds)
         subset.converted = dict(counts.most_common())
         subset.rotated = sum(found.rotated for found in inspected)
+        subset._jpeg = tuple(found.jpeg for found in inspected)
         return subset
 
+    def _fast(self, k: int) -> UInt8[np.ndarray, "height width 3"] | None:
+        """The pixels of :meth:`image` k, if the faster decoder is known to give the same."""
+        return decode_jpeg(self._read(k)) if self._jpeg and self._jpeg[k] else None
+
     def _load(self, k: int) -> tuple[bytes, Image.Image, tuple[str, ...]]:
+        data = self._read(k)
         try:
-            data = self._read(k)
             decoded = decode(data)
             bits = self._common_bits() if decoded.undeclared else 16
             return data, *decoded.rgb(bits)
         # Decoders of unknown bytes may raise anything.
         except Exception as error:
-            skipped = Skipped(self.names[k], reason(error))
-            raise _Unreadable(skipped, self.source) from error
+            raise self._unreadable(k, error) from error
 
     def _read(self, k: int) -> bytes:
         row, limit = self._rows[k], Image.MAX_IMAGE_PIXELS
-        # No file need be larger than the largest permitted bitmap at four channels of 16 bits.
-        if limit is not None and self._files.size(row) > 8 * limit:
-            raise TooLarge("its file could hold")
-        return self._files.read(row)
+        try:
+            # No file need be larger than the largest permitted bitmap at four channels of 16 bits.
+            if limit is not None and self._files.size(row) > 8 * limit:
+                raise TooLarge("its file could hold")
+            data = self._files.read(row)
+        except Exception as error:  # a damaged zip may raise anything
+            raise self._unreadable(k, error) from error
+        if self.sha256 and hashlib.sha256(data).hexdigest() != self.sha256[k]:
+            raise InfluenceOSError(
+                f"the image {self.names[k]!r} in {str(self.source)!r} has changed since it was "
+                "first read; start again, and leave the images as they are meanwhile."
+            )
+        return data
+
+    def _unreadable(self, k: int, error: Exception) -> _Unreadable:
+        return _Unreadable(Skipped(self.names[k], reason(error)), self.source)
 
     def _common_bits(self) -> int:
         """The bits in use of 16-bit images that do not declare them, found by reading all."""
@@ -275,7 +309,8 @@ class ImageFiles(Dataset[tuple[Tensor]]):
         except _Unreadable as error:
             return error.skipped
         tensor = self._tensor(k, image)
-        if not tensor.isfinite().all():
+        # A sum shows such a value in a fraction of the time. It may also overflow.
+        if not (tensor.sum().isfinite() or tensor.isfinite().all()):
             raise InfluenceValueError(
                 f"preprocess returns NaN or infinite values for {self.names[k]!r}; fix it (does it "
                 "divide by a standard deviation of zero?) or remove the image."
@@ -283,6 +318,7 @@ class ImageFiles(Dataset[tuple[Tensor]]):
         side = (THUMBNAIL, THUMBNAIL)
         thumbnail = np.asarray(image.convert("L").resize(side, Image.Resampling.BOX))
         content = _content(tensor) if k in checked else b""
+        fast = decode_jpeg(data)
         return _Inspected(
             hashlib.sha256(data).hexdigest(),
             pixel_digest(image),
@@ -292,6 +328,7 @@ class ImageFiles(Dataset[tuple[Tensor]]):
             kinds,
             rotated(data),
             content,
+            fast is not None and np.array_equal(fast, np.asarray(image)),
         )
 
     def _tensor(self, k: int, image: Image.Image) -> Tensor:
@@ -376,6 +413,7 @@ def _keeps_nothing(preprocess: object) -> bool:
         return False
     if isinstance(preprocess, nn.Sequential):
         return all(map(_keeps_nothing, preprocess))
-    if not module.startswith(("torchvision.transforms.", "timm.data.")):
+    own = "influence_ssl.encoders.builtin"
+    if not module.startswith(("torchvision.transforms.", "timm.data.", own)):
         return False
     return all(map(_keeps_nothing, getattr(preprocess, "transforms", ())))

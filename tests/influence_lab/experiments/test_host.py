@@ -1,6 +1,7 @@
 """The record of what the processor feeds to a device."""
 
 import json
+import time
 
 import pytest
 import torch
@@ -14,6 +15,22 @@ from influence_ssl import GaussianNoise, Identity, InfluenceScorer
 def test_a_pass_takes_at_least_the_card_s_time(workers):
     x = torch.rand(6, 3, 32, 32)
     assert host.seconds_of(x, 32, workers, card=0.02) > 0.02  # seconds per image
+
+
+def test_the_simulated_card_computes_one_batch_after_the_other_while_the_processor_goes_on():
+    device, begin = host.Device(), time.perf_counter()
+    taken = []
+    for _ in range(3):
+        device.give(0.1)
+        taken.append(time.perf_counter() - begin)
+    device.finish()
+    assert taken[1] >= 0.1  # the first batch is computed, the second begins
+    assert taken[2] >= 0.2
+    assert time.perf_counter() - begin >= 0.3
+    time.sleep(0.1)  # which the card does not make up for
+    device.give(0.1)
+    device.finish()
+    assert time.perf_counter() - begin >= 0.5
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -1,5 +1,6 @@
-"""Images that are not plain RGB of 8 bits, against their 8-bit copies and formulas."""
+"""Images that are not plain RGB of 8 bits, against their 8-bit copies and formulas; fast JPEGs."""
 
+import io
 import struct
 import zlib
 from collections.abc import Callable
@@ -10,7 +11,7 @@ import pytest
 from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 
 from influence_ssl.errors import InfluenceOSError
-from influence_ssl.files.decoding import BACKGROUND, DEPTHS
+from influence_ssl.files.decoding import BACKGROUND, DEPTHS, decode, decode_jpeg
 from influence_ssl.files.images import ImageFiles
 
 RNG = np.random.default_rng(0)
@@ -358,3 +359,45 @@ def test_long_texts_of_a_png_do_not_matter(tmp_path: Path, compressed: bool, pla
     images = ImageFiles(tmp_path).readable(strict=True)
     for k in range(2):
         np.testing.assert_array_equal(np.asarray(images.image(k)), upper(array, 16))
+
+
+def jpeg(mode: str = "RGB", size: tuple[int, int] = (33, 47), **settings: object) -> bytes:
+    coarse = Image.fromarray(RNG.integers(0, 256, (8, 8, 3), np.uint8))
+    data = io.BytesIO()
+    coarse.resize(size, Image.Resampling.BICUBIC).convert(mode).save(data, "JPEG", **settings)
+    return data.getvalue()
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("size", [(1, 1), (32, 32), (33, 47), (7, 200)])
+def test_the_fast_decoder_gives_pillow_s_pixels(
+    mode: str, size: tuple[int, int], subsampling: int, progressive: bool
+) -> None:
+    """Or none, as for CMYK; two builds of libjpeg-turbo may differ by a rounding."""
+    for quality in (30, 95):
+        data = jpeg(mode, size, subsampling=subsampling, progressive=progressive, quality=quality)
+        expected = np.asarray(decode(data).rgb()[0]).astype(int)
+        found = decode_jpeg(data)
+        assert found is not None or mode == "CMYK"
+        if found is not None:
+            assert found.dtype == np.uint8
+            assert found.shape == expected.shape
+            assert np.abs(found - expected).max() <= 2
+
+
+def test_the_fast_decoder_leaves_other_and_damaged_files_to_pillow(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    data = jpeg()
+    for other in (data[: len(data) // 2], b"", png(values("RGB")), b"BM" + data):
+        assert decode_jpeg(other) is None
+    refused = 0
+    for place in range(data.index(b"\xff\xda") + 14, len(data) - 6, 20):
+        torn = data[:place] + bytes(4) + data[place + 4 :]  # of which Pillow shows what it can
+        image, found = decode(torn).image, decode_jpeg(torn)
+        refused += found is None
+        assert found is None or found.shape == np.asarray(image).shape
+    assert refused > 0
+    assert capfd.readouterr() == ("", "")

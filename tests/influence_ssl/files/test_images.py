@@ -20,13 +20,14 @@ from torchvision import models, transforms
 from torchvision.transforms import functional as TF
 
 from influence_ssl.ahead import in_threads
+from influence_ssl.encoders.builtin import from_package
 from influence_ssl.errors import (
     InfluenceError,
     InfluenceOSError,
     InfluenceTypeError,
     InfluenceValueError,
 )
-from influence_ssl.files.decoding import Decoded, decode
+from influence_ssl.files.decoding import Decoded, decode, decode_jpeg
 from influence_ssl.files.images import ImageFiles, pixel_digest, to_tensor
 
 RNG = np.random.default_rng(0)
@@ -216,6 +217,7 @@ def test_a_preprocess_that_remembers_other_images_is_refused(tmp_path: Path) -> 
         (transforms.Compose([transforms.Resize(8), transforms.ToTensor()]), True),
         (models.ResNet18_Weights.DEFAULT.transforms(), True),
         (timm.data.create_transform((3, 8, 8)), True),
+        (from_package("builtin:cifar-simclr")[1], True),
         (transforms.Compose([transforms.Lambda(TF.to_tensor)]), False),
         (transforms.Compose([transforms.Resize(8), Buffered(True)]), False),
         (lambda image: TF.to_tensor(image), False),
@@ -305,6 +307,78 @@ def test_an_image_that_vanishes_during_the_run_is_named(folder: Path) -> None:
     (folder / "b.png").unlink()
     with pytest.raises(InfluenceOSError, match=r"'b\.png'.*no such file"):
         images[1]
+
+
+def test_an_image_that_changes_during_the_run_is_named(folder: Path) -> None:
+    """Its score would otherwise stand beside the digest of other bytes."""
+    images = ImageFiles(folder).readable()
+    picture().save(folder / "b.png")
+    again = (lambda: images.__getitems__([0, 1]), lambda: images.image(1), images.readable)
+    for read in (lambda: images[1], *again):
+        with pytest.raises(InfluenceOSError, match=r"'b\.png' in '.*' has changed since it was"):
+            read()
+    assert len(ImageFiles(folder).readable()) == len(images)
+
+
+@pytest.mark.parametrize("preprocess", [None, TF.to_tensor])
+def test_the_fast_decoder_changes_no_item(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    preprocess: Callable[[Image.Image], torch.Tensor] | None,
+) -> None:
+    """Here it errs on one image, as another build of its library might."""
+    for k in range(3):
+        picture(24, 24).save(tmp_path / f"{k}.jpg", subsampling=k, progressive=k > 1)
+    picture(24, 24).convert("L").save(tmp_path / "grey.jpg")
+    picture(24, 24).convert("CMYK").save(tmp_path / "ink.jpg")
+    picture(24, 24).save(tmp_path / "plain.png")
+    paths = sorted(tmp_path.iterdir())
+    data = {path.name: path.read_bytes() for path in paths}
+    fast, slow = set(), set()
+
+    def erring(content: bytes) -> np.ndarray | None:
+        fast.add(content)
+        found = decode_jpeg(content)
+        return found if found is None or content != data["1.jpg"] else found ^ 1
+
+    def watched(content: bytes) -> Decoded:
+        slow.add(content)
+        return decode(content)
+
+    monkeypatch.setattr("influence_ssl.files.images.decode_jpeg", erring)
+    monkeypatch.setattr("influence_ssl.files.images.decode", watched)
+    images = ImageFiles(tmp_path, preprocess).readable()
+    assert set(data.values()) <= slow  # each is first read by Pillow
+    fast.clear()
+    slow.clear()
+    rows = range(len(paths))
+    alone = [images[k][0] for k in rows]
+    together = [x for (x,) in images.__getitems__(rows)]
+    for path, *found in zip(paths, alone, together, strict=True):
+        with Image.open(path) as image:
+            expected = TF.to_tensor(image.convert("RGB"))
+        assert all(torch.equal(x, expected) for x in found)
+    assert {data["1.jpg"], data["plain.png"]} <= slow
+    assert {data["0.jpg"], data["2.jpg"], data["grey.jpg"]} <= fast
+    assert slow.isdisjoint(fast)
+
+
+def test_a_preprocess_of_the_user_s_own_gets_pillow_s_image(tmp_path: Path) -> None:
+    """With what the file says besides pixels."""
+    exif = Image.Exif()
+    exif[274] = 6
+    picture().save(tmp_path / "a.jpg", exif=exif)
+    turned = []
+
+    def own(image: Image.Image) -> torch.Tensor:
+        turned.append(image.getexif().get(274))
+        return TF.to_tensor(image)
+
+    images = ImageFiles(tmp_path, own).readable()
+    assert images._jpeg == (True,)
+    turned.clear()
+    _ = images[0]
+    assert turned == [6]
 
 
 def test_32_bit_grey_is_not_guessed_at(folder: Path) -> None:
@@ -491,6 +565,12 @@ def test_a_bad_preprocess_is_named_with_the_image(
     with pytest.raises(error, match=message) as caught:
         ImageFiles(folder, preprocess).readable()
     assert "'a.png'" in str(caught.value)
+
+
+def test_a_preprocess_may_return_large_values(folder: Path) -> None:
+    """Their sum is infinite."""
+    images = ImageFiles(folder, lambda image: to_tensor(image).clamp(0.5, 1) * 3e38).readable()
+    assert images[0][0].sum().isinf()
 
 
 @pytest.mark.parametrize(("side", "workers", "threads"), [(32, None, 0), (64, None, 3), (32, 2, 2)])
