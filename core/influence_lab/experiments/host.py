@@ -107,9 +107,10 @@ def pictures(folder: Path, side: int, count: int) -> ImageFiles:
 
 
 def measure(images: Tensor | ImageFiles, side: int, cores: int, rounds: int) -> dict[str, Any]:
-    """Images per second without and with threads, and passes over the slower of both sides.
+    """Images per second without threads, with the default and with one per core, and passes over
+    the slower of both sides.
 
-    Files have the threads that the scorer gives them by default, a tensor has one per core. The
+    Passes have the default threads for files, for a tensor one per core. The
     processor counts at its best: in its fastest round, without threads and divided by the cores, or
     with threads if that is faster. A pass is the median of its rounds.
     """
@@ -119,6 +120,7 @@ def measure(images: Tensor | ImageFiles, side: int, cores: int, rounds: int) -> 
         return [seconds_of(images, side, workers, card) for _ in range(rounds)]
 
     alone, threaded = min(rounds_of(0)), min(rounds_of(threads))
+    full = threaded if threads == cores else min(rounds_of(cores))
     processor = min(alone / cores, threaded)
     cards = {str(speed): speed * processor for speed in SPEEDS} | {ESTIMATE: CARD[side]}
     passes = {
@@ -126,7 +128,7 @@ def measure(images: Tensor | ImageFiles, side: int, cores: int, rounds: int) -> 
         for name, card in cards.items()
     }
     return {"images": len(images), "alone": round(1 / alone), "threads": round(1 / threaded),
-            "passes": passes}  # fmt: skip
+            "cores": round(1 / full), "passes": passes}  # fmt: skip
 
 
 def small(images: ImageFiles, rounds: int) -> float:

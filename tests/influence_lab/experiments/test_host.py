@@ -64,6 +64,7 @@ def test_reproduce_records_images_per_second(tmp_path, monkeypatch, capsys):
     for one in record["feeds"].values():
         assert one["alone"] > 0
         assert one["threads"] > 0
+        assert one["cores"] > 0
         assert one["passes"].keys() == {"0.5", "1.0", "2.0", "H100"}
     assert record["small"]["images"] == 4
     assert record["small"]["ratio"] > 0
