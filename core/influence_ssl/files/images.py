@@ -413,7 +413,6 @@ def _keeps_nothing(preprocess: object) -> bool:
         return False
     if isinstance(preprocess, nn.Sequential):
         return all(map(_keeps_nothing, preprocess))
-    own = "influence_ssl.encoders.builtin"
-    if not module.startswith(("torchvision.transforms.", "timm.data.", own)):
+    if not module.startswith(("torchvision.transforms.", "timm.data.")):
         return False
     return all(map(_keeps_nothing, getattr(preprocess, "transforms", ())))

@@ -20,7 +20,6 @@ from torchvision import models, transforms
 from torchvision.transforms import functional as TF
 
 from influence_ssl.ahead import in_threads
-from influence_ssl.encoders.builtin import from_package
 from influence_ssl.errors import (
     InfluenceError,
     InfluenceOSError,
@@ -217,7 +216,6 @@ def test_a_preprocess_that_remembers_other_images_is_refused(tmp_path: Path) -> 
         (transforms.Compose([transforms.Resize(8), transforms.ToTensor()]), True),
         (models.ResNet18_Weights.DEFAULT.transforms(), True),
         (timm.data.create_transform((3, 8, 8)), True),
-        (from_package("builtin:cifar-simclr")[1], True),
         (transforms.Compose([transforms.Lambda(TF.to_tensor)]), False),
         (transforms.Compose([transforms.Resize(8), Buffered(True)]), False),
         (lambda image: TF.to_tensor(image), False),
