@@ -145,6 +145,20 @@ def by_decile(whole: Panel) -> list[Estimate] | None:
     ]
 
 
+def in_absolute_terms(
+    profile: str, method: str, loss: str, root: Path | None = None
+) -> list[Estimate] | None:
+    """:func:`by_decile` for the losses themselves, L = a + b + m, instead of their logarithms.
+
+    This is the change that self-influence predicts, -I / n.
+    """
+    scores = results.load_scores(profile, method, 0, "train", root, labels=with_labels(method))
+    if scores is None:
+        return None
+    whole = panel(losses_of(profile, root), PLANS[profile], scores, method, loss)
+    return by_decile(whole._replace(log_loss=np.exp(whole.log_loss)))
+
+
 def at_random(whole: Panel) -> Estimate | None:
     """The effect of being left out at random, all images together."""
     trial = whole.only(NOTHING, "random")

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from influence_lab.datasets import make_scenes
 from influence_lab.experiments import removed_images as ri
-from influence_lab.experiments.removal import Plan, Training, kept
+from influence_lab.experiments.removal import NOTHING, Plan, Training, kept, name_of
 from influence_lab.experiments.removal_losses import DRAWS, LOSSES, PoolLosses, image_losses
 from influence_lab.pretrain.resnets import cifar_resnet18, normalise, representation
 from influence_lab.pretrain.settings import Augmentation
@@ -126,6 +126,31 @@ def test_a_planted_effect_is_found_where_images_and_encoders_differ_more():
     nothing = ri.estimated(hard + bad + noise, out)
     assert nothing.low < 0 < nothing.high
     assert np.isnan(ri.left_out_effect(noise, np.zeros_like(out)))[0]
+
+
+def test_absolute_effects_are_least_squares_on_the_losses_themselves(tmp_path, monkeypatch):
+    plan = Plan(pool=40, amounts=(10,), epochs=1, seeds=(0, 42), methods=("simclr",))
+    magnitude = np.random.default_rng(1).permutation(60) + 1.0
+    made = Scores(-magnitude, np.full(60, np.nan), np.arange(60), None, {})
+    scores, pool = results.compress(made, {}), plan.indices(60)
+    path, rng = tmp_path / "tiny" / "removal-losses.npz", np.random.default_rng(2)
+    losses = PoolLosses(path, {})
+    for run in plan.trainings():
+        losses.add(name_of(run), {"noise": rng.random(40).astype(np.float32) + 1})
+    monkeypatch.setitem(ri.PLANS, "tiny", plan)
+    monkeypatch.setattr(results, "load_scores", lambda *_, **__: scores)
+    found = ri.in_absolute_terms("tiny", "simclr", "noise", tmp_path)
+    trial = [run for run in plan.trainings() if run.order in (NOTHING, "random")]
+    stored = PoolLosses(path).rows
+    values = np.array([stored[name_of(run)]["noise"] for run in trial], np.float64)
+    out = np.array([~np.isin(pool, kept(run, scores, pool)) for run in trial])
+    decile = ri.deciles(magnitude[pool])
+    for d, one in enumerate(found):
+        own = decile == d
+        expected = by_least_squares(values[:, own], out[:, own], np.ones(own.sum(), int))
+        assert one.value == pytest.approx(expected, rel=1e-6, nan_ok=True)
+    monkeypatch.setattr(results, "load_scores", lambda *_, **__: None)
+    assert ri.in_absolute_terms("tiny", "simclr", "noise", tmp_path) is None
 
 
 def test_panels_groups_and_deciles_by_hand(tmp_path):
