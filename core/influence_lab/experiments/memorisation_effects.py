@@ -195,8 +195,9 @@ def _readings(data: str, prefix: str, root: Path | None) -> list[Reading]:
             rows.append(
                 reading(
                     f"{prefix}-{kind}{name}",
-                    f"{WORDS[data]}: rank correlation of the {kind} score with what training "
-                    f"without the image changes of its {loss}{words}",
+                    f"{WORDS[data]}: rank correlation of the {kind} score, a mean over encoders, "
+                    f"with what training without the image changes of its {loss}{words}; corrected "
+                    "for the reliability of that change, so that an interval may exceed 1",
                     "> 0", estimate, above(0.0), LINKS[data],
                     found["provenance"]["data"] if found else "",
                     "small encoders, many training runs",
