@@ -160,7 +160,8 @@ class Gradients:
                 self._same.append(observed.same)
             if self._clean:
                 return observed.z.float()
-        return self.capture.encode(x, len(x)).float()
+        # An encoder may change its input in place, which is the caller's.
+        return self.capture.encode(x.clone(), len(x)).float()
 
     def hessian(self) -> Tensor:
         """Mean Hessian (p, p) of the objective in θ, the layers' weights flattened row by row."""

@@ -1,8 +1,8 @@
 """What gradients depend on, and a folder that keeps them.
 
 Weights, settings and code can all change between two runs. :func:`origin` names what can be read
-off: weights, buffers and settings. Other changes, for instance to a closure or to ``forward``, show
-in the gradients of two examples, which a :class:`Probe` keeps and compares.
+off: weights, buffers and settings. Other changes, for instance to ``forward``, show in the
+gradients of two examples, which a :class:`Probe` keeps and compares.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from influence_ssl._gradients import Capture
+from influence_ssl._state import state_of
 from influence_ssl.errors import InfluenceOSError, InfluenceValueError
 from influence_ssl.files.writing import replacing
 from influence_ssl.objectives import Batch, Index
@@ -56,7 +57,7 @@ def origin(encoder: nn.Module, capture: Capture) -> dict[str, str]:
     shapes = [(x.name, x.out_features, x.in_features, *x.shape) for x in capture.layers]
     return {
         ENCODER: fingerprint(encoder),
-        "objective": repr(objective) if _plain(objective) else type(objective).__qualname__,
+        "objective": repr(objective) if _plain(objective) else state_of(objective),
         "seed": str(capture.seed),
         "dtype": str(capture.dtype),
         "layers or rank": repr(shapes),
@@ -135,8 +136,7 @@ class Store:
     @staticmethod
     def name(draw: int, start: int, batch: Batch, index: Index) -> str:
         """The name of a batch's file, which its content decides."""
-        content = b"".join(x.cpu().double().numpy().tobytes() for x in (*batch, index))
-        return f"{draw}-{start}-{hashlib.sha256(content).hexdigest()[:32]}.safetensors"
+        return f"{draw}-{start}-{state_of((batch, index))[:32]}.safetensors"
 
     def find(self, name: str, needed: set[str]) -> Columns | None:
         """One batch's columns, if its file is there, undamaged, and has all ``needed``."""

@@ -31,6 +31,7 @@ NORMALISED = "cosine", "centred"
 # At most this many influences, or numbers of φ, are held at a time.
 _ENTRIES = 2**25
 _CPU = torch.device("cpu")
+_NAN = float("nan")
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +84,7 @@ def refuse(
     kept: Embedded,
     queries: int,
     top: int | None,
-    group: Sequence[Hashable] | np.ndarray | None,
+    group: Sequence[Hashable] | np.ndarray | Tensor | None,
     normalise: str | None,
 ) -> None:
     """Raise before any pass if :func:`products` could not do what is asked."""
@@ -110,7 +111,7 @@ def refuse(
     if group is not None:
         if len(group) != n:
             raise InfluenceValueError(f"group holds {len(group)} labels for {n} training images.")
-        n = len(set(group))
+        n = len(set(_labels(group)))
     if (top is None or group is not None) and 8.0 * queries * n > free_memory(_CPU) / 2:
         raise InfluenceValueError(
             f"the influence of {n} images on {queries} queries takes {8e-9 * queries * n:.1f} GB; "
@@ -122,7 +123,7 @@ def products(
     asked: Embedded,
     kept: Embedded,
     top: int | None,
-    group: Sequence[Hashable] | np.ndarray | None,
+    group: Sequence[Hashable] | np.ndarray | Tensor | None,
     normalise: str | None,
     provenance: dict[str, Any],
 ) -> Influence:
@@ -200,9 +201,17 @@ class _Ends:
 
 
 def _groups(
-    group: Sequence[Hashable] | np.ndarray,
+    group: Sequence[Hashable] | np.ndarray | Tensor,
 ) -> tuple[list[Hashable], Int64[np.ndarray, " n"]]:
     """The labels in order of first appearance, and the place of each image's label among them."""
     number: dict[Hashable, int] = {}
-    member = [number.setdefault(label, len(number)) for label in group]
+    member = [number.setdefault(label, len(number)) for label in _labels(group)]
     return list(number), np.array(member, dtype=np.int64)
+
+
+def _labels(group: Sequence[Hashable] | np.ndarray | Tensor) -> list[Hashable]:
+    """Plain values, because tensors of equal labels differ, as NaN differs from itself."""
+    if isinstance(group, Tensor | np.ndarray):
+        group = group.tolist()
+    labels = [one.item() if isinstance(one, Tensor | np.generic) else one for one in group]
+    return [_NAN if one != one else one for one in labels]

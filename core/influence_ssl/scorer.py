@@ -23,6 +23,7 @@ from influence_ssl._fit import Fit, foreign, made, project, projections, read, w
 from influence_ssl._gradients import Capture, untouched
 from influence_ssl._kept import HALVES, Embedded, Room
 from influence_ssl._passes import Gradients
+from influence_ssl._state import state_of
 from influence_ssl._store import ENCODER, Probe, Store, fingerprint, origin
 from influence_ssl.curvature import Curvature, LoGra
 from influence_ssl.errors import InfluenceError, InfluenceTypeError, InfluenceValueError
@@ -261,7 +262,7 @@ class InfluenceScorer:
         index: Indices | None = None,
         names: Sequence[str] | None = None,
         top: int | None = None,
-        group: Sequence[Hashable] | np.ndarray | None = None,
+        group: Sequence[Hashable] | np.ndarray | Tensor | None = None,
         objective: Objective | None = None,
         normalise: str | None = None,
     ) -> Influence:
@@ -454,7 +455,7 @@ class InfluenceScorer:
     def _settings(self) -> dict[str, Any]:
         """The current settings that must not change between a fit and its use."""
         names = "objective", "curvature", "draws", "seed", "device", "dtype", "layers"
-        return {name: _state(getattr(self, name)) for name in names}
+        return {name: state_of(getattr(self, name), id) for name in names}
 
     def _refuse(self, changed: Iterable[str]) -> None:
         if names := list(changed):
@@ -481,14 +482,6 @@ class InfluenceScorer:
             **made_with(),
             **getattr(fitted, "provenance", {}),
         }
-
-
-def _state(value: Any) -> Any:
-    """A snapshot of a setting, because a value that is not frozen may change in place."""
-    if isinstance(value, list):
-        return tuple(value)
-    fields = getattr(value, "__dict__", None)
-    return (type(value), dict(fields)) if fields else value
 
 
 def _modes() -> Callable[[], ExitStack]:

@@ -203,6 +203,22 @@ def test_groups_add_up():
     assert best.positions[:, 1].tolist() == expected.argmax(1).tolist()
 
 
+@pytest.mark.parametrize("kind", [torch.tensor, list, lambda label: [*torch.tensor(label)]])
+def test_labels_of_groups_may_be_tensors(kind):
+    net, x, y = build(Sequence), images(11), images(13)[11:]
+    scorer, label = scorer_of(net).fit(x, keep=True), [2, 0, 1, 0, 0, 2, 1, 1, 1, 0, 2]
+    found = scorer.influence(y, group=kind(label))
+    assert found.names == ["2", "0", "1"]
+    expected = scorer.influence(y, group=np.array(label)).values
+    np.testing.assert_array_equal(found.values, expected)
+
+
+def test_images_without_a_label_are_one_group():
+    scorer = scorer_of(build(Sequence)).fit(images(6), keep=True)
+    for missing in (np.array([0, np.nan, 1] * 2), [0.0, float("nan"), 1.0, 0.0, float("nan"), 1.0]):
+        assert scorer.influence(images(2), group=missing).names == ["0.0", "nan", "1.0"]
+
+
 def test_the_query_s_objective_may_be_another():
     net, x, y = build(Sequence), images(12), images(16)[12:]
     scorer = scorer_of(net, curvature=EmpiricalFisher()).fit(x, keep=True)

@@ -9,6 +9,7 @@ from torch.nn.utils import parametrizations
 
 import influence_ssl
 from influence_ssl import (
+    Alignment,
     ExactHessian,
     GaussianNoise,
     Identity,
@@ -277,8 +278,16 @@ def test_an_encoder_that_works_in_place_leaves_the_images_alone():
     torch.manual_seed(0)
     x = torch.randn(6, 3, 2, 2)
     original = x.clone()
-    score(InPlace(), x)
+    net = InPlace()
+    score(net, x)
     assert torch.equal(x, original)
+    # An objective that does not encode the images themselves first leaves that to the scorer.
+    settings = {"objective": Alignment(lambda one: one + 0.1 * torch.randn(3, 2, 2)), "draws": 2}
+    found = InfluenceScorer(net, progress=False, **settings).score(x, representations=True)
+    assert torch.equal(x, original)
+    np.testing.assert_array_equal(found.values, score(net, x, **settings).values)
+    expected = net.head((x - 0.5).flatten(1)).detach()
+    np.testing.assert_allclose(found.representations, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("stored", [False, True])

@@ -102,15 +102,46 @@ def test_a_store_serves_one_encoder(tmp_path):
 
 
 @pytest.mark.parametrize("make", [closure, Scaled, lambda f: functools.partial(noise, factor=f)])
-def test_a_changed_closure_or_object_shows_in_the_probe(tmp_path, make):
+def test_a_changed_closure_or_object_is_refused(tmp_path, make):
     """Same type, same repr up to an address; other values."""
     net, x = build(Sequence), images(12)
     scorer_of(net, tmp_path, objective=Invariance(make(0.1))).score(x)
     expected = scorer_of(net, objective=Invariance(make(0.1))).score(x).values
     again = scorer_of(net, tmp_path, objective=Invariance(make(0.1))).score(x).values
     np.testing.assert_allclose(again, expected, rtol=1e-12)
-    with pytest.raises(InfluenceValueError, match="perturbation"):
+    with pytest.raises(InfluenceValueError, match="differed in objective"):
         scorer_of(net, tmp_path, objective=Invariance(make(0.11))).score(x)
+
+
+class Seldom:
+    """A perturbation whose strength touches only images of higher index."""
+
+    def __init__(self, strength):
+        self.strength = strength
+
+    def __call__(self, x, index, draw, seed):
+        far = (index > 1).to(x).view(-1, *[1] * (x.ndim - 1))
+        return 0.9 * x + self.strength * far * x.square()
+
+
+def test_a_change_that_spares_the_first_two_images_is_refused(tmp_path):
+    net, x, perturbation = plain(), images(12), Seldom(0.1)
+    objective = Invariance(perturbation)
+    fitted = scorer_of(net, tmp_path, objective=objective).fit(x)
+    perturbation.strength = 0.2
+    with pytest.raises(InfluenceValueError, match="objective changed since fit"):
+        fitted.score(x)
+    with pytest.raises(InfluenceValueError, match="differed in objective"):
+        scorer_of(net, tmp_path, objective=objective).score(x)
+
+
+def test_a_store_knows_the_images_dtype(tmp_path):
+    """The noise is added in it."""
+    net, x = plain().float(), images(12).to(torch.bfloat16)
+    coarse = scorer_of(net, tmp_path).score(x).values
+    found = scorer_of(net, tmp_path).score(x.float()).values
+    np.testing.assert_array_equal(found, scorer_of(net).score(x.float()).values)
+    assert not np.array_equal(found, coarse)
 
 
 def noise(x, index, draw, seed, factor):
