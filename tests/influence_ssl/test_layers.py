@@ -125,6 +125,29 @@ def test_a_sequence_first_transformer(patch):
     assert list(check(net, images(6), names, batch_size=4)["layers"]) == names
 
 
+class Flat(nn.Module):
+    """Flattens a feature map by what its memory layout must allow, or by reading its strides."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.conv, self.head, self.how = nn.Conv2d(3, 4, 3), nn.Linear(144, 5), how
+
+    def forward(self, x):
+        x = self.conv(x).relu()
+        if self.how == "view":
+            return self.head(x.view(len(x), -1))
+        return self.head(x.as_strided((len(x), 144), (144, 1)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("how", ["view", "strides"])
+def test_a_feature_map_that_must_lie_contiguous(how, dtype):
+    net, x = build(Flat, how=how).to(dtype), images(5).to(dtype)
+    found = score(net, x, objective=MOVED, curvature=Identity(), batch_size=2)
+    rtol = 1e-8 if dtype == torch.float64 else 1e-4
+    np.testing.assert_allclose(found.magnitude, magnitudes(net, x, dtype=dtype), rtol=rtol)
+
+
 class Shuffled(nn.Module):
     """Rows in an order of their own: neither images first nor images last."""
 
