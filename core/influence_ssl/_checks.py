@@ -45,9 +45,10 @@ def prepare(
     trusted. The encoder of ``own`` is left unchanged.
     """
     settings = names, project, batch, index
+    copies = _has_copies(own, batch, index)
     try:
         encoder = own.encoder
-        if own.dtype != torch.float64:
+        if own.dtype != torch.float64 and copies:
             encoder = _copy(encoder, torch.Tensor.double)
         private = encoder is not own.encoder
         checked = _laid_out(replace(own, encoder=encoder), batch, index)
@@ -58,6 +59,12 @@ def prepare(
         checked, pairs = _checked(_laid_out(own, batch, index), False, *settings)
     encoder = own.encoder
     if (device, dtype) != (own.device, own.dtype):
+        if not copies:
+            raise InfluenceValueError(
+                f"a copy of the encoder on {device} in {dtype} would not return what the encoder "
+                "returns, for instance because its hooks refer to the original; move the encoder "
+                "itself with encoder.to(device, dtype), and leave out device= and dtype=."
+            )
         encoder = copy.deepcopy(encoder).to(device, dtype)
     elif pairs:  # other modules, in which folding puts other weights
         encoder = _copy(encoder, lambda x: x)
@@ -66,6 +73,20 @@ def prepare(
     silent = {name: encoder.get_submodule(name) for name in checked.silent}
     capture = replace(own, encoder=encoder, layers=layers, silent=silent, rows=checked.rows)
     return _laid_out(capture, batch, index), checked
+
+
+def _has_copies(own: Capture, batch: Batch, index: Index) -> bool:
+    """Whether a copy of the encoder behaves like the encoder itself.
+
+    A hook that writes into a variable of its own still writes into the original's.
+    """
+    try:
+        twin = _copy(own.encoder, lambda x: x)
+    except Exception:  # for instance because the encoder holds a lock or an activation
+        return False
+    # An encoder that fails itself is left to the check, which tells what is wrong.
+    ours, theirs = (_outputs(x, batch, index) for x in (own, replace(own, encoder=twin)))
+    return not ours or _alike(own, ours, theirs)
 
 
 def _laid_out(capture: Capture, batch: Batch, index: Index) -> Capture:

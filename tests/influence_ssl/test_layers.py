@@ -148,6 +148,42 @@ def test_a_feature_map_that_must_lie_contiguous(how, dtype):
     np.testing.assert_allclose(found.magnitude, magnitudes(net, x, dtype=dtype), rtol=rtol)
 
 
+class Tapped(nn.Module):
+    """A feature extractor whose hook writes into a dictionary that no copy of it reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Conv2d(4, 5, 3), nn.Conv2d(5, 6, 3)
+        )
+        self.out = {}
+        self.net[2].register_forward_hook(lambda module, given, z: self.out.update(z=z))
+
+    def forward(self, x):
+        self.net(x)
+        return self.out["z"].flatten(1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("earlier", [0, 1, 4, 7])
+def test_an_encoder_whose_copies_behave_otherwise_is_used_itself(earlier, dtype):
+    net, x = build(Tapped).to(dtype), images(5).to(dtype)
+    norms = magnitudes(nn.Sequential(*net.net[:3], nn.Flatten()), x, dtype=dtype)
+    with torch.no_grad():
+        net(x.repeat(2, 1, 1, 1)[:earlier])
+    found = score(net, x, objective=MOVED, curvature=Identity())
+    np.testing.assert_allclose(found.magnitude, norms, rtol=1e-4)
+
+
+def test_an_encoder_whose_copies_behave_otherwise_stays_where_it_is():
+    net, x = build(Tapped), images(5)
+    with torch.no_grad():
+        net(x)
+    message = r"^a copy of the encoder on cpu in torch.float32 would not .* move the encoder"
+    with pytest.raises(InfluenceError, match=message):
+        score(net, x, objective=MOVED, dtype=torch.float32)
+
+
 class Shuffled(nn.Module):
     """Rows in an order of their own: neither images first nor images last."""
 
