@@ -1,9 +1,10 @@
 """Which layers make θ, and the proof that their per-example gradients can be trusted.
 
 The first one or two examples run alone, in a plain pass in which autograd forms the weight
-gradients of the first. Then they run together, in the pass that captures. Both passes run in double
-precision, so that differences reveal errors and not rounding. The encoder's inputs and outputs, the
-inputs of each layer and the gradient of each layer must be equal.
+gradients of the first. Then they run together, in the pass that captures; a single example runs
+beside itself. Both passes run in double precision, so that differences reveal errors and not
+rounding. The encoder's inputs and outputs, the inputs of each layer and the gradient of each layer
+must be equal.
 """
 
 from __future__ import annotations
@@ -186,6 +187,9 @@ def _checked(
     with watched(capture.encoder) as pairs:
         capture, first = _first(capture, names, project, *one)
     alone = [first, *(_alone(capture, *other) for other in others)]
+    if not others:  # beside itself, because one image alone does not show the order of the rows
+        alone, index = [first, first], index.repeat(2)
+        batch = tuple(torch.cat([part, part]) for part in batch)
     rounding = _ROUNDINGS.get(capture.dtype, _COARSE)
     loosened = measured = reordered = False
     while True:
@@ -515,7 +519,7 @@ def _reorder(
     """Whether all layers whose inputs differ take the examples last; if so, mark them."""
     b, kinds = len(alone), {kind for kind, _ in found}
     layers = {n for kind, n in found if kind in ("odd", "input")}
-    if b == 1 or not layers or kinds & {"given", "output", "calls", "loss"}:
+    if not layers or kinds & {"given", "output", "calls", "loss"}:
         return False
     for i, one in enumerate(alone):
         for n, ours, theirs in _inputs(capture, i, one, seen, b, True):

@@ -11,7 +11,7 @@ from nets import Residual, Sequence, Windows, build, images, score
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from influence_ssl import Identity, InfluenceError, Invariance
+from influence_ssl import Identity, InfluenceError, InfluenceScorer, Invariance
 
 MOVED = Invariance(lambda x, index, draw, seed: x + 0.3 * x.roll(1, -1), "squared")
 
@@ -123,6 +123,23 @@ def test_a_sequence_first_transformer(patch):
     net = Transformer(patch).double()
     names = ["embed", "block.linear1", "block.linear2"]
     assert list(check(net, images(6), names, batch_size=4)["layers"]) == names
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("patch", [2, 4, 8])
+@pytest.mark.parametrize("constant", [False, True])
+def test_a_sequence_first_transformer_on_one_image(patch, constant, tmp_path):
+    torch.manual_seed(0)
+    net, x = Transformer(patch).double(), images(6)
+    if constant:  # all its tokens are equal
+        x[0] = 1.0
+    check(net, x[:1], ["embed", "block.linear1", "block.linear2"])
+    scorer = InfluenceScorer(net, MOVED, progress=False).fit(x[1:], keep=True)
+    scorer.save(tmp_path)
+    both = scorer.influence(x[:2], index=[7, 8]).values
+    for fitted in (scorer, InfluenceScorer.load(tmp_path, net, MOVED, progress=False)):
+        one = fitted.influence(x[:1], index=[7]).values
+        np.testing.assert_allclose(one, both[:1], rtol=1e-8, atol=1e-10)
 
 
 class Flat(nn.Module):
