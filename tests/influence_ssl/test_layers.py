@@ -300,6 +300,16 @@ def test_layers_are_left_out_by_name(layers, kept):
     assert {name.removeprefix("blocks.") for name in found} == set(kept)
 
 
+@pytest.mark.parametrize("kind", [iter, tuple, set, np.array, lambda names: (n for n in names)])
+def test_layers_come_in_any_iterable(kind, tmp_path):
+    net, x = build(Residual), images(5)
+    expected = score(net, x, layers=["head", "stem"]).values
+    scorer = InfluenceScorer(net, layers=kind(["head", "stem"]), progress=False).fit(x)
+    scorer.save(tmp_path)
+    for fitted in (scorer, InfluenceScorer.load(tmp_path, net, progress=False)):
+        np.testing.assert_allclose(fitted.score(x).values, expected, rtol=1e-9)
+
+
 @pytest.mark.parametrize(
     ("layers", "message"),
     [
