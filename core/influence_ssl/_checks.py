@@ -1,16 +1,17 @@
 """Which layers make θ, and the proof that their per-example gradients can be trusted.
 
 The first one or two examples run alone, in a plain pass in which autograd forms the weight
-gradients of the first. Then they run together, in the pass that captures. Both passes run in double
-precision, so that differences reveal errors and not rounding. The encoder's inputs and outputs, the
-inputs of each layer and the gradient of each layer must be equal.
+gradients of the first. Then they run together, in the pass that captures; a single example runs
+beside itself. Both passes run in double precision, so that differences reveal errors and not
+rounding. The encoder's inputs and outputs, the inputs of each layer and the gradient of each layer
+must be equal.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -45,18 +46,26 @@ def prepare(
     trusted. The encoder of ``own`` is left unchanged.
     """
     settings = names, project, batch, index
+    copies = _has_copies(own, batch, index)
     try:
         encoder = own.encoder
-        if own.dtype != torch.float64:
+        if own.dtype != torch.float64 and copies:
             encoder = _copy(encoder, torch.Tensor.double)
         private = encoder is not own.encoder
-        checked, pairs = _checked(replace(own, encoder=encoder), private, *settings)
+        checked = _laid_out(replace(own, encoder=encoder), batch, index)
+        checked, pairs = _checked(checked, private, *settings)
     except InfluenceError:
         raise
     except Exception:  # an encoder or device without doubles, or an error that will recur
-        checked, pairs = _checked(own, False, *settings)
+        checked, pairs = _checked(_laid_out(own, batch, index), False, *settings)
     encoder = own.encoder
     if (device, dtype) != (own.device, own.dtype):
+        if not copies:
+            raise InfluenceValueError(
+                f"a copy of the encoder on {device} in {dtype} would not return what the encoder "
+                "returns, for instance because its hooks refer to the original; move the encoder "
+                "itself with encoder.to(device, dtype), and leave out device= and dtype=."
+            )
         encoder = copy.deepcopy(encoder).to(device, dtype)
     elif pairs:  # other modules, in which folding puts other weights
         encoder = _copy(encoder, lambda x: x)
@@ -64,7 +73,53 @@ def prepare(
     fold(encoder, layers, pairs)
     silent = {name: encoder.get_submodule(name) for name in checked.silent}
     capture = replace(own, encoder=encoder, layers=layers, silent=silent, rows=checked.rows)
-    return capture, checked
+    return _laid_out(capture, batch, index), checked
+
+
+def _has_copies(own: Capture, batch: Batch, index: Index) -> bool:
+    """Whether a copy of the encoder behaves like the encoder itself.
+
+    A hook that writes into a variable of its own still writes into the original's.
+    """
+    try:
+        twin = _copy(own.encoder, lambda x: x)
+    except Exception:  # for instance because the encoder holds a lock or an activation
+        return False
+    # An encoder that fails itself is left to the check, which tells what is wrong.
+    ours, theirs = (_outputs(x, batch, index) for x in (own, replace(own, encoder=twin)))
+    return not ours or _alike(own, ours, theirs)
+
+
+def _laid_out(capture: Capture, batch: Batch, index: Index) -> Capture:
+    """The capture with the channels last in memory, which is faster, where that changes nothing.
+
+    An encoder that calls ``view`` on a feature map fails on it; one that reads strides differs.
+    """
+    plain = _outputs(capture, batch, index)
+    faster = replace(capture, layout=torch.channels_last)
+    same = plain and _alike(capture, plain, _outputs(faster, batch, index))
+    return faster if same else capture
+
+
+@torch.no_grad()
+def _outputs(capture: Capture, batch: Batch, index: Index) -> list[Tensor]:
+    """What the encoder returns for the images at half their brightness, up to its first error."""
+    found: list[Tensor] = []
+
+    def encode(x: Tensor) -> Tensor:
+        found.append(capture.encode_from([], x * 0.5, len(index)))
+        return found[-1]
+
+    with suppress(Exception):  # the check runs into the error again and tells what is wrong
+        capture.losses(batch, index, 0, encode)
+    return found
+
+
+def _alike(capture: Capture, ours: list[Tensor], theirs: list[Tensor]) -> bool:
+    """Whether two encoders in the capture's dtype returned the same up to rounding."""
+    share = _ROUNDINGS.get(capture.dtype, _COARSE).values
+    pairs = zip(ours, theirs, strict=False)
+    return len(ours) == len(theirs) and all(_near(x, y, share) for x, y in pairs)
 
 
 def _copy(encoder: nn.Module, convert: Callable[[Tensor], Tensor]) -> nn.Module:
@@ -132,6 +187,9 @@ def _checked(
     with watched(capture.encoder) as pairs:
         capture, first = _first(capture, names, project, *one)
     alone = [first, *(_alone(capture, *other) for other in others)]
+    if not others:  # beside itself, because one image alone does not show the order of the rows
+        alone, index = [first, first], index.repeat(2)
+        batch = tuple(torch.cat([part, part]) for part in batch)
     rounding = _ROUNDINGS.get(capture.dtype, _COARSE)
     loosened = measured = reordered = False
     while True:
@@ -461,7 +519,7 @@ def _reorder(
     """Whether all layers whose inputs differ take the examples last; if so, mark them."""
     b, kinds = len(alone), {kind for kind, _ in found}
     layers = {n for kind, n in found if kind in ("odd", "input")}
-    if b == 1 or not layers or kinds & {"given", "output", "calls", "loss"}:
+    if not layers or kinds & {"given", "output", "calls", "loss"}:
         return False
     for i, one in enumerate(alone):
         for n, ours, theirs in _inputs(capture, i, one, seen, b, True):

@@ -56,7 +56,8 @@ class Capture:
     """Runs an objective and collects the projected per-example gradients of its layers.
 
     ``silent``: modules that count as layers where they are called, which an image did not. ``rows``
-    are those per example of each call of each layer in the pass that was checked.
+    are those per example of each call of each layer in the pass that was checked. ``layout`` is the
+    memory format of the encoder's images.
     """
 
     encoder: nn.Module
@@ -65,6 +66,7 @@ class Capture:
     seed: int
     silent: dict[str, nn.Module] = field(default_factory=dict)
     rows: list[list[int]] = field(default_factory=list)
+    layout: torch.memory_format = torch.contiguous_format
 
     def __post_init__(self) -> None:
         parameter = next((p for p in self.encoder.parameters() if p.is_floating_point()), None)
@@ -115,7 +117,7 @@ class Capture:
         """
         x = self._moved(x.detach()).to(self.dtype)
         if x.ndim == 4:
-            x = x.contiguous(memory_format=torch.channels_last)
+            x = x.contiguous(memory_format=self.layout)
         leaves.append(x.requires_grad_())
         return self.encode(x.clone(), examples)
 
@@ -275,6 +277,8 @@ def taken(
 
 def differentiate(total: Tensor, leaves: list[Tensor]) -> list[Tensor | None]:
     """Autograd's gradients, ``None`` for what the total does not depend on."""
+    if not leaves:  # as where every weight is parametrised
+        return []
     try:
         return list(torch.autograd.grad(total, leaves, allow_unused=True))
     except RuntimeError as error:

@@ -165,6 +165,13 @@ class Gradients:
 
     def hessian(self) -> Tensor:
         """Mean Hessian (p, p) of the objective in θ, the layers' weights flattened row by row."""
+        for layer in self.layers:
+            if layer.modules[0]._parameters.get("weight") is None:
+                raise InfluenceTypeError(
+                    f"layer {layer.name!r} ({type(layer.modules[0]).__name__}) recomputes its "
+                    "weight in each pass, so autograd forms no exact Hessian; leave it out with "
+                    f"layers=['-{layer.name}'], remove its parametrisation, or use LoGra."
+                )
         weights = {f"{layer.name}.weight": layer.weight for layer in self.layers}
         theta = torch.cat([weight.detach().flatten() for weight in weights.values()])
 
@@ -173,7 +180,8 @@ class Gradients:
             named = {n: p.view_as(w) for (n, w), p in zip(weights.items(), pieces, strict=True)}
 
             def encode(x: Tensor) -> Tensor:
-                x = x.to(self.capture.device, self.capture.dtype)
+                # A clone, because the encoder may work in place.
+                x = x.to(self.capture.device, self.capture.dtype).clone()
                 return functional_call(self.capture.encoder, named, (x,))
 
             capture = replace(self.capture, objective=ready.objective)

@@ -29,6 +29,7 @@ from torch import Tensor
 from influence_ssl._embeddings import Dual, Embedding, Same, Spectral, Triangular, stripes
 from influence_ssl._layers import Layer
 from influence_ssl._memory import free_memory
+from influence_ssl._numbers import plain
 from influence_ssl.errors import InfluenceTypeError, InfluenceValueError
 from influence_ssl.processes import first, gather, total
 
@@ -68,6 +69,7 @@ class Relative:
     c: float
 
     def __post_init__(self) -> None:
+        plain(self)
         if not (math.isfinite(self.c) and self.c >= 0):
             raise InfluenceValueError(f"Relative: c={self.c} must be finite and at least 0.")
 
@@ -119,6 +121,7 @@ class LoGra:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        plain(self)
         if self.rank is not None and (not isinstance(self.rank, Integral) or self.rank < 1):
             raise InfluenceValueError(f"LoGra: rank={self.rank!r} must be None or an integer ≥ 1.")
         _check(self.damping, "LoGra")
@@ -175,6 +178,7 @@ class EmpiricalFisher(_FullSpace):
     damping: Damping = Relative(0.1)
 
     def __post_init__(self) -> None:
+        plain(self)
         _check(self.damping, "EmpiricalFisher")
 
     def fit(self, gradients: Gradients) -> Fitted:
@@ -203,6 +207,7 @@ class ExactHessian(_FullSpace):
     damping: Damping = 0.0
 
     def __post_init__(self) -> None:
+        plain(self)
         if isinstance(self.damping, Relative):
             raise InfluenceTypeError(
                 "ExactHessian: damping must be a float, because the trace of an indefinite Hessian "

@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from influence_ssl._numbers import plain
 from influence_ssl._seeds import example_seed, example_seeds
 from influence_ssl.errors import InfluenceValueError
 
@@ -48,6 +49,7 @@ class GaussianNoise:
     std: float = 0.2
 
     def __post_init__(self) -> None:
+        plain(self)
         if not math.isfinite(self.mean):
             raise InfluenceValueError(f"GaussianNoise: mean={self.mean} is not finite.")
         if not (math.isfinite(self.std) and self.std >= 0):

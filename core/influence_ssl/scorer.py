@@ -80,7 +80,7 @@ class InfluenceScorer:
         batch_size: int | None = None,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
-        layers: Sequence[str] | None = None,
+        layers: Iterable[str] | None = None,
         progress: bool = True,
         store: str | Path | None = None,
         workers: int | None = None,
@@ -110,6 +110,9 @@ class InfluenceScorer:
         self.batch_size = None if batch_size is None else int(batch_size)
         self.device = device
         self.dtype = dtype
+        # An iterator would be used up by the first call.
+        if isinstance(layers, Iterable) and not isinstance(layers, Sequence):
+            layers = list(layers)
         self.layers = layers
         self.progress = progress
         self.store = None if store is None else Path(store)

@@ -22,6 +22,7 @@ from influence_ssl import (
     ExactHessian,
     GaussianNoise,
     Identity,
+    InfluenceError,
     InfluenceScorer,
     Invariance,
     LoGra,
@@ -227,6 +228,40 @@ def test_hessian_and_fisher_against_curvlinops():
         expected = -torch.einsum("ni,ij,nj->n", g, inverse, g)
         found = score(net, data, curvature, Supervised(), batch_size=4).values
         np.testing.assert_allclose(found, expected.numpy(), rtol=1e-8)
+
+
+@pytest.mark.parametrize("curvature", [LoGra(), Identity(), ExactHessian(0.1)])
+def test_a_network_of_parametrised_weights_alone(curvature):
+    """It scores like the plain weights; only their exact Hessian is refused, in words."""
+    torch.manual_seed(3)
+    net, x = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).double(), images(6, size=2)
+    expected = score(net, x, curvature).values
+    nn.utils.parametrizations.weight_norm(net[1])
+    if isinstance(curvature, ExactHessian):
+        with pytest.raises(InfluenceError, match=r"layer '1' .* recomputes its weight .*=\['-1'\]"):
+            score(net, x, curvature)
+    else:
+        np.testing.assert_allclose(score(net, x, curvature).values, expected, rtol=1e-9)
+
+
+class InPlace(nn.Sequential):
+    def forward(self, x):
+        return super().forward(x.sub_(0.5))
+
+
+def test_exact_hessian_of_an_encoder_that_works_in_place():
+    x, y = images(6, size=2).flatten(1), torch.arange(6) % 3
+    torch.manual_seed(3)
+    net, plain = InPlace(nn.Linear(12, 3)).double(), nn.Sequential(nn.Linear(12, 3)).double()
+    plain.load_state_dict(net.state_dict())
+    before = x.clone()
+    pairs = [(net, x), (plain, x - 0.5)]
+    found, expected = (
+        score(f, torch.utils.data.TensorDataset(z, y), ExactHessian(0.1), Supervised()).values
+        for f, z in pairs
+    )
+    assert torch.equal(x, before)
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
 
 
 def test_exact_hessian_of_the_cosine_vanishes_on_the_own_example():

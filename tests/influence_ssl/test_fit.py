@@ -13,11 +13,13 @@ from nets import Residual, Sequence, build, images
 from influence_ssl import (
     EmpiricalFisher,
     ExactHessian,
+    GaussianNoise,
     Identity,
     InfluenceError,
     InfluenceScorer,
     Invariance,
     LoGra,
+    Relative,
 )
 
 CURVATURES = {
@@ -50,6 +52,28 @@ def test_a_loaded_fit_gives_the_same_numbers(tmp_path, curvature, dtype):
     np.testing.assert_allclose(other.values, one.values, rtol=tight, atol=tight)
     np.testing.assert_array_equal(other.positions, one.positions)
     assert other.to_pandas()["name"].tolist() == one.to_pandas()["name"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("integer", "number"), [(np.int64, np.float64), (np.uint8, np.float32), (np.int32, np.float16)]
+)
+def test_numbers_of_numpy_are_stored_as_numbers(tmp_path, integer, number):
+    half = number(0.5)
+    perturbation = GaussianNoise(half, half)
+    settings = [
+        (LoGra(integer(3), joint=np.True_, damping=half, seed=integer(1)), LoGra(3, True, 0.5, 1)),
+        (LoGra(3, damping=Relative(half)), LoGra(3, damping=Relative(0.5))),
+        (EmpiricalFisher(half), EmpiricalFisher(0.5)),
+        (ExactHessian(half), ExactHessian(0.5)),
+    ]
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3)).double()
+    for given, expected in settings:
+        assert repr(given) == repr(expected)
+        objective = Invariance(perturbation)
+        scorer_of(net, curvature=given, objective=objective).fit(images(5, size=2)).save(tmp_path)
+        loaded = InfluenceScorer.load(tmp_path, net, progress=False)
+        assert repr(loaded.curvature) == repr(expected)
+        assert repr(loaded.objective) == repr(Invariance(GaussianNoise(0.5, 0.5)))
 
 
 def test_an_indefinite_hessian_is_loaded_with_its_signs(tmp_path):

@@ -11,7 +11,7 @@ from nets import Residual, Sequence, Windows, build, images, score
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from influence_ssl import Identity, InfluenceError, Invariance
+from influence_ssl import Identity, InfluenceError, InfluenceScorer, Invariance
 
 MOVED = Invariance(lambda x, index, draw, seed: x + 0.3 * x.roll(1, -1), "squared")
 
@@ -125,6 +125,82 @@ def test_a_sequence_first_transformer(patch):
     assert list(check(net, images(6), names, batch_size=4)["layers"]) == names
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("patch", [2, 4, 8])
+@pytest.mark.parametrize("constant", [False, True])
+def test_a_sequence_first_transformer_on_one_image(patch, constant, tmp_path):
+    torch.manual_seed(0)
+    net, x = Transformer(patch).double(), images(6)
+    if constant:  # all its tokens are equal
+        x[0] = 1.0
+    check(net, x[:1], ["embed", "block.linear1", "block.linear2"])
+    scorer = InfluenceScorer(net, MOVED, progress=False).fit(x[1:], keep=True)
+    scorer.save(tmp_path)
+    both = scorer.influence(x[:2], index=[7, 8]).values
+    for fitted in (scorer, InfluenceScorer.load(tmp_path, net, MOVED, progress=False)):
+        one = fitted.influence(x[:1], index=[7]).values
+        np.testing.assert_allclose(one, both[:1], rtol=1e-8, atol=1e-10)
+
+
+class Flat(nn.Module):
+    """Flattens a feature map by what its memory layout must allow, or by reading its strides."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.conv, self.head, self.how = nn.Conv2d(3, 4, 3), nn.Linear(144, 5), how
+
+    def forward(self, x):
+        x = self.conv(x).relu()
+        if self.how == "view":
+            return self.head(x.view(len(x), -1))
+        return self.head(x.as_strided((len(x), 144), (144, 1)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("how", ["view", "strides"])
+def test_a_feature_map_that_must_lie_contiguous(how, dtype):
+    net, x = build(Flat, how=how).to(dtype), images(5).to(dtype)
+    found = score(net, x, objective=MOVED, curvature=Identity(), batch_size=2)
+    rtol = 1e-8 if dtype == torch.float64 else 1e-4
+    np.testing.assert_allclose(found.magnitude, magnitudes(net, x, dtype=dtype), rtol=rtol)
+
+
+class Tapped(nn.Module):
+    """A feature extractor whose hook writes into a dictionary that no copy of it reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Conv2d(4, 5, 3), nn.Conv2d(5, 6, 3)
+        )
+        self.out = {}
+        self.net[2].register_forward_hook(lambda module, given, z: self.out.update(z=z))
+
+    def forward(self, x):
+        self.net(x)
+        return self.out["z"].flatten(1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("earlier", [0, 1, 4, 7])
+def test_an_encoder_whose_copies_behave_otherwise_is_used_itself(earlier, dtype):
+    net, x = build(Tapped).to(dtype), images(5).to(dtype)
+    norms = magnitudes(nn.Sequential(*net.net[:3], nn.Flatten()), x, dtype=dtype)
+    with torch.no_grad():
+        net(x.repeat(2, 1, 1, 1)[:earlier])
+    found = score(net, x, objective=MOVED, curvature=Identity())
+    np.testing.assert_allclose(found.magnitude, norms, rtol=1e-4)
+
+
+def test_an_encoder_whose_copies_behave_otherwise_stays_where_it_is():
+    net, x = build(Tapped), images(5)
+    with torch.no_grad():
+        net(x)
+    message = r"^a copy of the encoder on cpu in torch.float32 would not .* move the encoder"
+    with pytest.raises(InfluenceError, match=message):
+        score(net, x, objective=MOVED, dtype=torch.float32)
+
+
 class Shuffled(nn.Module):
     """Rows in an order of their own: neither images first nor images last."""
 
@@ -222,6 +298,16 @@ def test_layers_are_left_out_by_name(layers, kept):
     net.blocks, net.head = nn.Sequential(*blocks), nn.Linear(12, 3)
     found = score(net.double(), images(5, size=2), layers=layers).provenance["layers"]
     assert {name.removeprefix("blocks.") for name in found} == set(kept)
+
+
+@pytest.mark.parametrize("kind", [iter, tuple, set, np.array, lambda names: (n for n in names)])
+def test_layers_come_in_any_iterable(kind, tmp_path):
+    net, x = build(Residual), images(5)
+    expected = score(net, x, layers=["head", "stem"]).values
+    scorer = InfluenceScorer(net, layers=kind(["head", "stem"]), progress=False).fit(x)
+    scorer.save(tmp_path)
+    for fitted in (scorer, InfluenceScorer.load(tmp_path, net, progress=False)):
+        np.testing.assert_allclose(fitted.score(x).values, expected, rtol=1e-9)
 
 
 @pytest.mark.parametrize(
