@@ -73,7 +73,7 @@ def prepare(
     fold(encoder, layers, pairs)
     silent = {name: encoder.get_submodule(name) for name in checked.silent}
     capture = replace(own, encoder=encoder, layers=layers, silent=silent, rows=checked.rows)
-    return _laid_out(capture, batch, index), checked
+    return replace(capture, layout=checked.layout), checked
 
 
 def _has_copies(own: Capture, batch: Batch, index: Index) -> bool:
