@@ -62,9 +62,9 @@ def prepare(
     if (device, dtype) != (own.device, own.dtype):
         if not copies:
             raise InfluenceValueError(
-                f"a copy of the encoder on {device} in {dtype} would not return what the encoder "
-                "returns, for instance because its hooks refer to the original; move the encoder "
-                "itself with encoder.to(device, dtype), and leave out device= and dtype=."
+                f"device={str(device)!r}, dtype={dtype}: the encoder cannot be copied there, "
+                "because a copy fails or returns something else, for instance where a hook refers "
+                "to the original; move it with encoder.to(device, dtype), and leave both out."
             )
         encoder = copy.deepcopy(encoder).to(device, dtype)
     elif pairs:  # other modules, in which folding puts other weights

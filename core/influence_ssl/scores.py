@@ -54,6 +54,8 @@ class Scores:
     representations: Float32[np.ndarray, "n d"] | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.names, Sequence | None):  # a pandas.Series finds by its own labels
+            object.__setattr__(self, "names", list(self.names))
         rows = self.loss, self.gradient_norm, self.representations, self.names
         lengths = {len(self.values), len(self.standard_error), len(self.index)}
         lengths |= {len(column) for column in rows if column is not None}

@@ -1,6 +1,7 @@
 """Influence of training images on queries, against explicit matrices, refits and closed forms."""
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from nets import Residual, Sequence, brute_force_gradients, build, images
@@ -188,6 +189,13 @@ def test_top_takes_both_ends_in_order(top):
     assert table["name"].tolist() == [names[i] for i in found.positions.ravel()]
     assert table["index"].tolist() == (found.positions.ravel() + 100).tolist()
     assert table["rank"].tolist() == list(range(1, len(kept) + 1)) * 4
+
+
+def test_names_of_pandas_are_taken_in_order():
+    net, x = build(Sequence), images(5)
+    names = pandas.Series(list("vwxyz"), [7, 1, 0, 3, 2])
+    found = InfluenceScorer(net, progress=False).fit(x, names=names, keep=True).influence(x[:1])
+    assert found.to_pandas()["name"].tolist() == list("vwxyz")
 
 
 def test_groups_add_up():

@@ -196,7 +196,7 @@ def test_an_encoder_whose_copies_behave_otherwise_stays_where_it_is():
     net, x = build(Tapped), images(5)
     with torch.no_grad():
         net(x)
-    message = r"^a copy of the encoder on cpu in torch.float32 would not .* move the encoder"
+    message = r"^device='cpu', dtype=torch.float32: the encoder cannot be copied .* move it"
     with pytest.raises(InfluenceError, match=message):
         score(net, x, objective=MOVED, dtype=torch.float32)
 

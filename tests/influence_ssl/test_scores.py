@@ -4,6 +4,7 @@ import os
 from dataclasses import replace
 
 import numpy as np
+import pandas
 import pytest
 
 from influence_ssl import InfluenceError, Scores
@@ -124,3 +125,11 @@ def test_rows_keep_their_index_names_and_columns(rows):
     assert part.provenance == whole().provenance
     with pytest.raises(InfluenceError, match=r"scores\[1\]: give a slice"):
         whole()[1]
+
+
+@pytest.mark.parametrize("kind", [tuple, np.array, lambda x: pandas.Series(x, [7, 1, 0, 3, 2])])
+def test_names_come_in_any_order_of_labels(kind):
+    names, values = list("vwxyz"), np.arange(5.0)
+    scores = Scores(values, values, np.arange(5), kind(names))
+    assert list(scores[3:5].names) == ["y", "z"]
+    assert scores == Scores(values, values, np.arange(5), names)
