@@ -37,7 +37,8 @@ def write(
     """Write the report of the file ``scores`` to ``out``, and its content to ``json``.
 
     ``images`` is the folder, zip or CSV of paths that was scored; without it the report has no
-    pictures. ``table`` is a CSV with the images' paths and any columns to break the scores down by.
+    pictures, and a file that has changed since has none either. ``table`` is a CSV with the images'
+    paths and any columns to break the scores down by.
     ``representations`` are names and f(x), of which the page draws a map.
     The page of a large set contains only some of its rows; all of them are then written to a CSV
     beside it, whose path is returned. Files are written whole or not at all. Raises
@@ -59,7 +60,8 @@ def write(
     else:
         found["map"] = None
     found["date"] = datetime.date.today().isoformat()
-    pictures = None if images is None else Pictures(images, _shown(found))
+    digests = dict(zip(rows.name, rows.sha256 or [], strict=False))
+    pictures = None if images is None else Pictures(images, _shown(found), files=digests)
     for group in found["groups"]["shown"] if found["groups"] else []:
         if pictures is not None:
             likeness = pictures.likeness([member["name"] for member in group["members"]])

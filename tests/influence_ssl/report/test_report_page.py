@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import pandas
 import pytest
-from reports import make, save, scored
+from reports import digests, make, save, scored
 
 from influence_ssl.errors import InfluenceError
 from influence_ssl.report.html import write
@@ -315,6 +315,7 @@ def test_three_hundred_images_print_on_six_pages(chromium: Any, made: Path, tmp_
         }
     )
     labels.to_csv(tmp_path / "labels.csv", index=False)
+    table["sha256"] = digests(made / "images", table["name"])
     source = save(table, tmp_path / "s.parquet", {"draws": 2, "reliability": 0.8})
     out = tmp_path / "r.html"
     write(source, out, made / "images", tmp_path / "labels.csv", tmp_path / "r.json")
