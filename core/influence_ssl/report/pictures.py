@@ -28,9 +28,10 @@ class Pictures:
     """Thumbnails as data URIs by name; ``failed`` lists those that could not be shown, and why.
 
     ``digests`` by image name: the pixels must still have this digest
-    (:func:`~influence_ssl.files.images.pixel_digest`). ``files`` by image name: so must the file
-    its SHA-256, unless that is empty. ``whence`` states the names' origin. Raises
-    :class:`InfluenceError` if ``source`` holds none of the images, or other ones of their names.
+    (:func:`~influence_ssl.files.images.pixel_digest`). ``files`` by image name: the SHA-256 that
+    the file must still have; an empty one is not checked. ``whence`` states the names' origin.
+    Raises :class:`InfluenceError` if ``source`` holds none of the images, or if all that it holds
+    under their names are others.
     """
 
     def __init__(
