@@ -1,6 +1,8 @@
 """A score file with planted truth, and the report made of it."""
 
+import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,10 @@ def save(table: pandas.DataFrame, path: Path, provenance: dict[str, Any] | None 
     return path
 
 
+def digests(folder: Path, names: Iterable[str]) -> list[str]:
+    return [hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names]
+
+
 def make(folder: Path) -> None:
     """Scores, images (0 and 1 the same, 3 and 4 crops of 2), labels and the report of them."""
     table, rng = scored(), np.random.default_rng(1)
@@ -72,6 +78,7 @@ def make(folder: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         picture.save(path)
     (folder / "images" / table["name"][7]).write_bytes(b"no image")
+    table["sha256"] = digests(folder / "images", table["name"])
     pandas.DataFrame(
         {
             "path": [f"./{name}" for name in table["name"]],

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from safetensors.torch import load, save
 from torch import nn
 
@@ -27,7 +27,7 @@ from influence_ssl.files.writing import replacing_folder
 from influence_ssl.objectives import Objective
 from influence_ssl.scorer import InfluenceScorer
 
-_FORMAT = 1
+_FORMAT = 2
 _WORDS, _TENSORS, _FIT = "images.json", "images.safetensors", "fit.json"
 
 
@@ -41,6 +41,7 @@ class Embeddings:
     source: str
     arguments: dict[str, Any]
     untrained: bool
+    scores: Float64[np.ndarray, " n"]
 
     def scorer(
         self,
@@ -81,12 +82,14 @@ def write(
     representations: Float[np.ndarray, "n d"],
     arguments: dict[str, Any],
     untrained: bool,
+    scores: Float64[np.ndarray, " n"],
 ) -> None:
     """Write the fit of ``scorer`` and the data of its images, whole or not at all."""
     content = save(
         {
             "representations": torch.from_numpy(representations),
             "thumbnails": torch.from_numpy(images.thumbnails),
+            "scores": torch.from_numpy(scores),
         }
     )
     with replacing_folder(folder) as temporary:
@@ -134,7 +137,7 @@ def read(folder: Path) -> Embeddings:
         )
         return Embeddings(
             folder, seen, tuple(words["shape"]), words["source"], words["arguments"],
-            words["untrained"],
+            words["untrained"], tensors["scores"].numpy(),
         )  # fmt: skip
     except OSError as error:
         raise InfluenceOSError(f"{again} ({error.strerror or error}).") from error
@@ -145,11 +148,13 @@ def read(folder: Path) -> Embeddings:
         raise InfluenceValueError(f"{again} ({described(error)}).") from error
 
 
-def representations(folder: Path) -> tuple[list[str], Float[np.ndarray, "n d"]]:
-    """The names of the kept images, and f(x) (N, d)."""
+def representations(
+    folder: Path,
+) -> tuple[list[str], Float[np.ndarray, "n d"], Float64[np.ndarray, " n"]]:
+    """The names of the kept images, f(x) (N, d), and the scores, which tell the run."""
     kept = read(folder)
     fit = json.loads((folder / _FIT).read_text(encoding="utf-8"))
-    return fit["kept"]["names"], kept.seen.representations
+    return fit["kept"]["names"], kept.seen.representations, kept.scores
 
 
 def _sha256(content: bytes) -> str:

@@ -141,7 +141,7 @@ def score(options: argparse.Namespace) -> None:
     if options.keep is not None:
         embeddings.write(
             options.keep, scorer, images, scores.representations,
-            scores.provenance["arguments"], loaded.untrained,
+            scores.provenance["arguments"], loaded.untrained, scores.values,
         )  # fmt: skip
         del scorer.fit_  # its φ lies in the store, which goes at the end
     columns = _columns(scores, images, z, groups)

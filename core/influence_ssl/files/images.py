@@ -188,6 +188,10 @@ class ImageFiles(Dataset[tuple[Tensor]]):
         """Image k as PIL image in mode RGB, before preprocessing."""
         return self._load(k)[1]
 
+    def digest(self, k: int) -> str:
+        """SHA-256 of the file of image k as it is now."""
+        return hashlib.sha256(self._read(k)).hexdigest()
+
     @property
     def bits(self) -> int | None:
         """The bits in use of 16-bit images that do not declare them; None before one was read."""

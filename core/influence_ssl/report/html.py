@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from markupsafe import Markup
 
-from influence_ssl.analysis.ranking import read_labels, read_scores
+from influence_ssl.analysis.ranking import Table, read_labels, read_scores
 from influence_ssl.errors import InfluenceValueError
 from influence_ssl.files.sources import counted, refuse_overwriting
 from influence_ssl.files.writing import replacing
@@ -25,6 +25,11 @@ from influence_ssl.report.pictures import Pictures
 from influence_ssl.report.plane import plane
 from influence_ssl.report.rows import beside, chosen, taken, write_all
 
+Representations = tuple[Sequence[str], Float[np.ndarray, "n d"], Float64[np.ndarray, " n"]]
+"""Names, f(x) and scores."""
+# A program that rewrites a CSV may round the last of 17 digits; two runs differ in more.
+_SAME = 1e-9
+
 
 def write(
     scores: Path,
@@ -32,13 +37,14 @@ def write(
     images: Path | None = None,
     table: Path | None = None,
     json: Path | None = None,
-    representations: tuple[Sequence[str], Float[np.ndarray, "n d"]] | None = None,
+    representations: Representations | None = None,
 ) -> Path | None:
     """Write the report of the file ``scores`` to ``out``, and its content to ``json``.
 
     ``images`` is the folder, zip or CSV of paths that was scored; without it the report has no
-    pictures. ``table`` is a CSV with the images' paths and any columns to break the scores down by.
-    ``representations`` are names and f(x), of which the page draws a map.
+    pictures. A file that has changed since is not shown. ``table`` is a CSV with the images' paths
+    and any columns to break the scores down by. ``representations`` are names, f(x) and scores of
+    the run that wrote the file; the page draws a map of f(x).
     The page of a large set contains only some of its rows; all of them are then written to a CSV
     beside it, whose path is returned. Files are written whole or not at all. Raises
     :class:`InfluenceError`.
@@ -54,12 +60,13 @@ def write(
         )
     labels = None if table is None else read_labels(table, rows.name)
     found = content(rows, scores.name, labels)
+    found["map"] = None
     if representations is not None:
-        found["map"] = _add_map(found["rows"], rows.name, *representations)
-    else:
-        found["map"] = None
+        z = _same_run(rows, scores, *representations)
+        found["map"] = _add_map(found["rows"], z)
     found["date"] = datetime.date.today().isoformat()
-    pictures = None if images is None else Pictures(images, _shown(found))
+    digests = dict(zip(rows.name, rows.sha256 or [], strict=False))
+    pictures = None if images is None else Pictures(images, _shown(found), files=digests)
     for group in found["groups"]["shown"] if found["groups"] else []:
         if pictures is not None:
             likeness = pictures.likeness([member["name"] for member in group["members"]])
@@ -89,18 +96,35 @@ def write(
     return every
 
 
-def _add_map(
-    rows: dict[str, Any], wanted: list[str], names: Sequence[str], z: Float[np.ndarray, "n d"]
-) -> list[float]:
-    """Two columns with the coordinates of each row; the shares of the variance."""
+def _same_run(
+    rows: Table,
+    scores: Path,
+    names: Sequence[str],
+    z: Float[np.ndarray, "n d"],
+    values: Float64[np.ndarray, " n"],
+) -> Float[np.ndarray, "m d"]:
+    """f(x) of each row; raises :class:`InfluenceError` if another run made it.
+
+    Names, settings and even weights may agree between two runs of different code. Scores do not.
+    """
     position = {name: k for k, name in enumerate(names)}
-    lost = next((name for name in wanted if name not in position), None)
+    again = "give the folder that the same run of influence-ssl score wrote."
+    lost = next((name for name in rows.name if name not in position), None)
     if lost is not None:
+        raise InfluenceValueError(f"--kept contains no representation of {lost!r}; {again}")
+    order = [position[name] for name in rows.name]
+    other = np.flatnonzero(~np.isclose(values[order], rows.score, rtol=_SAME, atol=0))
+    if len(other):
         raise InfluenceValueError(
-            f"--kept contains no representation of {lost!r}; give the folder that the same run of "
-            "influence-ssl score wrote."
+            f"--kept is of another run than {str(scores)!r}: the two have different scores for "
+            f"{len(other)} of {len(rows)} images, {rows.name[other[0]]!r} first; {again}"
         )
-    found = plane(z[[position[name] for name in wanted]])
+    return z[order]
+
+
+def _add_map(rows: dict[str, Any], z: Float[np.ndarray, "n d"]) -> list[float]:
+    """Two columns with the coordinates of each row; the shares of the variance."""
+    found = plane(z)
     for axis, key in enumerate(("map_x", "map_y")):
         rows["columns"].append({"key": key, "kind": "number"})
         rows["values"].append(np.round(found.points[:, axis], 4).tolist())

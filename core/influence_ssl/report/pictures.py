@@ -21,13 +21,17 @@ _GREY = 64
 _CELLS = 16
 _SCALES = (0.95, 0.9, 0.85, 0.8)
 _POSITIONS = (0.0, 0.25, 0.5, 0.75, 1.0)
+_ABSENT, _CHANGED = "not there", "no longer the image that was scored"
 
 
 class Pictures:
     """Thumbnails as data URIs by name; ``failed`` lists those that could not be shown, and why.
 
     ``digests`` by image name: the pixels must still have this digest
-    (:func:`~influence_ssl.files.images.pixel_digest`). ``whence`` states the names' origin.
+    (:func:`~influence_ssl.files.images.pixel_digest`). ``files`` by image name: the SHA-256 that
+    the file must still have; an empty one is not checked. ``whence`` states the names' origin.
+    Raises :class:`InfluenceError` if ``source`` holds none of the images, or if all that it holds
+    under their names are others.
     """
 
     def __init__(
@@ -36,6 +40,7 @@ class Pictures:
         names: Iterable[str],
         digests: Mapping[str, str] | None = None,
         whence: str = "of the score file",
+        files: Mapping[str, str] | None = None,
     ) -> None:
         wanted = list(dict.fromkeys(names))
         images = ImageFiles(source)
@@ -50,18 +55,26 @@ class Pictures:
             )
         for name in wanted:
             if name not in position:
-                self.failed.append([name, "not there"])
+                self.failed.append([name, _ABSENT])
                 continue
+            k, known = position[name], (files or {}).get(name)
             try:
-                image = images.image(position[name])
+                # Another file is not decoded: what it holds is of no interest.
+                image = images.image(k) if not known or images.digest(k) == known else None
             except InfluenceError as error:
                 self.failed.append([name, " ".join(str(error).split())])
                 continue
-            if digests is not None and pixel_digest(image) != digests[name]:
-                self.failed.append([name, "no longer the image that was scored"])
+            if image is None or (digests is not None and pixel_digest(image) != digests[name]):
+                self.failed.append([name, _CHANGED])
                 continue
             self._grey[name] = image.convert("L").resize((_GREY, _GREY), Resampling.BOX)
             self.uris[name] = _thumbnail(image)
+        changed = [name for name, why in self.failed if why == _CHANGED]
+        if changed and all(why in (_ABSENT, _CHANGED) for _, why in self.failed) and not self.uris:
+            raise InfluenceValueError(
+                f"--images {str(source)!r} holds other images under the names of those {whence}, "
+                f"for instance {changed[0]!r}; give the folder, zip or CSV that was scored."
+            )
 
     def likeness(self, names: list[str]) -> float | None:
         """The lowest, over images, of the pixel correlation with the most similar other image.

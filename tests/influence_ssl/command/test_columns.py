@@ -290,6 +290,53 @@ def test_compare_against_scipy(work: Path, capsys: pytest.CaptureFixture[str]) -
     assert "0 images in common" in capsys.readouterr().err
 
 
+def repaint(*names: str) -> None:
+    for name in names:
+        Image.new("RGB", (10, 10), (len(names), int(name[:2]), 0)).save(Path("images", name))
+
+
+def test_compare_leaves_out_other_files_of_the_same_name(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(out="a.parquet") == 0
+    repaint("03.png")
+    assert run(out="b.csv") == 0
+    capsys.readouterr()
+    assert main(["compare", "a.parquet", "b.csv"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "23 images in both files; only in a.parquet: 0, only in b.csv: 0"
+    assert lines[1] == "note: 1 name, 03.png, stands for different files (SHA-256); left out"
+    first, second = (Scores.load(f"{name}").values for name in ("a.parquet", "b.csv"))
+    kept = np.arange(24) != 3
+    expected = spearmanr(first[kept], second[kept]).statistic
+    found = compare(Path("a.parquet"), Path("b.csv"), top=24)
+    assert found.correlation == pytest.approx(expected)
+    assert "03.png" not in [name for name, *_ in found.moved]
+    # Scores made from Python have no digests and are compared by name.
+    scores = Scores.load("a.parquet")
+    saved("python.npz", scores.values, list(scores.names))
+    assert compare(Path("python.npz"), Path("b.csv")).images == 24
+
+
+def test_compare_refuses_other_files_of_the_same_names(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for out in ("a.parquet", "a.npz"):
+        assert run(out=out) == 0
+    repaint(*(f"{k:02}.png" for k in range(22)))
+    for out in ("b.parquet", "b.npz"):
+        assert run(out=out) == 0
+    capsys.readouterr()
+    assert main(["compare", "a.parquet", "b.parquet"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "2 images in common, because 22 names, 00.png first, stand for different files" in line
+    for a, b in (("a.npz", "b.npz"), ("a.parquet", "b.npz")):
+        assert main(["compare", a, b]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "not all of them are the same files" in line
+    assert main(["compare", "a.parquet", "a.npz"]) == 0
+
+
 def listed(*arguments: str) -> list[str]:
     assert main(["select", "scores.parquet", "--out", "list.txt", *arguments]) == 0
     return Path("list.txt").read_text().splitlines()

@@ -258,9 +258,9 @@ REFUSED = {
     "fit of another run": (mixture, (), {}, "'kept' is damaged"),
     "another format": (
         lambda: Path("kept/images.json").write_text(
-            Path("kept/images.json").read_text().replace('"format": 1', '"format": 9')
+            Path("kept/images.json").read_text().replace('"format": 2', '"format": 9')
         ),
-        (), {}, "written in format 9, but this version reads 1",
+        (), {}, "written in format 9, but this version reads 2",
     ),
     "no encoder": (
         None, (), {"encoder": None}, "'mine.py:small', and code named .* on request; give --enc"
@@ -445,6 +445,29 @@ def test_a_picture_that_changed_is_not_shown(work: Path) -> None:
     Image.new("RGB", (10, 10), "red").save(Path("images", name))
     assert traced("--out", "new.html", "--top", 4) == 0
     assert f"{name}: no longer the image that was scored" in Path("new.html").read_text()
+
+
+def test_a_map_is_of_the_run_that_wrote_the_scores(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def mapped(scores: str) -> int:
+        return main(["report", scores, "--kept", "kept", "--out", "map.html"])
+
+    assert mapped("scores.npz") == 0
+    own = ("--draws", DRAWS, "--rank", 4)
+    assert run(*own, "--out", "s.csv") == 0
+    assert mapped("s.csv") == 0
+    # Other code under the same name leaves names, files and settings as they were.
+    Path("mine.py").write_text(ENCODERS.replace("nn.GELU()", "nn.Tanh()"))
+    sys.modules.pop("mine", None)
+    assert run(*own, "--out", "other.csv") == 0
+    capsys.readouterr()
+    Path("map.html").unlink()
+    assert mapped("other.csv") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--kept is of another run than 'other.csv': the two have different scores" in line
+    assert "give the folder that the same run of influence-ssl score wrote" in line
+    assert not Path("map.html").exists()
 
 
 def test_own_noise_is_given_again(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -295,7 +295,9 @@ def kept_words(folder: Path) -> Reader:
         nn.Sequential(nn.Flatten(), nn.Linear(90, 4)).eval(), draws=1, progress=False
     ).fit(images, keep=True)
     place = folder / "kept"
-    embeddings.write(place, scorer, images, np.zeros((2, 4), np.float32), {"draws": 1}, False)
+    embeddings.write(
+        place, scorer, images, np.zeros((2, 4), np.float32), {"draws": 1}, False, np.zeros(2)
+    )
     read = at(place / "images.json", lambda path: embeddings.read(path.parent))
     return Reader([(place / "images.json").read_bytes()], read)
 

@@ -11,7 +11,7 @@ import pandas
 import pytest
 import scipy.stats
 from PIL import Image
-from reports import N, make, save, scored
+from reports import N, digests, make, save, scored
 from sklearn.decomposition import PCA
 
 from influence_ssl import InfluenceError, Scores
@@ -78,6 +78,7 @@ def test_groups_tell_the_rules_that_the_command_recorded(tmp_path: Path) -> None
 
 def test_strangers_in_a_group_have_pixels_that_differ(made: Path, tmp_path: Path) -> None:
     table = scored()
+    table["sha256"] = digests(made / "images", table["name"])
     table.loc[[20, 21], "duplicate_group"] = 3
     scores = save(table, tmp_path / "scores.csv")
     write(scores, tmp_path / "r.html", made / "images", None, tmp_path / "r.json")
@@ -114,6 +115,34 @@ def test_breakdown_finds_the_label_that_was_planted(content: dict[str, Any]) -> 
 def test_unreadable_picture_is_listed(made: Path, content: dict[str, Any]) -> None:
     assert [name for name, _ in content["pictures"]["failed"]] == ["b/00007.png"]
     assert "1 picture cannot be shown" in (made / "report.html").read_text()
+
+
+def test_another_file_under_an_image_s_name_is_not_shown(tmp_path: Path) -> None:
+    table, images = scored(20), tmp_path / "images"
+    for k, name in enumerate(table["name"]):
+        (images / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (k, 0, 0)).save(images / name)
+    table["sha256"] = digests(images, table["name"])
+    changed, nothing = table["name"][4], table["name"][7]
+    table.loc[7, "sha256"] = None  # without a digest the name decides
+    scores, page, words = (tmp_path / name for name in ("s.parquet", "r.html", "r.json"))
+    save(table, scores)
+    for name in (changed, nothing):
+        Image.new("RGB", (8, 8), "blue").save(images / name)
+    write(scores, page, images, None, words)
+    failed = json.loads(words.read_text())["pictures"]["failed"]
+    assert failed == [[changed, "no longer the image that was scored"]]
+    assert "1 picture cannot be shown" in page.read_text()
+    for name in table["name"]:
+        Image.new("RGB", (8, 8), "blue").save(images / name)
+    table.loc[7, "sha256"] = "0" * 64
+    save(table, scores)
+    with pytest.raises(InfluenceError, match=r"holds other images under the names of those"):
+        write(scores, page, images)
+    # Scores made from Python have no digests.
+    save(table.drop(columns="sha256"), scores)
+    write(scores, page, images, None, words)
+    assert json.loads(words.read_text())["pictures"]["failed"] == []
 
 
 @pytest.mark.parametrize(

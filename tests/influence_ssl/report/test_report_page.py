@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import pandas
 import pytest
-from reports import make, save, scored
+from reports import digests, make, save, scored
 
 from influence_ssl.errors import InfluenceError
 from influence_ssl.report.html import write
@@ -111,7 +111,7 @@ def test_without_images_no_pixel_of_them_leaves(chromium: Any, made: Path, tmp_p
     source = save(table, made / "alone.parquet")
     z = np.random.default_rng(0).normal(size=(60, 4))
     out = tmp_path / "r.html"
-    drawn = (table["name"].tolist(), z)
+    drawn = (table["name"].tolist(), z, table["score"].to_numpy())
     write(source, out, None, made / "labels.csv", tmp_path / "r.json", drawn)
     for path in (out, tmp_path / "r.json"):
         text = path.read_text()
@@ -315,6 +315,7 @@ def test_three_hundred_images_print_on_six_pages(chromium: Any, made: Path, tmp_
         }
     )
     labels.to_csv(tmp_path / "labels.csv", index=False)
+    table["sha256"] = digests(made / "images", table["name"])
     source = save(table, tmp_path / "s.parquet", {"draws": 2, "reliability": 0.8})
     out = tmp_path / "r.html"
     write(source, out, made / "images", tmp_path / "labels.csv", tmp_path / "r.json")
@@ -355,7 +356,8 @@ def mapped(made: Path) -> Path:
     z[:20] += [-2, 0, 0, 0]
     # The largest entry of an axis is positive: the 40 lie to the right.
     source = save(table, made / "mapped.parquet")
-    write(source, made / "mapped.html", representations=(table["name"].tolist()[::-1], z[::-1]))
+    kept = (part[::-1] for part in (table["name"].tolist(), z, table["score"].to_numpy()))
+    write(source, made / "mapped.html", representations=tuple(kept))
     return made / "mapped.html"
 
 
@@ -403,4 +405,11 @@ def test_a_lasso_on_the_map_selects_and_the_names_are_saved(chromium: Any, mappe
 def test_representations_of_another_run_are_refused(made: Path) -> None:
     source = save(scored(60), made / "other.parquet")
     with pytest.raises(InfluenceError, match=r"no representation of 'b/00007\.png'"):
-        write(source, made / "o.html", representations=(["x"], np.ones((1, 4))))
+        write(source, made / "o.html", representations=(["x"], np.ones((1, 4)), np.ones(1)))
+    table, z = scored(60), np.ones((60, 4))
+    table.loc[7, "score"] *= 1.001
+    kept = table["name"].tolist(), z, table["score"].to_numpy()
+    with pytest.raises(
+        InfluenceError, match=r"different scores for 1 of 60 images, 'b/00007\.png'"
+    ):
+        write(source, made / "o.html", representations=kept)
