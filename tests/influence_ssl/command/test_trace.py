@@ -399,7 +399,7 @@ def test_queries_that_do_not_fit_into_memory_are_one_line_and_nothing_is_lost(
 KEEP_REFUSED = {
     "a file": ("mine.py", "'mine.py' is a file"),
     "a folder of images": ("images", "'images' would overwrite an input"),
-    "a folder of other things": ("queries", "'queries' holds other files"),
+    "a folder of other things": ("queries", "'queries' holds 'a.png', which would be deleted"),
     "in no folder": ("no/kept", "'no' is not a folder"),
     "the scores": ("scores.npz", "'scores.npz' would overwrite"),
 }
@@ -414,6 +414,67 @@ def test_a_folder_that_cannot_take_the_embeddings_is_refused_before_the_work(
     assert run("--keep", folder, encoder="mine.py:shouting") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
+
+
+OWN = {"a report": "report.html", "a folder": "queries/a.png", "a hidden file": ".notes"}
+
+
+@pytest.mark.parametrize("name", OWN.values(), ids=OWN)
+def test_what_the_user_added_to_the_embeddings_is_not_deleted(
+    work: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    added = Path("kept", name)
+    added.parent.mkdir(exist_ok=True)
+    added.write_text("mine")
+    # The encoder would fail if it were asked.
+    assert run("--keep", "kept", encoder="mine.py:shouting") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    first = name.split("/")[0]
+    assert f"--keep 'kept' holds {first!r}, which would be deleted" in line
+    assert "name another folder, or move it away" in line
+    assert added.read_text() == "mine"
+
+
+def test_what_the_user_adds_during_the_work_is_not_deleted(
+    work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit = InfluenceScorer.fit
+
+    def adding(self: InfluenceScorer, *arguments: Any, **settings: Any) -> Any:
+        Path("kept/report.html").write_text("mine")
+        return fit(self, *arguments, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(InfluenceScorer, "fit", adding)
+        assert run("--seed", 1, "--keep", "kept") == 2
+    assert "holds 'report.html'" in capsys.readouterr().err
+    Path("kept/report.html").unlink()
+    assert run("--seed", 1, "--keep", "kept") == 0
+
+
+def test_a_foreign_file_with_the_name_of_one_of_ours_is_not_deleted(work: Path) -> None:
+    Path("coco").mkdir()
+    Path("coco/images.json").write_text("{}")
+    assert run("--keep", "coco", encoder="mine.py:shouting") == 2
+    assert Path("coco/images.json").read_text() == "{}"
+
+
+def test_the_scores_are_not_written_into_the_folder_that_is_replaced(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("--keep", "kept", "--out", "kept/s.csv", encoder="mine.py:shouting") == 2
+    assert "cannot hold --out 'kept/s.csv'; write one of them" in capsys.readouterr().err
+
+
+def test_a_link_to_a_folder_is_followed(work: Path) -> None:
+    Path("disk").mkdir()
+    shutil.move("kept", "disk/real")
+    Path("kept").symlink_to("disk/real")
+    before = Path("kept/fit.json").read_bytes()
+    assert run("--seed", 1, "--keep", "kept") == 0
+    assert Path("kept").is_symlink()
+    assert Path("disk/real/fit.json").read_bytes() != before
+    assert not list(Path("disk").glob(".*"))
 
 
 def test_embeddings_replace_earlier_ones_whole_or_not_at_all(
