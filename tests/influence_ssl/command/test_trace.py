@@ -241,6 +241,14 @@ def mixture() -> None:
         shutil.copy(Path("other", name), "kept")
 
 
+def brighter() -> None:
+    """The same weights with another preprocess."""
+    Path("bright.py").write_text(
+        f"{ENCODERS}\n\ndef brighter():\n"
+        "    return small(), lambda image: 2 * TF.to_tensor(image)\n"
+    )
+
+
 REFUSED = {
     "no folder": (lambda: shutil.rmtree("kept"), (), {}, "'kept' does not exist"),
     "a file": (
@@ -271,6 +279,9 @@ REFUSED = {
     ),
     "another encoder": (
         None, (), {"encoder": "mine.py:Zero"}, "'kept' holds the fit of an encoder with different"
+    ),
+    "another preprocess": (
+        brighter, (), {"encoder": "bright.py:brighter"}, "preprocess of --encoder differs from"
     ),
     "another perturbation": (
         None, ("--perturbation", "mine:halving"), {}, "made with Gaussian noise; leave it out"
@@ -506,6 +517,12 @@ def test_a_picture_that_changed_is_not_shown(work: Path) -> None:
     Image.new("RGB", (10, 10), "red").save(Path("images", name))
     assert traced("--out", "new.html", "--top", 4) == 0
     assert f"{name}: no longer the image that was scored" in Path("new.html").read_text()
+
+
+def test_the_preprocess_is_not_compared_on_images_that_are_gone(work: Path) -> None:
+    brighter()
+    shutil.rmtree("images")
+    assert traced("--out", "new.csv", encoder="bright.py:brighter") == 0
 
 
 def test_own_noise_is_given_again(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
