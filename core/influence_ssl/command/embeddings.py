@@ -27,7 +27,7 @@ from influence_ssl.files.writing import replacing_folder
 from influence_ssl.objectives import Objective
 from influence_ssl.scorer import InfluenceScorer
 
-_FORMAT = 1
+_FORMAT = 2
 _WORDS, _TENSORS, _FIT = "images.json", "images.safetensors", "fit.json"
 _WRITTEN = {_WORDS, _TENSORS, _FIT, "fit.safetensors"}
 
@@ -42,6 +42,7 @@ class Embeddings:
     source: str
     arguments: dict[str, Any]
     untrained: bool
+    bits: int | None
 
     def scorer(
         self,
@@ -119,6 +120,7 @@ def write(
             "arguments": arguments,
             "untrained": untrained,
             "pixels": list(images.pixels),
+            "bits": images.bits,
         }
         (temporary / _TENSORS).write_bytes(content)
         (temporary / _WORDS).write_text(json.dumps(words, indent=1), encoding="utf-8")
@@ -153,7 +155,7 @@ def read(folder: Path) -> Embeddings:
         )
         return Embeddings(
             folder, seen, tuple(words["shape"]), words["source"], words["arguments"],
-            words["untrained"],
+            words["untrained"], words["bits"],
         )  # fmt: skip
     except OSError as error:
         raise InfluenceOSError(f"{again} ({error.strerror or error}).") from error

@@ -55,7 +55,7 @@ def trace(options: argparse.Namespace) -> None:
         )
     device, loaded = settings.device(options.device), _encoder(options, kept)
     warnings.filterwarnings("ignore", module=r"PIL\.")
-    listed = ImageFiles(options.query, loaded.preprocess)
+    listed = ImageFiles(options.query, loaded.preprocess, kept.bits)
     if wants_page and len(listed) > PAGE:
         raise InfluenceValueError(
             f"{str(options.query)!r} holds {len(listed)} images, but a page shows at most {PAGE} "
@@ -95,7 +95,7 @@ def _refuse_other_preprocess(
     fit = scorer.fit_
     assert fit.kept is not None
     try:
-        listed = ImageFiles(source, loaded.preprocess)
+        listed = ImageFiles(source, loaded.preprocess, kept.bits)
     except InfluenceError:
         return
     for name, pixels, x in zip(

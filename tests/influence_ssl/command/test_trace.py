@@ -266,9 +266,9 @@ REFUSED = {
     "fit of another run": (mixture, (), {}, "'kept' is damaged"),
     "another format": (
         lambda: Path("kept/images.json").write_text(
-            Path("kept/images.json").read_text().replace('"format": 1', '"format": 9')
+            Path("kept/images.json").read_text().replace('"format": 2', '"format": 9')
         ),
-        (), {}, "written in format 9, but this version reads 1",
+        (), {}, "written in format 9, but this version reads 2",
     ),
     "no encoder": (
         None, (), {"encoder": None}, "'mine.py:small', and code named .* on request; give --enc"
@@ -523,6 +523,21 @@ def test_the_preprocess_is_not_compared_on_images_that_are_gone(work: Path) -> N
     brighter()
     shutil.rmtree("images")
     assert traced("--out", "new.csv", encoder="bright.py:brighter") == 0
+
+
+def test_16_bit_queries_are_read_with_the_bits_of_the_scored_images(work: Path) -> None:
+    """Of a query alone, fewer bits would do: it would become brighter than the image it copies."""
+    rng = np.random.default_rng(0)
+    for name in ("dark.png", "bright.png"):
+        Path("deep").mkdir(exist_ok=True)
+        top = 4096 if name == "dark.png" else 65536
+        values = rng.integers(0, top, (10, 10)).astype(np.uint16)
+        Image.fromarray(values).save(Path("deep", name))
+    shutil.rmtree("kept")
+    assert run("--keep", "kept", data="deep") == 0
+    assert traced("--query", "deep/dark.png", "--out", "deep.csv") == 0
+    found = pandas.read_csv("deep.csv", skiprows=1)
+    assert set(found["name"][found["same_pixels"]]) == {"dark.png"}
 
 
 def test_own_noise_is_given_again(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
