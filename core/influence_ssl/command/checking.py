@@ -58,7 +58,7 @@ def check(options: argparse.Namespace) -> None:
     """Run the command; raises :class:`InfluenceError`."""
     device = settings.device(options.device) or torch.device("cpu")
     inputs = [options.data, options.table, Path(options.weights or ".")]
-    features = options.out.with_suffix(".features.npz")
+    features = options.out.with_name(f"{options.out.name}.features.npz")
     for option, path in (("--out", options.out), ("--out", features)):
         refuse_overwriting(option, path, inputs)
     if options.out.suffix == ".npz":

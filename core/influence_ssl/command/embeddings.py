@@ -29,6 +29,7 @@ from influence_ssl.scorer import InfluenceScorer
 
 _FORMAT = 2
 _WORDS, _TENSORS, _FIT = "images.json", "images.safetensors", "fit.json"
+_WRITTEN = {_WORDS, _TENSORS, _FIT, "fit.safetensors"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +43,7 @@ class Embeddings:
     arguments: dict[str, Any]
     untrained: bool
     scores: Float64[np.ndarray, " n"]
+    bits: int | None
 
     def scorer(
         self,
@@ -58,21 +60,37 @@ class Embeddings:
         )
 
 
-def refuse(folder: Path) -> None:
-    """Raise before the work if ``--keep`` cannot be written."""
-    named = f"--keep {str(folder)!r}"
+def refuse(folder: Path, out: Path) -> None:
+    """Raise before the work if ``--keep`` cannot be written; ``out`` is the file of scores."""
+    named, target = f"--keep {str(folder)!r}", folder.resolve()
     if folder.exists() and not folder.is_dir():
         raise InfluenceOSError(f"{named} is a file; name a folder.")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / _WORDS).is_file():
-        raise InfluenceOSError(f"{named} holds other files; name a new folder.")
-    if not folder.parent.is_dir():
-        raise InfluenceOSError(f"{named}: {str(folder.parent)!r} is not a folder; create it.")
+    _refuse_foreign(folder)
+    if target in out.resolve().parents:
+        raise InfluenceOSError(
+            f"{named} is replaced as a whole, and so cannot hold --out {str(out)!r}; write one of "
+            "them elsewhere."
+        )
+    parent = target.parent if folder.is_symlink() else folder.parent
+    if not parent.is_dir():
+        raise InfluenceOSError(f"{named}: {str(parent)!r} is not a folder; create it.")
     try:
-        tempfile.NamedTemporaryFile(dir=folder.parent).close()
+        tempfile.NamedTemporaryFile(dir=parent).close()
     except OSError as error:
         raise InfluenceOSError(
             f"{named} cannot be written: {error.strerror}; choose another folder."
         ) from error
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Raise if the folder holds anything but earlier embeddings, because it is replaced whole."""
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    foreign = names - _WRITTEN if {_WORDS, _FIT} <= names else names
+    if foreign:
+        raise InfluenceOSError(
+            f"--keep {str(folder)!r} holds {min(foreign)!r}, which would be deleted because "
+            "score --keep did not write it; name another folder, or move it away."
+        )
 
 
 def write(
@@ -92,7 +110,9 @@ def write(
             "scores": torch.from_numpy(scores),
         }
     )
-    with replacing_folder(folder) as temporary:
+    # Files may have been added during the hours since the start.
+    _refuse_foreign(folder)
+    with replacing_folder(folder.resolve()) as temporary:
         scorer.save(temporary)
         words = {
             "format": _FORMAT,
@@ -103,6 +123,7 @@ def write(
             "arguments": arguments,
             "untrained": untrained,
             "pixels": list(images.pixels),
+            "bits": images.bits,
         }
         (temporary / _TENSORS).write_bytes(content)
         (temporary / _WORDS).write_text(json.dumps(words, indent=1), encoding="utf-8")
@@ -137,7 +158,7 @@ def read(folder: Path) -> Embeddings:
         )
         return Embeddings(
             folder, seen, tuple(words["shape"]), words["source"], words["arguments"],
-            words["untrained"], tensors["scores"].numpy(),
+            words["untrained"], tensors["scores"].numpy(), words["bits"],
         )  # fmt: skip
     except OSError as error:
         raise InfluenceOSError(f"{again} ({error.strerror or error}).") from error

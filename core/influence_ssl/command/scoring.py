@@ -73,7 +73,7 @@ def score(options: argparse.Namespace) -> None:
     if options.keep is not None:
         inputs = [options.data, Path(options.weights or "."), options.out]
         refuse_overwriting("--keep", options.keep, inputs)
-        embeddings.refuse(options.keep)
+        embeddings.refuse(options.keep, options.out)
     loaded = load_encoder(options.encoder, options.weights, options.seed, options.weights_part)
 
     from influence_ssl.files.images import ImageFiles

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from influence_ssl.analysis import trace as analysis
 from influence_ssl.analysis.trace import Trace
@@ -27,7 +28,7 @@ from influence_ssl.errors import (
     InfluenceValueError,
     printable,
 )
-from influence_ssl.files.images import ImageFiles
+from influence_ssl.files.images import ImageFiles, pixel_digest
 from influence_ssl.files.sources import refuse_overwriting
 from influence_ssl.files.writing import replacing
 from influence_ssl.objectives import Invariance
@@ -54,7 +55,7 @@ def trace(options: argparse.Namespace) -> None:
         )
     device, loaded = settings.device(options.device), _encoder(options, kept)
     warnings.filterwarnings("ignore", module=r"PIL\.")
-    listed = ImageFiles(options.query, loaded.preprocess)
+    listed = ImageFiles(options.query, loaded.preprocess, kept.bits)
     if wants_page and len(listed) > PAGE:
         raise InfluenceValueError(
             f"{str(options.query)!r} holds {len(listed)} images, but a page shows at most {PAGE} "
@@ -71,6 +72,7 @@ def trace(options: argparse.Namespace) -> None:
         loaded.module, _objective(options, kept), options.batch_size, device, progress,
         options.workers,
     )  # fmt: skip
+    _refuse_other_preprocess(images, kept, scorer, loaded)
     found = _traced(scorer, kept, queries, top, options.cosine)
     found.provenance.update(
         folder=str(options.folder),
@@ -84,6 +86,40 @@ def trace(options: argparse.Namespace) -> None:
     )
     _write(found, options, images, kept)
     _summarise(found, queries, kept, options, time.monotonic() - started)
+
+
+def _refuse_other_preprocess(
+    source: Path, kept: Embeddings, scorer: InfluenceScorer, loaded: Loaded
+) -> None:
+    """Raise if the first scored images, where they are still there, are prepared differently."""
+    fit = scorer.fit_
+    assert fit.kept is not None
+    try:
+        listed = ImageFiles(source, loaded.preprocess, kept.bits)
+    except InfluenceError:
+        return
+    for name, pixels, x in zip(
+        fit.kept.names or (), kept.seen.pixels, fit.probe.batch[0], strict=False
+    ):
+        if name not in listed.names:
+            continue
+        k = listed.names.index(name)
+        try:
+            image = listed.image(k)
+        except InfluenceError:
+            continue
+        # Otherwise it is another image, from which nothing follows.
+        if pixel_digest(image) == pixels and not _agree(listed[k][0], x):
+            raise InfluenceValueError(
+                f"the preprocess of --encoder differs from that of the scores: it turns {name!r} "
+                "into another tensor; give the one that was scored with, or score again."
+            )
+
+
+def _agree(x: Tensor, y: Tensor) -> bool:
+    """Up to rounding, in which processors may differ."""
+    x, y = x.detach().cpu().double(), y.double()
+    return x.shape == y.shape and bool((x - y).abs().max() <= 1e-5 * y.abs().max())
 
 
 def _traced(

@@ -119,6 +119,9 @@ class ImageFiles(Dataset[tuple[Tensor]]):
     consists only of torchvision's and timm's transforms, it is called for one image at a time and
     its result is copied, because it may reuse one buffer for all images.
 
+    ``bits`` are those in use of 16-bit images that do not declare them; by default, they are found
+    by reading all images.
+
     ``names[k]`` is the image's path below the folder or in the zip, or as written in the CSV.
     ``index[k]`` is its position in the listing, which does not change when other images are
     skipped. ``ignored`` counts the files that were not read, by extension. :meth:`readable` adds
@@ -135,7 +138,9 @@ class ImageFiles(Dataset[tuple[Tensor]]):
 
     read_by_threads = True
 
-    def __init__(self, source: str | Path, preprocess: Preprocess | None = None) -> None:
+    def __init__(
+        self, source: str | Path, preprocess: Preprocess | None = None, bits: int | None = None
+    ) -> None:
         self.source = Path(source)
         self.preprocess = to_tensor if preprocess is None else preprocess
         self._files, names, self.ignored = open_source(self.source)
@@ -158,7 +163,7 @@ class ImageFiles(Dataset[tuple[Tensor]]):
         self.rotated = 0
         self._jpeg: tuple[bool, ...] = ()  # whether decode_jpeg gives the pixels that Pillow gives
         # Of all images that are listed, and so the same for the readable ones among them.
-        self._bits: list[int] = []
+        self._bits: list[int] = [] if bits is None else [bits]
         self._apart = not _keeps_nothing(self.preprocess)
 
     def __len__(self) -> int:

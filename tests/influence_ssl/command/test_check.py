@@ -67,7 +67,7 @@ def test_check_in_one_command(photos: Path, capsys: pytest.CaptureFixture[str]) 
     images = ImageFiles("photos", loaded.preprocess)
     with torch.inference_mode():
         z = loaded.module(torch.stack([images[k][0] for k in range(len(images))]))
-    features = np.load("check.features.npz")
+    features = np.load("check.parquet.features.npz")
     assert features["names"].tolist() == list(images.names)
     np.testing.assert_allclose(features["features"], z, atol=1e-5)
     cosine = F.cosine_similarity(z[:, None], z[None], dim=2).fill_diagonal_(-2)
@@ -88,6 +88,13 @@ def test_check_in_one_command(photos: Path, capsys: pytest.CaptureFixture[str]) 
     assert "holds no scores to select by" in capsys.readouterr().err
     assert main(["report", "check.parquet", "--out", "r.html"]) == 2
     assert "give a file that influence-ssl score wrote" in capsys.readouterr().err
+
+
+def test_a_check_in_another_format_keeps_the_features_of_the_first(photos: Path) -> None:
+    for out in ("check.csv", "check.parquet"):
+        assert main(["check", "--data", "photos", "--out", out, "--device", "cpu"]) == 0
+    names = {path.name for path in Path().glob("*.npz")}
+    assert names == {"check.csv.features.npz", "check.parquet.features.npz"}
 
 
 @pytest.mark.parametrize("by_index", [pytest.param(True, marks=WITH_INDEX), False])

@@ -241,6 +241,14 @@ def mixture() -> None:
         shutil.copy(Path("other", name), "kept")
 
 
+def brighter() -> None:
+    """The same weights with another preprocess."""
+    Path("bright.py").write_text(
+        f"{ENCODERS}\n\ndef brighter():\n"
+        "    return small(), lambda image: 2 * TF.to_tensor(image)\n"
+    )
+
+
 REFUSED = {
     "no folder": (lambda: shutil.rmtree("kept"), (), {}, "'kept' does not exist"),
     "a file": (
@@ -271,6 +279,9 @@ REFUSED = {
     ),
     "another encoder": (
         None, (), {"encoder": "mine.py:Zero"}, "'kept' holds the fit of an encoder with different"
+    ),
+    "another preprocess": (
+        brighter, (), {"encoder": "bright.py:brighter"}, "preprocess of --encoder differs from"
     ),
     "another perturbation": (
         None, ("--perturbation", "mine:halving"), {}, "made with Gaussian noise; leave it out"
@@ -399,7 +410,7 @@ def test_queries_that_do_not_fit_into_memory_are_one_line_and_nothing_is_lost(
 KEEP_REFUSED = {
     "a file": ("mine.py", "'mine.py' is a file"),
     "a folder of images": ("images", "'images' would overwrite an input"),
-    "a folder of other things": ("queries", "'queries' holds other files"),
+    "a folder of other things": ("queries", "'queries' holds 'a.png', which would be deleted"),
     "in no folder": ("no/kept", "'no' is not a folder"),
     "the scores": ("scores.npz", "'scores.npz' would overwrite"),
 }
@@ -414,6 +425,67 @@ def test_a_folder_that_cannot_take_the_embeddings_is_refused_before_the_work(
     assert run("--keep", folder, encoder="mine.py:shouting") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
+
+
+OWN = {"a report": "report.html", "a folder": "queries/a.png", "a hidden file": ".notes"}
+
+
+@pytest.mark.parametrize("name", OWN.values(), ids=OWN)
+def test_what_the_user_added_to_the_embeddings_is_not_deleted(
+    work: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    added = Path("kept", name)
+    added.parent.mkdir(exist_ok=True)
+    added.write_text("mine")
+    # The encoder would fail if it were asked.
+    assert run("--keep", "kept", encoder="mine.py:shouting") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    first = name.split("/")[0]
+    assert f"--keep 'kept' holds {first!r}, which would be deleted" in line
+    assert "name another folder, or move it away" in line
+    assert added.read_text() == "mine"
+
+
+def test_what_the_user_adds_during_the_work_is_not_deleted(
+    work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit = InfluenceScorer.fit
+
+    def adding(self: InfluenceScorer, *arguments: Any, **settings: Any) -> Any:
+        Path("kept/report.html").write_text("mine")
+        return fit(self, *arguments, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(InfluenceScorer, "fit", adding)
+        assert run("--seed", 1, "--keep", "kept") == 2
+    assert "holds 'report.html'" in capsys.readouterr().err
+    Path("kept/report.html").unlink()
+    assert run("--seed", 1, "--keep", "kept") == 0
+
+
+def test_a_foreign_file_with_the_name_of_one_of_ours_is_not_deleted(work: Path) -> None:
+    Path("coco").mkdir()
+    Path("coco/images.json").write_text("{}")
+    assert run("--keep", "coco", encoder="mine.py:shouting") == 2
+    assert Path("coco/images.json").read_text() == "{}"
+
+
+def test_the_scores_are_not_written_into_the_folder_that_is_replaced(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("--keep", "kept", "--out", "kept/s.csv", encoder="mine.py:shouting") == 2
+    assert "cannot hold --out 'kept/s.csv'; write one of them" in capsys.readouterr().err
+
+
+def test_a_link_to_a_folder_is_followed(work: Path) -> None:
+    Path("disk").mkdir()
+    shutil.move("kept", "disk/real")
+    Path("kept").symlink_to("disk/real")
+    before = Path("kept/fit.json").read_bytes()
+    assert run("--seed", 1, "--keep", "kept") == 0
+    assert Path("kept").is_symlink()
+    assert Path("disk/real/fit.json").read_bytes() != before
+    assert not list(Path("disk").glob(".*"))
 
 
 def test_embeddings_replace_earlier_ones_whole_or_not_at_all(
@@ -468,6 +540,27 @@ def test_a_map_is_of_the_run_that_wrote_the_scores(
     assert "--kept is of another run than 'other.csv': the two have different scores" in line
     assert "give the folder that the same run of influence-ssl score wrote" in line
     assert not Path("map.html").exists()
+
+
+def test_the_preprocess_is_not_compared_on_images_that_are_gone(work: Path) -> None:
+    brighter()
+    shutil.rmtree("images")
+    assert traced("--out", "new.csv", encoder="bright.py:brighter") == 0
+
+
+def test_16_bit_queries_are_read_with_the_bits_of_the_scored_images(work: Path) -> None:
+    """Of a query alone, fewer bits would do: it would become brighter than the image it copies."""
+    rng = np.random.default_rng(0)
+    for name in ("dark.png", "bright.png"):
+        Path("deep").mkdir(exist_ok=True)
+        top = 4096 if name == "dark.png" else 65536
+        values = rng.integers(0, top, (10, 10)).astype(np.uint16)
+        Image.fromarray(values).save(Path("deep", name))
+    shutil.rmtree("kept")
+    assert run("--keep", "kept", data="deep") == 0
+    assert traced("--query", "deep/dark.png", "--out", "deep.csv") == 0
+    found = pandas.read_csv("deep.csv", skiprows=1)
+    assert set(found["name"][found["same_pixels"]]) == {"dark.png"}
 
 
 def test_own_noise_is_given_again(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
