@@ -225,6 +225,26 @@ def test_wrong_usage_is_one_line(capsys: pytest.CaptureFixture[str], arguments: 
     assert "--help" in line
 
 
+@pytest.mark.parametrize(
+    ("command", "out", "suffixes"),
+    [
+        (["report"], "s.parquet", ".html"),
+        (["report"], "r.txt", ".html"),
+        (["select", "--drop-highest", "1"], "mine.py", ".txt, .csv"),
+    ],
+)
+def test_a_page_or_list_replaces_no_file_of_another_kind(
+    work: Path, capsys: pytest.CaptureFixture[str], command: list[str], out: str, suffixes: str
+) -> None:
+    assert run() == 0
+    Path(out).write_text("mine")
+    capsys.readouterr()
+    assert main([*command, "scores.npz", "--out", out]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(f"--out {out!r} must end in {suffixes}.")
+    assert Path(out).read_text() == "mine"
+
+
 def test_an_option_of_another_command_names_the_help_of_this_one(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
