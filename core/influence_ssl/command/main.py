@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import os
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -24,7 +25,10 @@ _THREE = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns 0, 2 after an error (one line on stderr), or 130 after Ctrl-C."""
+    """Run the command; returns 0, 2 after an error (one line on stderr), 130 after Ctrl-C.
+
+    It returns 1, without a message, if the reader of its output has gone.
+    """
     known = parser()
     options, unknown = known.parse_known_args(arguments)
     if unknown:  # argparse would name the help of the whole command, which lists no options
@@ -38,6 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         options.run(options)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # As after ``| head -1``. At exit, Python would flush the rest once more, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         print(f"influence-ssl: interrupted; {_kept(options)}", file=sys.stderr)
         return 130

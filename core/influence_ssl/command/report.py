@@ -33,8 +33,10 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Write the page."""
+    from influence_ssl.command import settings
     from influence_ssl.report.html import write
 
+    settings.check_output(options.out, {".html": ("jinja2",)})
     drawn = None
     if options.kept is not None:
         from influence_ssl.command import embeddings

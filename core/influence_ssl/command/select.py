@@ -42,6 +42,7 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     """Select and write the list."""
     from influence_ssl.analysis.selection import Rule, select, write_list
+    from influence_ssl.command import settings
 
     rule = Rule(
         options.drop_highest,
@@ -54,6 +55,7 @@ def run(options: argparse.Namespace) -> None:
     if rule in (Rule(), Rule(yes=True)):
         raise InfluenceValueError("nothing to select by; give at least one --drop-… option.")
     refuse_overwriting("--out", options.out, [options.scores])
+    settings.check_output(options.out, {".txt": (), ".csv": ()})
     keep, drop = select(options.scores, rule)
     write_list(keep if options.list == "keep" else drop, options.out)
     print(

@@ -379,7 +379,7 @@ def test_select_by_budget_threshold_and_group(work: Path) -> None:
         (["--drop-lowest", "110%"], "or a share such as 10%"),
         (["--drop-above", "nan"], "argument --drop-above: invalid"),
         (["--drop-highest", "1", "--out", "images/00.png"], "has the suffix of an image"),
-        (["--drop-highest", "1", "--out", "no/list.txt"], "cannot be written"),
+        (["--drop-highest", "1", "--out", "no/list.txt"], "is not a folder; create it"),
         (
             ["--drop-highest", "1", "--out", "scores.parquet"],
             "would overwrite an input",

@@ -4,6 +4,8 @@ import errno
 import os
 import re
 import shutil
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -223,6 +225,42 @@ def test_wrong_usage_is_one_line(capsys: pytest.CaptureFixture[str], arguments: 
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("influence-ssl: error: ")
     assert "--help" in line
+
+
+@pytest.mark.parametrize(
+    ("command", "out", "suffixes"),
+    [
+        (["report"], "s.parquet", ".html"),
+        (["report"], "r.txt", ".html"),
+        (["select", "--drop-highest", "1"], "mine.py", ".txt, .csv"),
+    ],
+)
+def test_a_page_or_list_replaces_no_file_of_another_kind(
+    work: Path, capsys: pytest.CaptureFixture[str], command: list[str], out: str, suffixes: str
+) -> None:
+    assert run() == 0
+    Path(out).write_text("mine")
+    capsys.readouterr()
+    assert main([*command, "scores.npz", "--out", out]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(f"--out {out!r} must end in {suffixes}.")
+    assert Path(out).read_text() == "mine"
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_has_gone_is_no_error(work: Path, unbuffered: str) -> None:
+    assert run() == 0
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "influence_ssl", "select", "scores.npz", "--drop-highest", "1",
+         "--out", "keep.txt"],
+        stdout=writer, stderr=subprocess.PIPE, check=False,
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+    )  # fmt: skip
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, b"")
+    assert len(Path("keep.txt").read_text().splitlines()) == 23
 
 
 def test_an_option_of_another_command_names_the_help_of_this_one(
