@@ -28,7 +28,12 @@ from influence_ssl.analysis.ranking import read_labels
 from influence_ssl.command import settings
 from influence_ssl.command.summary import grouped, rotation, size
 from influence_ssl.encoders.loading import Loaded, load_encoder
-from influence_ssl.errors import InfluenceValueError, described, printable
+from influence_ssl.errors import (
+    InfluenceTypeError,
+    InfluenceValueError,
+    described,
+    printable,
+)
 from influence_ssl.files.sources import counted, refuse_overwriting
 from influence_ssl.files.tables import frame, save
 from influence_ssl.files.writing import replacing
@@ -113,6 +118,8 @@ def represent(
     """The representations (N, D) in float32, in eval mode, on ``device``."""
     training, found = encoder.training, []
     encoder.eval().to(device)
+    floats = (one.dtype for one in encoder.parameters() if one.is_floating_point())
+    dtype = next(floats, torch.float32)
     assert images.shape is not None  # that of what is readable
     threads = readers(math.prod(images.shape)) if workers is None else workers
     items = in_threads(images.__getitem__, range(len(images)), threads)
@@ -120,14 +127,19 @@ def represent(
         for start in range(0, len(images), batch):
             x = torch.stack([item[0] for item in islice(items, batch)])
             try:
-                z = encoder(x.to(device))
-                found.append(z.flatten(1).float())
+                z = encoder(x.to(device, dtype))
             except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
                 raise InfluenceValueError(
                     f"the encoder fails on the batch from {images.names[start]!r} "
                     f"({size(images)}): {described(error)}; if it needs another size, let its "
                     "function return (module, preprocess)."
                 ) from error
+            if not isinstance(z, Tensor):
+                raise InfluenceTypeError(
+                    f"the encoder returned a {type(z).__name__}; wrap it so that it returns one "
+                    "tensor (B, D)."
+                )
+            found.append(z.flatten(1).float())
     encoder.train(training)
     z = torch.cat(found)
     wrong = torch.nonzero(~z.isfinite().all(1)).flatten().tolist()

@@ -44,6 +44,53 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+OWN = """
+import torch
+from torch import nn
+from torchvision.transforms import v2
+
+scale = v2.Compose([v2.Resize((8, 8)), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
+
+def of(dtype):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 5)).to(dtype), scale
+
+def single():
+    return of(torch.float32)
+
+def double():
+    return of(torch.float64)
+
+def coarse():
+    return of(torch.bfloat16)
+
+class Two(nn.Module):
+    def forward(self, x):
+        return x.flatten(1), x
+
+def several():
+    return Two(), scale
+"""
+
+
+def test_encoders_in_other_dtypes_are_taken_as_score_takes_them(
+    photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("own.py").write_text(OWN)
+    found = {}
+    for name in ("single", "double", "coarse"):
+        arguments = ["--data", "photos", "--encoder", f"own.py:{name}", "--device", "cpu"]
+        assert main(["check", *arguments, "--out", f"{name}.csv"]) == 0, capsys.readouterr().err
+        found[name] = np.load(f"{name}.csv.features.npz")["features"]
+    np.testing.assert_allclose(found["double"], found["single"], atol=1e-5)
+    np.testing.assert_allclose(found["coarse"], found["single"], atol=0.05)
+    capsys.readouterr()
+    assert main(["check", *arguments[:2], "--encoder", "own.py:several", "--out", "x.csv"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "the encoder returned a tuple; wrap it so that it returns one tensor (B, D)" in line
+    assert not Path("x.csv").exists()
+
+
 def test_check_in_one_command(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "--data", "photos", "--out", "check.parquet", "--device", "cpu"]) == 0
     said = capsys.readouterr().out
