@@ -206,6 +206,9 @@ def _checked(
             rounding, measured = replace(rounding, gradients=share), True
         elif not reordered and _reorder(capture, alone, seen, found, rounding):
             reordered = True
+        elif len(index) > 1 + len(others) and {kind for kind, _ in found} <= {"gradient", "loss"}:
+            # Views that coincide leave nothing but rounding, which a batch of two changes.
+            alone, (batch, index) = [first], one
         else:
             _refuse(capture, found, seen, rounding, *one)
 
