@@ -98,6 +98,7 @@ class _State:
             for base in own
             for name, held in sorted(vars(base).items())
             if isinstance(held, FunctionType)
+            or (isinstance(held, bool | int | float | str) and not name.startswith("__"))
         ]
 
 

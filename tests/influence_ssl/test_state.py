@@ -94,6 +94,13 @@ def test_a_number_of_the_function_s_module_is_part_of_it(monkeypatch):
     assert state_of(by_a_helper) != before[1]
 
 
+def test_a_number_of_the_class_is_part_of_its_objects(monkeypatch):
+    monkeypatch.setattr(Bank, "strength", 0.1, raising=False)
+    before = state_of(BANK)
+    monkeypatch.setattr(Bank, "strength", 0.2)
+    assert state_of(BANK) != before
+
+
 def test_another_process_finds_the_same_state(tmp_path):
     """Whatever the order of its sets, and wherever it keeps things."""
     (tmp_path / "own.py").write_text(
