@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -313,6 +314,11 @@ def test_without_a_word_only_data_sets_that_allow_it_are_read_by_threads(monkeyp
     # One reads ahead where images are small; the first ones are looked at beforehand.
     assert len(data.threads - {here}) == 1
     monkeypatch.setattr(reading, "_SMALL", 1)
+    # A thread that is done at once would do all of it.
+    read = Watched.__getitem__
+    monkeypatch.setattr(
+        Watched, "__getitem__", lambda self, i: (time.sleep(0.01), read(self, i))[1]
+    )
     score(net, data, batch_size=4)
     assert len(data.threads - {here}) > 1
 
