@@ -93,7 +93,8 @@ def _has_copies(own: Capture, batch: Batch, index: Index) -> bool:
 def _laid_out(capture: Capture, batch: Batch, index: Index) -> Capture:
     """The capture with the channels last in memory, which is faster, where that changes nothing.
 
-    An encoder that calls ``view`` on a feature map fails on it; one that reads strides differs.
+    An encoder that calls ``view`` on a feature map fails on it, some only in the backward pass; one
+    that reads strides differs.
     """
     plain = _outputs(capture, batch, index)
     faster = replace(capture, layout=torch.channels_last)
@@ -101,17 +102,24 @@ def _laid_out(capture: Capture, batch: Batch, index: Index) -> Capture:
     return faster if same else capture
 
 
-@torch.no_grad()
 def _outputs(capture: Capture, batch: Batch, index: Index) -> list[Tensor]:
-    """What the encoder returns for the images at half their brightness, up to its first error."""
+    """What the encoder returns for the images at half their brightness, up to its first error.
+
+    A zero comes last if the backward pass succeeds too.
+    """
     found: list[Tensor] = []
+    leaves: list[Tensor] = []
 
     def encode(x: Tensor) -> Tensor:
-        found.append(capture.encode_from([], x * 0.5, len(index)))
-        return found[-1]
+        z = capture.encode_from(leaves, x * 0.5, len(index))
+        found.append(z.detach())
+        return z
 
     with suppress(Exception):  # the check runs into the error again and tells what is wrong
-        capture.losses(batch, index, 0, encode)
+        losses = capture.losses(batch, index, 0, encode)
+        if losses.requires_grad:
+            differentiate(losses.sum(), leaves)
+        found.append(losses.new_zeros(()))
     return found
 
 

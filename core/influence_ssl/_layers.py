@@ -176,10 +176,6 @@ def selected(encoder: nn.Module, names: Sequence[str] | None) -> dict[str, Any]:
     known = {n: m for n, m in encoder.named_modules() if isinstance(m, KINDS)}
     if names is None:
         return known
-    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
-        raise InfluenceValueError(
-            f"layers={names!r} must be a list of names, for instance layers=['conv1']."
-        )
     out = [name[1:] for name in names if name.startswith("-")]
     if out and len(out) < len(names):
         raise InfluenceValueError(

@@ -110,10 +110,7 @@ class InfluenceScorer:
         self.batch_size = None if batch_size is None else int(batch_size)
         self.device = device
         self.dtype = dtype
-        # An iterator would be used up by the first call.
-        if isinstance(layers, Iterable) and not isinstance(layers, Sequence):
-            layers = list(layers)
-        self.layers = layers
+        self.layers = _listed(layers)
         self.progress = progress
         self.store = None if store is None else Path(store)
         self.workers = None if workers is None else int(workers)
@@ -485,6 +482,19 @@ class InfluenceScorer:
             **made_with(),
             **getattr(fitted, "provenance", {}),
         }
+
+
+def _listed(layers: object) -> list[str] | None:
+    """The names as a list, because an iterator would be used up by the first call."""
+    if layers is None:
+        return None
+    if isinstance(layers, Iterable) and not isinstance(layers, str):
+        names = list(layers)
+        if all(isinstance(name, str) for name in names):
+            return names
+    raise InfluenceValueError(
+        f"layers={layers!r} must be a list of names, for instance layers=['conv1']."
+    )
 
 
 def _modes() -> Callable[[], ExitStack]:

@@ -142,6 +142,18 @@ def test_a_sequence_first_transformer_on_one_image(patch, constant, tmp_path):
         np.testing.assert_allclose(one, both[:1], rtol=1e-8, atol=1e-10)
 
 
+class Viewed(torch.autograd.Function):
+    """Doubles; its backward pass calls ``view``."""
+
+    @staticmethod
+    def forward(context, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(context, delta):
+        return 2 * delta.view(-1).view(delta.shape)
+
+
 class Flat(nn.Module):
     """Flattens a feature map by what its memory layout must allow, or by reading its strides."""
 
@@ -153,11 +165,13 @@ class Flat(nn.Module):
         x = self.conv(x).relu()
         if self.how == "view":
             return self.head(x.view(len(x), -1))
+        if self.how == "view in backward":
+            return self.head(Viewed.apply(x).relu().flatten(1))
         return self.head(x.as_strided((len(x), 144), (144, 1)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("how", ["view", "strides"])
+@pytest.mark.parametrize("how", ["view", "strides", "view in backward"])
 def test_a_feature_map_that_must_lie_contiguous(how, dtype):
     net, x = build(Flat, how=how).to(dtype), images(5).to(dtype)
     found = score(net, x, objective=MOVED, curvature=Identity(), batch_size=2)

@@ -29,7 +29,9 @@ from influence_ssl.scorer import InfluenceScorer
 
 _FORMAT = 2
 _WORDS, _TENSORS, _FIT = "images.json", "images.safetensors", "fit.json"
-_WRITTEN = {_WORDS, _TENSORS, _FIT, "fit.safetensors"}
+# What desktops put into any folder, and put there again.
+_LITTER = {".DS_Store", "Thumbs.db", "desktop.ini"}
+_WRITTEN = {_WORDS, _TENSORS, _FIT, "fit.safetensors", *_LITTER}
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +87,7 @@ def refuse(folder: Path, out: Path) -> None:
 def _refuse_foreign(folder: Path) -> None:
     """Raise if the folder holds anything but earlier embeddings, because it is replaced whole."""
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    foreign = names - _WRITTEN if {_WORDS, _FIT} <= names else names
+    foreign = names - (_WRITTEN if {_WORDS, _FIT} <= names else _LITTER)
     if foreign:
         raise InfluenceOSError(
             f"--keep {str(folder)!r} holds {min(foreign)!r}, which would be deleted because "

@@ -37,6 +37,8 @@ def run(options: argparse.Namespace) -> None:
     from influence_ssl.report.html import write
 
     settings.check_output(options.out, {".html": ("jinja2",)})
+    if options.json is not None:
+        settings.check_output(options.json, {".json": ()}, "--json")
     drawn = None
     if options.kept is not None:
         from influence_ssl.command import embeddings

@@ -76,25 +76,28 @@ def device(name: str | None) -> torch.device | None:
     return torch.device(name)
 
 
-def check_output(path: Path, needs: Mapping[str, tuple[str, ...]] = _NEEDS) -> None:
-    """Raise if ``--out`` cannot be written; ``needs``: the packages behind each suffix."""
+def check_output(
+    path: Path, needs: Mapping[str, tuple[str, ...]] = _NEEDS, option: str = "--out"
+) -> None:
+    """Raise if an output cannot be written; ``needs``: the packages behind each suffix."""
+    named = f"{option} {str(path)!r}"
     if path.suffix not in needs:
-        raise InfluenceValueError(f"--out {str(path)!r} must end in {', '.join(needs)}.")
+        raise InfluenceValueError(f"{named} must end in {', '.join(needs)}.")
     for package in needs[path.suffix]:
         if importlib.util.find_spec(package) is None:
             instead = ", or write .npz." if ".npz" in needs else "."
             raise InfluenceValueError(
-                f"--out {str(path)!r} needs {package}; pip install 'influence-ssl[report]'{instead}"
+                f"{named} needs {package}; pip install 'influence-ssl[report]'{instead}"
             )
     if path.is_dir():
-        raise InfluenceOSError(f"--out {str(path)!r} is a folder; name a file in it.")
+        raise InfluenceOSError(f"{named} is a folder; name a file in it.")
     if not path.parent.is_dir():
         raise InfluenceOSError(
-            f"--out {str(path)!r}: {str(path.parent)!r} is not a folder; create it."
+            f"{named}: {str(path.parent)!r} is not a folder; create it."
         )
     try:
         tempfile.NamedTemporaryFile(dir=path.parent).close()
     except OSError as error:
         raise InfluenceOSError(
-            f"--out {str(path)!r} cannot be written: {error.strerror}; choose another folder."
+            f"{named} cannot be written: {error.strerror}; choose another folder."
         ) from error

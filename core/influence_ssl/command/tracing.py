@@ -140,7 +140,7 @@ def _write(found: Trace, options: argparse.Namespace, images: Path, kept: Embedd
         for out in options.out:
             temporary = files.enter_context(replacing(out))
             if out.suffix == ".html":
-                text = page(found, options.query, images, digests)
+                text = page(found, options.query, images, digests, kept.bits)
                 temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
             else:
                 found.save(temporary)

@@ -29,7 +29,8 @@ class Pictures:
 
     ``digests`` by image name: the pixels must still have this digest
     (:func:`~influence_ssl.files.images.pixel_digest`). ``files`` by image name: the SHA-256 that
-    the file must still have; an empty one is not checked. ``whence`` states the names' origin.
+    the file must still have; an empty one is not checked. ``whence`` states the names' origin,
+    ``bits`` those in use of 16-bit images (:class:`~influence_ssl.files.images.ImageFiles`).
     Raises :class:`InfluenceError` if ``source`` holds none of the images, or if all that it holds
     under their names are others.
     """
@@ -41,9 +42,10 @@ class Pictures:
         digests: Mapping[str, str] | None = None,
         whence: str = "of the score file",
         files: Mapping[str, str] | None = None,
+        bits: int | None = None,
     ) -> None:
         wanted = list(dict.fromkeys(names))
-        images = ImageFiles(source)
+        images = ImageFiles(source, bits=bits)
         position = {name: k for k, name in enumerate(images.names)}
         self.uris: dict[str, tuple[str, int, int]] = {}
         self._grey: dict[str, Image.Image] = {}

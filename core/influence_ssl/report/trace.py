@@ -30,18 +30,21 @@ _ALSO = {
 }
 
 
-def page(found: Trace, queries: Path, images: Path, digests: Mapping[str, str]) -> str:
+def page(
+    found: Trace, queries: Path, images: Path, digests: Mapping[str, str], bits: int | None = None
+) -> str:
     """The page as HTML that opens from disk and contacts no host.
 
-    ``queries`` and ``images`` are the sources of the pictures, ``digests`` those of the
-    images' pixels when they were scored. Raises :class:`InfluenceError` if no image is found.
+    ``queries`` and ``images`` are the sources of the pictures, ``digests`` those of the images'
+    pixels when they were scored, ``bits`` those in use of 16-bit images. Raises
+    :class:`InfluenceError` if no image is found.
     """
     places = dict.fromkeys(
         entry.position for one in found.found for which in LISTS for entry in one.lists[which]
     )
     whence = "that were scored"
-    shown = Pictures(images, (found.names[i] for i in places), digests, whence)
-    asked = Pictures(queries, (one.query for one in found.found))
+    shown = Pictures(images, (found.names[i] for i in places), digests, whence, bits=bits)
+    asked = Pictures(queries, (one.query for one in found.found), bits=bits)
     return render(
         "trace.html.j2",
         version=__version__,

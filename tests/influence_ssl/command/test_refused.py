@@ -232,6 +232,7 @@ def test_wrong_usage_is_one_line(capsys: pytest.CaptureFixture[str], arguments: 
     [
         (["report"], "s.parquet", ".html"),
         (["report"], "r.txt", ".html"),
+        (["report", "--out", "r.html", "--json"], "r.txt", ".json"),
         (["select", "--drop-highest", "1"], "mine.py", ".txt, .csv"),
     ],
 )
@@ -241,9 +242,10 @@ def test_a_page_or_list_replaces_no_file_of_another_kind(
     assert run() == 0
     Path(out).write_text("mine")
     capsys.readouterr()
-    assert main([*command, "scores.npz", "--out", out]) == 2
+    *words, option = command if command[-1] == "--json" else [*command, "--out"]
+    assert main([*words, option, out, "--", "scores.npz"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.endswith(f"--out {out!r} must end in {suffixes}.")
+    assert line.endswith(f"{option} {out!r} must end in {suffixes}.")
     assert Path(out).read_text() == "mine"
 
 

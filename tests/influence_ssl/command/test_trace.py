@@ -446,6 +446,14 @@ def test_what_the_user_added_to_the_embeddings_is_not_deleted(
     assert added.read_text() == "mine"
 
 
+def test_what_a_desktop_adds_to_the_embeddings_goes_with_them(work: Path) -> None:
+    Path("kept/.DS_Store").write_text("icons")
+    assert run("--seed", 1, "--keep", "kept") == 0
+    assert {path.name for path in Path("kept").iterdir()} == {
+        "images.json", "images.safetensors", "fit.json", "fit.safetensors"
+    }  # fmt: skip
+
+
 def test_what_the_user_adds_during_the_work_is_not_deleted(
     work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -561,6 +569,9 @@ def test_16_bit_queries_are_read_with_the_bits_of_the_scored_images(work: Path) 
     assert traced("--query", "deep/dark.png", "--out", "deep.csv") == 0
     found = pandas.read_csv("deep.csv", skiprows=1)
     assert set(found["name"][found["same_pixels"]]) == {"dark.png"}
+    # The page shows the query as the encoder received it, with the same picture as the image.
+    assert traced("--query", "deep/dark.png", "--out", "deep.html") == 0
+    assert len(set(re.findall(r"data:image[^\"]*", Path("deep.html").read_text()))) == 2
 
 
 def test_own_noise_is_given_again(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
