@@ -654,7 +654,8 @@ def _refuse(
     raise InfluenceValueError(
         f"layer {layer.name!r} ({type(layer.modules[0]).__name__}): autograd's gradient of its "
         "weight differs from what its calls yield, for instance because the weight is used without "
-        f"calling the module or a hook changes its output; {way_out}"
+        "calling the module, the module changes its input in place, or a hook changes its output; "
+        f"{way_out}"
     )
 
 

@@ -135,7 +135,8 @@ class Layer:
 
         def gradient(a: Tensor, delta: Tensor) -> Tensor:
             def forward(weight: Tensor) -> Tensor:
-                return functional_call(bare, {"module.weight": weight}, *arguments(a))
+                # A copy: what a module does to its input in place, autograd allows on no other.
+                return functional_call(bare, {"module.weight": weight}, *arguments(a.clone()))
 
             return self.project(vjp(forward, weight)[1](delta)[0])
 

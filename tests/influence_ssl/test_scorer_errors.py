@@ -68,6 +68,13 @@ class Again(nn.Module):
         return nn.functional.linear(self.linear(x.flatten(1)), self.linear.weight)
 
 
+class Doubling(nn.Linear):
+    """Doubles its input in place."""
+
+    def forward(self, x):
+        return super().forward(x.mul_(2))
+
+
 X = images(6, size=2).float()
 BAD_ENCODERS = {
     "no Conv2d or Linear module is called": nn.Sequential(nn.Flatten(), nn.LayerNorm(12)),
@@ -76,6 +83,7 @@ BAD_ENCODERS = {
     "returned a tuple": Lambda(lambda linear, x: (linear(x), x)),
     "the input of layer 'second' depends on the other images": Mixing(),
     r"layer 'linear' \(Linear\): autograd's gradient of its weight differs": Again(),
+    "the module changes its input in place": nn.Sequential(nn.Flatten(), Doubling(12, 4)),
     "representation of the clean image 0 is zero": Lambda(lambda linear, x: linear(x) * 0),
     "representation of the clean image 0 is not finite": Lambda(lambda linear, x: linear(x) / 0),
     "the input of layer 'linear' is random, because two passes over one image differ": Lambda(

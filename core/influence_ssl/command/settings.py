@@ -92,9 +92,7 @@ def check_output(
     if path.is_dir():
         raise InfluenceOSError(f"{named} is a folder; name a file in it.")
     if not path.parent.is_dir():
-        raise InfluenceOSError(
-            f"{named}: {str(path.parent)!r} is not a folder; create it."
-        )
+        raise InfluenceOSError(f"{named}: {str(path.parent)!r} is not a folder; create it.")
     try:
         tempfile.NamedTemporaryFile(dir=path.parent).close()
     except OSError as error:
