@@ -9,7 +9,7 @@ from PIL import Image, ImageFilter
 
 # As cleanvision has it; larger pictures are shrunk to it, smaller ones stay.
 _SIDE = 64
-_WEIGHTS = np.array([0.241, 0.691, 0.068])
+_WEIGHTS = np.array([0.241, 0.691, 0.068])[:, None, None]
 
 
 class Looks(NamedTuple):
@@ -41,8 +41,9 @@ def look_of(image: Image.Image, size: int) -> Looks:
     small = image.copy()
     small.thumbnail((_SIDE, _SIDE), Image.Resampling.BOX)
     grey = small.convert("L")
-    pixels = np.asarray(small, np.float64)
-    bright = np.sqrt((pixels**2 * _WEIGHTS).sum(2)) / 255
+    # NumPy takes sums and extremes over the first axis in a fifth of the time.
+    channels = np.ascontiguousarray(np.asarray(small).transpose(2, 0, 1))
+    bright = np.sqrt((channels.astype(np.float64) ** 2 * _WEIGHTS).sum(0)) / 255
     low, high = np.percentile(bright, (5, 99))
     edges = np.asarray(grey.filter(ImageFilter.FIND_EDGES))
     # The filter leaves the outermost pixels as they are.
@@ -56,5 +57,5 @@ def look_of(image: Image.Image, size: int) -> Looks:
         float(np.asarray(grey).std() / 255),
         float(inner.std()),
         float(grey.entropy()),
-        float(np.ptp(pixels, axis=2).max() / 255),
+        float((channels.max(0) - channels.min(0)).max() / 255),
     )
