@@ -15,6 +15,9 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+COLUMNS = 16_384
+"""How many columns are converted to float64 at once."""
+
 
 class Embedding(ABC):
     """The map g ↦ φ(g) of one block."""
@@ -96,13 +99,23 @@ class Dual(Embedding):
 
     def _parts(self, g: Tensor) -> tuple[Tensor, Tensor | None]:
         n, e = len(self.rows), self.values
-        along = (g.to(self.rows.dtype) @ self.rows.T).double() @ self.vectors
+        # In float64, because the smallest e divide by far less than the largest.
+        along = products(g, self.rows) @ self.vectors
         inside = along / (n * e * (e + self.damping)).sqrt()
         if self.damping == 0:
             return inside, None
         # The residual itself, not a difference of squares, keeps this exact where it vanishes.
-        within = ((along / (n * e)) @ self.vectors.T).to(g.dtype) @ self.rows
-        return inside, (g - within).double()
+        weights = (along / (n * e)) @ self.vectors.T
+        within = torch.cat([weights @ rows.double() for rows in self.rows.split(COLUMNS, 1)], 1)
+        return inside, g.double() - within
+
+
+def products(g: Float[Tensor, "b k"], h: Float[Tensor, "n k"]) -> Float64[Tensor, "b n"]:
+    """g_i·h_j in float64, without a copy of all of g and h in it."""
+    found = torch.zeros(len(g), len(h), dtype=torch.float64, device=g.device)
+    for left, right in zip(g.split(COLUMNS, 1), h.split(COLUMNS, 1), strict=True):
+        found += left.double() @ right.double().T
+    return found
 
 
 def stripes(k: int) -> list[slice]:

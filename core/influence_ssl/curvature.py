@@ -17,7 +17,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import accumulate
 from numbers import Integral
 from typing import Any, Protocol
@@ -26,7 +25,15 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from influence_ssl._embeddings import Dual, Embedding, Same, Spectral, Triangular, stripes
+from influence_ssl._embeddings import (
+    Dual,
+    Embedding,
+    Same,
+    Spectral,
+    Triangular,
+    products,
+    stripes,
+)
 from influence_ssl._layers import Layer
 from influence_ssl._memory import free_memory
 from influence_ssl._numbers import plain
@@ -290,21 +297,18 @@ def _fit_empirical_fisher(gradients: Gradients, sizes: list[int], damping: Dampi
     for block, k in zip(blocks, sizes, strict=True):
         h, found = covariances.pop(0), rows.pop(0)
         g = gather(torch.cat([batch[:0, block], *found]))
-        h = total(h).div_(n) if k <= n else _gram(g) / n
+        h = total(h).div_(n) if k <= n else products(g, g).div_(n)
         mean = float(h.trace()) / min(n, k)
         λ = damping.c * mean if isinstance(damping, Relative) else float(damping)
-        solve = partial(_primal, h, batch.dtype) if k <= n else partial(_dual, g, h)
-        embedding, dimension = solve(λ, torch.finfo(batch.dtype).eps * max(n, k))
+        embedding, dimension = _primal(h, λ, batch.dtype) if k <= n else _dual(g, h, λ)
         fitted.blocks.append((block, embedding))
         fitted.provenance["damping"].append(λ)
         fitted.provenance["effective dimension"].append(dimension)
     return fitted
 
 
-def _primal(
-    h: Float64[Tensor, "k k"], dtype: torch.dtype, λ: float, precision: float
-) -> tuple[Embedding, float]:
-    """The embedding from H itself, and tr(H(H + λI)⁻¹)."""
+def _primal(h: Float64[Tensor, "k k"], λ: float, dtype: torch.dtype) -> tuple[Embedding, float]:
+    """The embedding from H itself, summed in ``dtype``, and tr(H(H + λI)⁻¹)."""
     if λ > 0:
         h.diagonal().add_(λ)
         factor, failed = torch.linalg.cholesky_ex(h)
@@ -315,10 +319,10 @@ def _primal(
             dimension = len(h) - λ * float(inverse.norm()) ** 2
             return Triangular(inverse.to(dtype)), dimension
     e, v = _eigen(h)
-    kept = e > e.max().clamp(min=0) * precision
     if λ > 0:
         e = e.clamp(min=0)
     else:
+        kept = e > e.max().clamp(min=0) * len(h) * torch.finfo(dtype).eps
         e, v = e[kept], v[:, kept]
     return Spectral(v, (e + λ).rsqrt()), float((e / (e + λ)).sum())
 
@@ -333,18 +337,18 @@ def _eigen(h: Float64[Tensor, "k k"]) -> tuple[Float64[Tensor, " k"], Float64[Te
     return first(e), first(v)
 
 
-def _gram(g: Float[Tensor, "n k"]) -> Float64[Tensor, "n n"]:
-    gram = torch.zeros(len(g), len(g), dtype=torch.float64, device=g.device)
-    for columns in g.split(65_536, dim=1):
-        gram += columns.double() @ columns.double().T
-    return gram
-
-
 def _dual(
-    g: Float[Tensor, "n k"], gram: Float64[Tensor, "n n"], λ: float, precision: float
+    g: Float[Tensor, "n k"], gram: Float64[Tensor, "n n"], λ: float
 ) -> tuple[Embedding, float]:
-    """The same for n < k, from the Gram matrix over n."""
+    """The same for n < k, from the Gram matrix over n, which is exact but for float64's rounding.
+
+    Without damping, a direction is also left out where the gradients' own rounding errors, of some
+    ten units in the last place and independent, would have brought it about.
+    """
     e, u = _eigen(gram)
-    kept = e > e.max().clamp(min=0) * precision
+    rounding = torch.finfo(gram.dtype).eps
+    if λ == 0:
+        rounding = max(rounding, (10 * torch.finfo(g.dtype).eps) ** 2)
+    kept = e > e.max().clamp(min=0) * max(g.shape) * rounding
     e, u = e[kept], u[:, kept]
     return Dual(g, u, e, λ), float((e / (e + λ)).sum())

@@ -131,6 +131,44 @@ def test_a_matrix_that_is_computed_in_stripes(damping):
         np.testing.assert_allclose(score(net, x, curvature).values, expected, rtol=1e-6)
 
 
+def of_differences(delta, damping, curvature=EmpiricalFisher, **options):
+    """Scores in single precision of |Wδ|² for a random linear W, of which H is singular or not."""
+    torch.manual_seed(0)
+    net = nn.Linear(delta.shape[1], 3, bias=False)
+    objective = Invariance(lambda x, index, draw, seed: x + delta[index], "squared")
+    found = score(net, torch.zeros_like(delta), curvature(damping=damping, **options), objective)
+    return net.weight.detach().double(), found
+
+
+@pytest.mark.parametrize("damping", [Relative(0.1), Relative(1e-4), 0.0])
+@pytest.mark.parametrize("options", [{}, {"curvature": LoGra, "rank": None}])
+def test_few_images_of_many_weights_in_single_precision(options, damping):
+    """n (K(K + nλI)⁻¹)_ii with K = GGᵀ. Most of each gradient's length is common to all."""
+    generator = torch.Generator().manual_seed(1)
+    common, own = (torch.randn(n, 5_000, generator=generator) for n in (1, 30))
+    delta = common + 0.1 * own
+    w, found = of_differences(delta, damping, **options)
+    d, z = delta.double(), delta.double() @ w.T
+    k = (4 * (z @ z.T) * (d @ d.T)).numpy()
+    lam = damping.c * np.trace(k) / 30**2 if isinstance(damping, Relative) else damping
+    expected = 30 * np.diag(k @ np.linalg.inv(k + 30 * lam * np.eye(30)))
+    np.testing.assert_allclose(found.magnitude, expected, rtol=1e-3)
+    dimension = found.provenance["effective dimension"]
+    np.testing.assert_allclose(found.magnitude.mean(), dimension, rtol=1e-3)
+
+
+def test_many_images_without_damping_in_single_precision():
+    """The smallest eigenvalue that is not 0 is a thousandth of the largest."""
+    generator = torch.Generator().manual_seed(1)
+    delta = torch.randn(20_000, 6, generator=generator) * torch.tensor([1, 1, 1, 0.2, 0.2, 0.2])
+    w, found = of_differences(delta, 0.0)
+    d = delta.double()
+    g = 2 * ((d @ w.T)[:, :, None] * d[:, None]).flatten(1).numpy()
+    inverse = np.linalg.pinv(g.T @ g / len(g), rcond=1e-9)
+    expected = np.einsum("ni,ij,nj->n", g, inverse, g)
+    np.testing.assert_allclose(found.magnitude, expected, rtol=1e-2)
+
+
 def test_other_images_where_examples_are_fewer_than_weights():
     """A new gradient has a part outside the fitted span, which meets the damping alone."""
     net, train, other = build(Residual), images(5, seed=2), images(4, seed=3)
