@@ -13,12 +13,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from influence_ssl.curvature import Gradients
 
 COLUMNS = 65_536
+
+
+def products(g: Float[Tensor, "b p"], h: Float[Tensor, "n p"]) -> Float64[Tensor, "b n"]:
+    """g_i·h_j in double precision, on the CPU."""
+    found = torch.zeros(len(g), len(h), dtype=torch.float64)
+    for left, right in zip(g.split(COLUMNS, dim=1), h.split(COLUMNS, dim=1), strict=True):
+        found += (left.double() @ right.double().T).cpu()
+    return found
 
 
 class Gram:
@@ -33,9 +41,7 @@ class Gram:
     def fit(self, gradients: Gradients) -> Any:
         """K (n, n), in double precision."""
         rows = torch.cat(list(gradients))
-        self.matrix = torch.zeros(len(rows), len(rows), dtype=torch.float64)
-        for columns in rows.split(COLUMNS, dim=1):
-            self.matrix += (columns.double() @ columns.double().T).cpu()
+        self.matrix = products(rows, rows)
         return lambda g: g.double().square().sum(1)
 
     @property

@@ -7,11 +7,11 @@ library would not write, and runs in an environment of its own:
 
     python -m influence_lab.experiments.pairwise benchmarks/pairs/traker_trak.py OUT.json
 
-The reference is the exact empirical Fisher of all convolutions, from the core, made once. Agreement
-is Spearman's correlation over the images, one for each query. Time is the processor time
-of the whole call, over that of a plain forward and backward pass over all pairs, which is timed
-before and after it in the faster memory layout. A peer that fails, or does not come to an end in
-time or takes more memory than it may, is recorded with its error.
+The reference is the exact empirical Fisher of all convolutions, in double precision from the core's
+gradients, made once. Agreement is Spearman's correlation over the images, one for each query. Time
+is the processor time of the whole call, over that of a plain forward and backward pass over all
+pairs, which is timed before and after it in the faster memory layout. A peer that fails, or does
+not come to an end in time or takes more memory than it may, is recorded with its error.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from jaxtyping import Float64
 from torch import Tensor, nn
 
 from influence_lab.benchmark import timing
+from influence_lab.benchmark.exact import products
 from influence_lab.benchmark.scale import peak
 from influence_lab.experiments.fidelity import MAIN
 from influence_lab.experiments.peers import lines, words_of
@@ -43,7 +44,7 @@ from influence_lab.measures.agreement import mean, rounded
 from influence_lab.pretrain.resnets import normalise
 from influence_lab.records import results
 from influence_lab.records.recording import data_for
-from influence_ssl import EmpiricalFisher, GaussianNoise, Identity, InfluenceScorer, Invariance
+from influence_ssl import GaussianNoise, Identity, InfluenceScorer, Invariance
 from influence_ssl.analysis.reliability import spearman
 from influence_ssl.errors import InfluenceError
 from influence_ssl.files.writing import replacing
@@ -99,30 +100,31 @@ def work_of(task: Task) -> Work:
 
 
 def exact(work: Work, path: Path) -> tuple[Float64[np.ndarray, "q n"], float]:
-    """Minus the exact influences, and their λ, made once and kept in ``path``."""
+    """Minus the exact influences, and their λ, made once and kept in ``path``.
+
+    With the gradients of the images as the rows of Γ and those of the queries as the rows of Q,
+    Q(ΓᵀΓ/n + λI)⁻¹Γᵀ = QΓᵀ(ΓΓᵀ/n + λI)⁻¹ needs matrices of the images only.
+    """
     if not path.exists():
         (x, noisy), (y, copies) = work.train, work.queries
-        both = torch.cat([noisy, copies])
-        objective = Invariance(lambda x, index, draw, seed: both[index])
-        unit = _mean_eigenvalue(work.encoder, objective, x)
+        both, n = torch.cat([noisy, copies]), len(x)
         scorer = InfluenceScorer(
-            work.encoder, objective, EmpiricalFisher(damping=MAIN * unit), batch_size=BATCH,
-            progress=sys.stderr.isatty(),
+            work.encoder, Invariance(lambda x, index, draw, seed: both[index]), Identity(),
+            batch_size=BATCH, progress=sys.stderr.isatty(),
         )  # fmt: skip
-        index = np.arange(len(x), len(both))  # whose noise the queries have
-        found = -scorer.fit(x, keep=True).influence(y, index=index).values
+        # The index tells whose noise it is.
+        rows = torch.cat([*scorer.gradients(x, np.arange(n))])
+        queries = torch.cat([*scorer.gradients(y, np.arange(n, len(both)))])
+        gram = products(rows, rows) / n
+        λ = MAIN * float(gram.trace()) / n
+        gram.diagonal().add_(λ)
+        found = torch.linalg.solve(gram, products(queries, rows), left=False).numpy()
         with replacing(path, parents=True) as temporary, temporary.open("wb") as file:
-            np.savez(file, influence=found, damping=MAIN * unit, digest=work.digest)
+            np.savez(file, influence=found, damping=λ, digest=work.digest)
     kept = np.load(path)
     if str(kept["digest"]) != work.digest:
         raise InfluenceError(f"{str(path)!r} is of other images; remove it.")
     return kept["influence"], float(kept["damping"])
-
-
-def _mean_eigenvalue(encoder: nn.Module, objective: Invariance, x: Tensor) -> float:
-    """tr(H)/n, in which λ is counted: the mean squared norm of the gradients over n."""
-    scorer = InfluenceScorer(encoder, objective, Identity(), batch_size=BATCH, progress=False)
-    return float(scorer.score(x).magnitude.mean()) / len(x)
 
 
 def agreement(
