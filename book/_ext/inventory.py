@@ -84,7 +84,7 @@ def _fill(app: Sphinx, doctree: nodes.document, docname: str) -> None:
         kind = place["kind"]
         headings = ["In the paper", "What", "In this book"]
         if kind == "displays":
-            headings += ["Status", "Command"]
+            headings += ["Its claims rest on", "Command of the figure"]
             rated = catalogue.rows()
         rows = []
         for item in inventory[kind]:
