@@ -2,6 +2,7 @@ r"""The method: :math:`I_i = -g_i^\top (H + \lambda\mathbf I)^{-1} g_i`, Equatio
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -298,7 +299,7 @@ class InfluenceScorer:
             self._check_names(names, gradients)
             asked = self._embedded(gradients, fit.form, names)
             provenance = self._provenance(gradients, fit.form, fit.n)
-            provenance["query objective"] = repr(gradients.capture.objective)
+            provenance["query objective"] = _described(gradients.capture.objective)
             provenance["normalise"] = normalise
             provenance["embeddings"] = {
                 "dtype": str(fit.kept.parts[0].dtype).removeprefix("torch."),
@@ -469,8 +470,8 @@ class InfluenceScorer:
         parameters = self.encoder.named_parameters(remove_duplicate=False)
         return {
             "encoder": type(self.encoder).__name__,
-            "objective": repr(self.objective),
-            "curvature": repr(self.curvature),
+            "objective": _described(self.objective),
+            "curvature": _described(self.curvature),
             "draws": self.draws,
             "seed": self.seed,
             "examples": gradients.examples.n,
@@ -482,6 +483,11 @@ class InfluenceScorer:
             **made_with(),
             **getattr(fitted, "provenance", {}),
         }
+
+
+def _described(part: object) -> str:
+    """Its ``repr`` without addresses in memory, which differ between runs."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(part))
 
 
 def _listed(layers: object) -> list[str] | None:

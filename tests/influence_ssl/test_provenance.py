@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import nn
 
-from influence_ssl import InfluenceScorer, __version__, provenance
+from influence_ssl import InfluenceScorer, Invariance, __version__, provenance
 
 
 @pytest.fixture
@@ -83,3 +83,21 @@ def test_of_a_card_its_name_versions_and_precision(monkeypatch):
         "TF32": {"products": False, "convolutions": True},
     }  # fmt: skip
     assert provenance.device_used(torch.device("cpu")) == {"device": "cpu"}
+
+
+def test_parts_without_a_repr_are_named_alike_in_every_process() -> None:
+    def brighter(x: torch.Tensor, index: torch.Tensor, draw: int, seed: int) -> torch.Tensor:
+        return 1.1 * x**2
+
+    class Plain:
+        def project(self, layers: object) -> None:
+            pass
+
+        def fit(self, gradients: object) -> object:
+            return lambda g: g.double().square().sum(1)
+
+    scorer = InfluenceScorer(nn.Linear(6, 3), Invariance(brighter), Plain(), progress=False)
+    found = scorer.score(torch.rand(3, 6)).provenance
+    assert "brighter>" in found["objective"]
+    assert "Plain object>" in found["curvature"]
+    assert " at 0x" not in found["objective"] + found["curvature"]
