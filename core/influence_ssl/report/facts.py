@@ -27,7 +27,7 @@ FACTS = {
         "The score estimates the effect of a small change in an image's weight near the encoder's "
         "present weights. When small encoders were retrained without noise among their "
         "augmentations, its rank correlations with the effect of leaving an image out on that "
-        "image's two losses were 0.17 and 0.26 for digits, and 0.39 and 0.61 for photographs of "
+        "image's two losses were 0.17 and 0.26 for digits, and 0.39 and 0.60 for photographs of "
         "CIFAR-10; those of the distance to the nearest neighbours were 0.64 to 0.77."
     ),
     "retraining": (
