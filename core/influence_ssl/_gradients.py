@@ -277,8 +277,6 @@ def taken(
 
 def differentiate(total: Tensor, leaves: list[Tensor]) -> list[Tensor | None]:
     """Autograd's gradients, ``None`` for what the total does not depend on."""
-    if not leaves:  # as where every weight is parametrised
-        return []
     try:
         return list(torch.autograd.grad(total, leaves, allow_unused=True))
     except RuntimeError as error:
