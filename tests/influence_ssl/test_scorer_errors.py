@@ -1,5 +1,7 @@
 """What the scorer refuses: encoders, images, arguments and settings that give no score."""
 
+import numpy as np
+import pandas
 import pytest
 import torch
 from nets import Residual, Windows, build, images, score
@@ -217,6 +219,72 @@ def test_a_wrong_number_of_names_is_refused_before_the_work(monkeypatch):
     monkeypatch.setattr(LoGra, "fit", None)
     with pytest.raises(InfluenceError, match="names holds 3 names; give one per image"):
         InfluenceScorer(build(Windows)).score(images(4), names=list("abc"))
+
+
+BAD_INDICES = {
+    "fractions": np.arange(6) * 1.5,
+    "fractions as a tensor": torch.arange(6) * 0.5,
+    "a number beyond float's integers": [0, 1, 2, 3, 4, 1e30],
+    "infinity": [0, 1, 2, 3, 4, float("inf")],
+    "no number": [0, 1, 2, 3, 4, float("nan")],
+    "a mask": np.ones(6, bool),
+    "a mask as a tensor": torch.ones(6, dtype=torch.bool),
+    "a mask as a list": [True] * 6,
+    "a mask of pandas": pandas.array([True] * 6, dtype="boolean"),
+    "names": list("abcdef"),
+    "digits": list("012345"),
+    "a missing number": pandas.array([0, 1, 2, 3, 4, None], dtype="Int64"),
+    "negative": np.arange(6) - 1,
+    "too large": np.arange(6) + 2.0**63,
+    "too large for 64 bits": [0, 1, 2, 3, 4, 2**63],
+    "two columns": np.arange(12).reshape(6, 2),
+    "rows of several lengths": [[0], [1, 2], [3], [4], [5], [6]],
+    "too few": range(5),
+    "one number": 3,
+}
+
+
+@pytest.mark.parametrize("kind", BAD_INDICES)
+def test_an_index_that_is_not_made_of_integers_is_refused(kind):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 4))
+    scorer = InfluenceScorer(net, progress=False).fit(X, keep=True)
+    calls = scorer.score, scorer.fit, scorer.embed, scorer.influence
+    for call in (*calls, lambda x, index: next(scorer.gradients(x, index))):
+        with pytest.raises(InfluenceError, match="index must hold 6 integers ≥ 0, one per image"):
+            call(X, index=BAD_INDICES[kind])
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        list,
+        tuple,
+        np.array,
+        torch.tensor,
+        lambda x: np.array(x, np.uint8),
+        lambda x: np.array(x, object),
+        lambda x: np.array(x, float),
+        lambda x: torch.tensor(x, dtype=torch.int16),
+        lambda x: [torch.tensor(i) for i in x],
+        lambda x: pandas.Series(x, index=[5, 4, 3, 2, 1, 0]),
+        lambda x: pandas.array(x, dtype="Int64"),
+        lambda x: pandas.Index(x),
+    ],
+)
+def test_an_index_of_any_kind_of_integers(kind):
+    net, numbers = build(Windows), [7, 3, 1, 0, 9, 200]
+    expected = score(net, images(6)).values
+    scorer = InfluenceScorer(net, progress=False)
+    found = scorer.score(images(6), index=kind(numbers))
+    assert found.index.tolist() == numbers
+    assert found.values[3] != expected[3]  # image 3 has the noise of number 0
+    np.testing.assert_array_equal(found.values, scorer.score(images(6), index=numbers).values)
+
+
+def test_indices_may_be_as_large_as_64_bits_allow():
+    net, numbers = build(Windows), [2**63 - 1, *range(2**62 + 1, 2**62 + 6)]
+    assert InfluenceScorer(net, progress=False).score(images(6), numbers).index.tolist() == numbers
 
 
 def test_a_seed_of_any_size_projects():
