@@ -82,6 +82,20 @@ def read_csv(path: Path) -> tuple[pandas.DataFrame, dict[str, Any]]:
     return table, json.loads(first.removeprefix(_COMMENT))
 
 
+def columns(path: Path) -> list[str]:
+    """The columns of a file that :func:`save` wrote; none if it is another file, or not there."""
+    try:
+        if path.suffix == ".parquet":
+            import pyarrow.parquet
+
+            schema = pyarrow.parquet.read_schema(path)
+            return schema.names if b"provenance" in schema.metadata else []
+        with path.open(encoding="utf-8", newline="") as file:
+            return next(csv.reader(file)) if file.readline().startswith(_COMMENT) else []
+    except Exception:  # a file of another kind may fail in any way
+        return []
+
+
 def write_parquet(found: Tabular, path: Path) -> None:
     """Write the columns, with the provenance in the metadata of the schema."""
     import pyarrow
