@@ -31,7 +31,7 @@ from influence_ssl.influence import Influence, products, refuse
 from influence_ssl.objectives import Invariance, Objective
 from influence_ssl.processes import gather, place, together
 from influence_ssl.provenance import device_used, made_with
-from influence_ssl.scores import Scores
+from influence_ssl.scores import Scores, check_names
 
 _BATCH, _LEAST = 256, 8  # images of 3 x 64 x 64, and at least so many of any size
 
@@ -409,6 +409,7 @@ class InfluenceScorer:
     def _check_names(names: Sequence[str] | None, gradients: Gradients) -> None:
         if names is not None and len(names) != gradients.examples.n:
             raise InfluenceValueError(f"names holds {len(names)} names; give one per image.")
+        check_names(names)
 
     @contextmanager
     def _gradients(

@@ -28,7 +28,16 @@ class Tabular(Protocol):
 
 
 def frame(columns: Mapping[str, Any]) -> pandas.DataFrame:
-    """A data frame of these columns."""
+    """A data frame of these columns. Raises for a name that UTF-8, and so a file, cannot hold."""
+    for column in ("name", "query"):
+        for text in set(columns.get(column, ())):
+            try:
+                str(text).encode("utf-8")
+            except UnicodeEncodeError as error:
+                raise InfluenceValueError(
+                    f"the {column} {text!r} is not valid Unicode and fits into no table; give "
+                    "name.encode('utf-8', 'surrogateescape').decode('utf-8', 'backslashreplace')."
+                ) from error
     return _pandas().DataFrame(dict(columns))
 
 
