@@ -73,7 +73,13 @@ class Scores:
                 f"scores[{rows}]: give a slice, a mask or a list of positions; for one value, use "
                 f"scores.values[{rows}]."
             )
-        kept = np.arange(len(self))[rows]
+        if hasattr(rows, "__array__"):  # NumPy takes a tensor of one position for a number
+            rows = np.asarray(rows)
+        kept = None if isinstance(rows, tuple) else np.arange(len(self))[rows]
+        if kept is None or kept.ndim != 1:
+            raise InfluenceTypeError(
+                f"scores[{rows!r:.60}]: give a slice, a mask or a list of positions."
+            )
         found: dict[str, Any] = {name: column[kept] for name, column in self._columns().items()}
         names = None if self.names is None else [self.names[i] for i in kept]
         per_draw = None if self.per_draw is None else self.per_draw[:, kept]

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas
 import pytest
+import torch
 from nets import Windows, build, images
 
 from influence_ssl import InfluenceError, InfluenceScorer, Scores
@@ -165,6 +166,22 @@ def test_rows_keep_their_index_names_and_columns(rows):
     assert part.provenance == whole().provenance
     with pytest.raises(InfluenceError, match=r"scores\[1\]: give a slice"):
         whole()[1]
+
+
+@pytest.mark.parametrize(
+    "rows", [np.array(3), None, np.zeros((2, 2), int), (0, 1), (), np.array(True), torch.tensor(1)]
+)
+def test_rows_that_are_no_list_of_positions(rows):
+    with pytest.raises(
+        InfluenceError, match=r"^scores\[.*\]: give a slice, a mask or a list of po"
+    ):
+        whole()[rows]
+
+
+@pytest.mark.parametrize("kind", [torch.tensor, pandas.Series, np.array, list])
+def test_rows_of_any_kind(kind):
+    for rows in ([2], [3, 1], [False, True, False, True, True]):
+        assert whole()[kind(rows)] == whole()[np.array(rows)]
 
 
 @pytest.mark.parametrize("kind", [tuple, np.array, lambda x: pandas.Series(x, [7, 1, 0, 3, 2])])
