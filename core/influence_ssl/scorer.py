@@ -20,7 +20,7 @@ from tqdm import tqdm
 from influence_ssl._checks import prepare
 from influence_ssl._examples import Dataset, Examples, Indices
 from influence_ssl._fit import Fit, foreign, made, project, projections, read, write
-from influence_ssl._gradients import Capture, untouched
+from influence_ssl._gradients import Capture, refuse_unusable, untouched
 from influence_ssl._kept import HALVES, Embedded, Room
 from influence_ssl._passes import Gradients
 from influence_ssl._state import state_of
@@ -342,6 +342,7 @@ class InfluenceScorer:
         hold them. Raises :class:`InfluenceError` if the folder is damaged or if the encoder or an
         argument differs from the fit's.
         """
+        refuse_unusable(encoder)
         place = Capture(encoder, [], Invariance(), 0).device if device is None else device
         words, fit = read(Path(folder), torch.device(place))
         try:

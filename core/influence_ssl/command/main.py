@@ -86,7 +86,7 @@ def _kept(options: argparse.Namespace) -> str:
 
 
 def _message(error: Exception, options: argparse.Namespace) -> str:
-    if _out_of_memory(error):
+    if any(_out_of_memory(part) for part in _causes(error)):
         other = "fewer queries" if options.command == "trace" else "a lower --rank"
         return f"out of memory; use a smaller --batch-size or {other}."
     if any(_disk_is_full(part) for part in _causes(error)):
@@ -102,7 +102,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__
 
 
-def _out_of_memory(error: Exception) -> bool:
+def _out_of_memory(error: BaseException) -> bool:
     # On a CPU, PyTorch reports it in words.
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
