@@ -15,6 +15,7 @@ import torch
 from influence_ssl.command import check, compare, report, score, select, trace
 from influence_ssl.command.options import layout, partial_folder
 from influence_ssl.errors import InfluenceError, described, printable
+from influence_ssl.starting import started
 from influence_ssl.version import __version__
 
 _THREE = (
@@ -41,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
+        started()
         options.run(options)
         if sys.stdout is not None:
             sys.stdout.flush()
