@@ -1,7 +1,6 @@
 """Ctrl-C while a command is importing, and everywhere else."""
 
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
