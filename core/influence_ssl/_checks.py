@@ -263,8 +263,8 @@ def _weights(modules: Iterable[nn.Module]) -> Iterator[dict[nn.Module, list[Tens
     """
     found: dict[nn.Module, list[Tensor]] = {}
 
-    def see(module: nn.Module, weight: Tensor) -> None:
-        if not any(weight is known for known in found.setdefault(module, [])):
+    def see(module: nn.Module, weight: Tensor | None) -> None:
+        if weight is not None and not any(weight is x for x in found.setdefault(module, [])):
             found[module].append(weight.requires_grad_())
 
     def made(module: nn.Module, _: nn.Module, args: Any, weight: Tensor) -> None:
@@ -280,7 +280,7 @@ def _weights(modules: Iterable[nn.Module]) -> Iterator[dict[nn.Module, list[Tens
                 if is_parametrized(module, "weight"):
                     origin: Any = module.parametrizations
                     hooks.enter_context(origin.weight.register_forward_hook(partial(made, module)))
-                elif "weight" not in module._parameters:
+                elif module._parameters.get("weight") is None:
                     hooks.enter_context(module.register_forward_pre_hook(called))
             yield found
     finally:

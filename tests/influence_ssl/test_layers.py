@@ -159,6 +159,14 @@ def test_a_weight_made_anew_is_checked_against_autograd(wrap, trouble):
     np.testing.assert_allclose(found.magnitude, magnitudes(plain, x, ["last"]), rtol=1e-8)
 
 
+def test_a_module_without_a_weight_that_is_never_called():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 4), nn.Tanh()).double()
+    net[2].spare = nn.Linear(2, 2)
+    net[2].spare.weight = None
+    check(net, images(5, size=2), ["1"])
+
+
 def test_a_parametrised_weight_that_is_cached():
     torch.manual_seed(0)
     net, x = nn.Sequential(nn.Flatten(), nn.Linear(12, 4)).double(), images(5, size=2)
