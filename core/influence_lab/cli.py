@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from influence_ssl.starting import started  # first, as what follows takes a second
+
+# isort: split
 import argparse
 import sys
 from collections.abc import Callable, Sequence
@@ -20,6 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns 0, 1 after an error, or 130 after Ctrl-C."""
     options = parser().parse_args(arguments)
     try:
+        started()
         _refuse_absent(getattr(options, "device", "cpu"))
         options.run(options)
     except InfluenceError as error:

@@ -5,6 +5,7 @@
 Start with :func:`score`, or with :class:`InfluenceScorer` for every setting.
 """
 
+from influence_ssl import starting as starting  # first, as what follows takes a second
 from influence_ssl.curvature import EmpiricalFisher, ExactHessian, Identity, LoGra, Relative
 from influence_ssl.errors import InfluenceError
 from influence_ssl.influence import Influence

@@ -10,14 +10,15 @@ must be equal.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from influence_ssl._folding import Before, Pairs, fold, unfold, watched
@@ -252,16 +253,47 @@ def _passed(
     return seen, calls, leaves, losses
 
 
+@contextmanager
+def _weights(modules: Iterable[nn.Module]) -> Iterator[dict[nn.Module, list[Tensor]]]:
+    """Each module's weight, for which autograd forms gradients within the block.
+
+    It is one parameter, or the tensors that take its place: a parametrisation makes a new one at
+    each access, a hook such as that of pruning or of the older ``weight_norm`` at each call. Their
+    gradients add up to that of the weight.
+    """
+    found: dict[nn.Module, list[Tensor]] = {}
+
+    def see(module: nn.Module, weight: Tensor | None) -> None:
+        if weight is not None and not any(weight is x for x in found.setdefault(module, [])):
+            found[module].append(weight.requires_grad_())
+
+    def made(module: nn.Module, _: nn.Module, args: Any, weight: Tensor) -> None:
+        see(module, weight)
+
+    def called(module: Any, args: Any) -> None:
+        see(module, module.weight)
+
+    try:
+        with ExitStack() as hooks:
+            for module in modules:
+                called(module, ())
+                if is_parametrized(module, "weight"):
+                    origin: Any = module.parametrizations
+                    hooks.enter_context(origin.weight.register_forward_hook(partial(made, module)))
+                elif module._parameters.get("weight") is None:
+                    hooks.enter_context(module.register_forward_pre_hook(called))
+            yield found
+    finally:
+        for weight in (weight for own in found.values() for weight in own if weight.is_leaf):
+            weight.requires_grad_(False)
+
+
 def _first(
     capture: Capture, names: Sequence[str] | None, project: Project, batch: Batch, index: Index
 ) -> tuple[Capture, _Alone]:
     """The plain pass of one example, and the capture with the layers that it calls."""
     chosen = selected(capture.encoder, names)
-    own = {m: m._parameters.get("weight") for m in chosen.values()}
-    weights = {id(w): w for w in own.values() if w is not None}
-    try:
-        for weight in weights.values():
-            weight.requires_grad_()
+    with _weights(chosen.values()) as weights:
         seen, calls, leaves, losses = _passed(capture, chosen, batch, index)
         layers = _layers(capture, names, chosen, calls, leaves, batch, index)
         if not losses.requires_grad:
@@ -269,18 +301,13 @@ def _first(
                 "the losses have no gradient: the encoder or the objective runs under "
                 "torch.no_grad or detaches what it returns; let autograd through."
             )
-        found = differentiate(losses.sum(), list(weights.values()))
-    finally:
-        for weight in weights.values():
-            weight.requires_grad_(False)
+        every = {id(weight): weight for own in weights.values() for weight in own}
+        found = dict(zip(every, differentiate(losses.sum(), list(every.values())), strict=True))
     project(layers)
-    exact = dict(zip(weights, found, strict=True))
     for n, layer in enumerate(layers):
-        # A parametrised weight is no parameter, and autograd knows the gradient of its parts alone.
-        if (weight := own[layer.modules[0]]) is not None:
-            gradient = exact[id(weight)]
-            gradient = torch.zeros_like(weight) if gradient is None else gradient
-            seen.exact[n] = layer.project(gradient)
+        own = weights[layer.modules[0]]
+        parts = [part for weight in own if (part := found[id(weight)]) is not None]
+        seen.exact[n] = layer.project(sum(parts, torch.zeros_like(own[0])))
     called = {call.name for call in calls}
     silent = {name: module for name, module in chosen.items() if name not in called}
     seen.calls = _of_layers(layers, chosen, calls)

@@ -42,12 +42,8 @@ class Examples:
             raise InfluenceValueError("images is empty; there is nothing to score.")
         self.images = images
         self.index = (
-            torch.arange(self.n, device="cpu")
-            if index is None
-            else torch.as_tensor(index, device="cpu").long()
+            torch.arange(self.n, device="cpu") if index is None else _integers(index, self.n)
         )
-        if self.index.shape != (self.n,) or (self.index < 0).any():
-            raise InfluenceValueError(f"index must hold {self.n} numbers ≥ 0, one per image.")
         self._shape: torch.Size | None = None
         one = self.batch(range(1))
         self.shape = one[0].shape[1:]  # per image
@@ -130,6 +126,23 @@ class Examples:
         if bad.any():
             i = rows[int(bad.nonzero()[0])]
             raise InfluenceValueError(f"image {i} has NaN or infinite values; repair or drop it.")
+
+
+def _integers(index: Indices, n: int) -> Tensor:
+    """The indices as int64. Raises unless they are n integers ≥ 0."""
+    try:
+        values = index if isinstance(index, Tensor) else np.asarray(index)
+        # From a list, NumPy finds the type of a column of objects.
+        found = np.array(values.tolist())
+        numbers = found.dtype.kind in "iuf" and found.shape == (n,)
+        if numbers and ((found >= 0) & (found < 2**63) & (found == np.floor(found))).all():
+            return torch.from_numpy(found.astype(np.int64))
+    except (TypeError, ValueError):  # rows of several lengths, or what is no array
+        pass
+    raise InfluenceValueError(
+        f"index must hold {n} integers ≥ 0, one per image, instead of a mask, fractions or names; "
+        "leave it out to have the images numbered."
+    )
 
 
 def _refuse_integers(images: Tensor) -> None:

@@ -26,8 +26,9 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from influence_ssl._layers import Layer
+from influence_ssl._layers import Layer, refuse_lazy
 from influence_ssl.errors import InfluenceTypeError, InfluenceValueError
 from influence_ssl.objectives import Batch, Encode, Index, Objective
 
@@ -69,8 +70,9 @@ class Capture:
     layout: torch.memory_format = torch.contiguous_format
 
     def __post_init__(self) -> None:
-        parameter = next((p for p in self.encoder.parameters() if p.is_floating_point()), None)
-        if parameter is None:
+        known = (p for p in self.encoder.parameters() if not is_lazy(p) and p.is_floating_point())
+        if (parameter := next(known, None)) is None:
+            refuse_lazy(self.encoder)
             raise InfluenceTypeError("the encoder has no floating-point weights.")
         self.device, self.dtype = parameter.device, parameter.dtype
         self.working = torch.promote_types(self.dtype, torch.float32)
@@ -81,7 +83,15 @@ class Capture:
         """The objective's losses (B,), checked."""
         if not getattr(self.objective, "on_host", False):
             batch = tuple(map(self._moved, batch))
-        losses = self.objective(encode, batch, index, draw, self.seed)
+        try:
+            losses = self.objective(encode, batch, index, draw, self.seed)
+        except RuntimeError as error:
+            if "not have been used in the graph" not in str(error):
+                raise
+            raise InfluenceValueError(
+                "the objective asks for a gradient with respect to its images, but encode detaches "
+                "them; compute what needs that gradient beforehand and look it up by index."
+            ) from error
         if losses.shape != index.shape:
             raise InfluenceValueError(
                 f"the objective returned shape {tuple(losses.shape)} for {len(index)} examples; "
@@ -277,8 +287,6 @@ def taken(
 
 def differentiate(total: Tensor, leaves: list[Tensor]) -> list[Tensor | None]:
     """Autograd's gradients, ``None`` for what the total does not depend on."""
-    if not leaves:  # as where every weight is parametrised
-        return []
     try:
         return list(torch.autograd.grad(total, leaves, allow_unused=True))
     except RuntimeError as error:
@@ -343,8 +351,16 @@ def _uncompiled() -> Iterator[None]:
                 _eager.close()
 
 
-def _refuse_unusable(encoder: nn.Module) -> None:
+def refuse_unusable(encoder: nn.Module) -> None:
+    """Raise for an encoder whose weights have no gradients that could be captured."""
+    refuse_lazy(encoder)
     for name, module in encoder.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            named = f"layer {name!r} of the encoder" if name else "the encoder"
+            raise InfluenceTypeError(
+                f"{named} is a TorchScript module, whose layers cannot be hooked; give the module "
+                "from before torch.jit.script or torch.jit.trace."
+            )
         if ".quantized." in type(module).__module__:
             raise InfluenceTypeError(
                 f"layer {name!r} of the encoder is quantised ({type(module).__name__}), and "
@@ -362,10 +378,10 @@ def _refuse_unusable(encoder: nn.Module) -> None:
 def untouched(encoder: nn.Module) -> Iterator[None]:
     """Eval mode, no weight gradients; everything as before at the end, whatever happens.
 
-    Raises :class:`InfluenceError` for an encoder that is in use in another thread, quantised, or
-    made under ``torch.inference_mode``.
+    Raises :class:`InfluenceError` for an encoder that is in use in another thread, quantised,
+    scripted, without values as yet, or made under ``torch.inference_mode``.
     """
-    _refuse_unusable(encoder)
+    refuse_unusable(encoder)
     modes = [(module, module.training) for module in encoder.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in encoder.parameters()]
     # A forward pass may change a buffer or put another in its place.

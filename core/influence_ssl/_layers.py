@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
+from torch.nn.parameter import is_lazy
 
 from influence_ssl.errors import InfluenceValueError
 
@@ -156,6 +157,16 @@ class _Bare(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         return self.module.forward(*args, **kwargs)
+
+
+def refuse_lazy(encoder: nn.Module) -> None:
+    """Raise for an encoder with weights that its first call would make, as of ``LazyLinear``."""
+    for name, tensor in (*encoder.named_parameters(), *encoder.named_buffers()):
+        if is_lazy(tensor):
+            raise InfluenceValueError(
+                f"{name!r} of the encoder has no values yet, because its lazy layer has never been "
+                "called; call the encoder once on an image first."
+            )
 
 
 def has_own_forward(module: nn.Conv2d | nn.Linear) -> bool:

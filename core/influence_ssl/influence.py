@@ -21,7 +21,7 @@ from torch import Tensor
 
 from influence_ssl._kept import Embedded
 from influence_ssl._memory import free_memory
-from influence_ssl.errors import InfluenceValueError
+from influence_ssl.errors import InfluenceTypeError, InfluenceValueError
 from influence_ssl.files.tables import frame, save
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def refuse(
     if group is not None:
         if len(group) != n:
             raise InfluenceValueError(f"group holds {len(group)} labels for {n} training images.")
-        n = len(set(_labels(group)))
+        n = len(_named(group))
     if (top is None or group is not None) and 8.0 * queries * n > free_memory(_CPU) / 2:
         raise InfluenceValueError(
             f"the influence of {n} images on {queries} queries takes {8e-9 * queries * n:.1f} GB; "
@@ -198,6 +198,29 @@ class _Ends:
     def found(self) -> tuple[Float64[np.ndarray, "q t"], Int64[np.ndarray, "q t"]]:
         """Values in ascending order and their columns."""
         return np.stack(self.values), np.stack(self.places)
+
+
+def _named(group: Sequence[Hashable] | np.ndarray | Tensor) -> dict[str, Hashable]:
+    """The different labels by name. Raises where they name no groups."""
+    found: dict[str, Hashable] = {}
+    try:
+        labels = dict.fromkeys(_labels(group))
+    except (
+        TypeError,
+        ValueError,
+        RuntimeError,
+    ) as error:  # a list, a row, a missing value of pandas
+        raise InfluenceTypeError(
+            "group must hold one plain label per training image, such as a string or an integer, "
+            "for instance [str(label) for label in group]."
+        ) from error
+    for label in labels:
+        if (other := found.setdefault(str(label), label)) is not label:
+            raise InfluenceValueError(
+                f"group holds {other!r} and {label!r}, two labels of one name; give labels of one "
+                "type, for instance [str(label) for label in group]."
+            )
+    return found
 
 
 def _groups(

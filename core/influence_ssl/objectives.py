@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,12 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from influence_ssl._seeds import example_seeds
-from influence_ssl.errors import InfluenceTypeError, InfluenceValueError
+from influence_ssl.errors import (
+    InfluenceError,
+    InfluenceTypeError,
+    InfluenceValueError,
+    described,
+)
 from influence_ssl.perturbations import GaussianNoise
 
 Encode = Callable[[Tensor], Tensor]
@@ -55,7 +60,11 @@ class Invariance:
         self, encode: Encode, batch: Batch, index: Index, draw: int, seed: int
     ) -> Float[Tensor, " b"]:
         x = batch[0]
-        x_hat = self.perturbation(x.clone(), index, draw, seed)  # which may work in place
+        x_hat = _tensor(  # of a clone, as the perturbation may work in place
+            "perturbation",
+            "it is called as p(x, index, draw, seed) and must return a tensor of x's shape.",
+            self.perturbation, x.clone(), index, draw, seed,
+        )  # fmt: skip
         if x_hat.shape != x.shape:
             raise InfluenceValueError(
                 f"perturbation {self.perturbation!r} maps shape {tuple(x.shape)} to "
@@ -126,7 +135,29 @@ class Alignment:
 
     def _view(self, x: Tensor, seed: int) -> Tensor:
         torch.random.default_generator.manual_seed(seed)
-        return self.augment(x.clone())
+        rule = "it is called with one image and must return a view of it as a tensor."
+        return _tensor("Alignment: augment", rule, self.augment, x.clone())
+
+
+def _tensor(named: str, rule: str, function: Callable[..., Any], *arguments: object) -> Tensor:
+    """What a function of the user's returns; its errors and another type name the function."""
+    try:
+        found = function(*arguments)
+    except (InfluenceError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise InfluenceValueError(
+            f"{named} {_shown(function)} fails with {described(error)}; {rule}"
+        ) from error
+    if not isinstance(found, Tensor):
+        raise InfluenceTypeError(
+            f"{named} {_shown(function)} returns a {type(found).__name__}; {rule}"
+        )
+    return found
+
+
+def _shown(function: object) -> str:
+    return f"{' '.join(repr(function).split()):.80}"
 
 
 def _check_distance(distance: object, owner: str) -> None:
@@ -194,7 +225,24 @@ class Supervised:
         if callable(self.loss):
             return self.loss(output, labels)
         # Labels come as bytes and as columns (B, 1), too; class probabilities stay as they are.
-        labels = labels if labels.is_floating_point() else labels.long().flatten()
+        whole = not labels.is_floating_point()
+        if (len(labels.flatten()) != len(output)) if whole else (labels.shape != output.shape):
+            raise InfluenceValueError(
+                f"Supervised: labels of shape {tuple(labels.shape)} and {labels.dtype} do not fit "
+                f"logits of shape {tuple(output.shape)}; give one integer per image, the number of "
+                "its class (labels.long(), one_hot.argmax(1)), or floating-point probabilities of "
+                "all classes."
+            )
+        if whole:
+            labels, classes = labels.long().flatten(), output.shape[1]
+            # PyTorch leaves out the images with the label -100.
+            outside = (labels >= classes) | ((labels < 0) & (labels != -100))
+            if outside.device.type == "cpu" and outside.any():  # as in _refuse
+                raise InfluenceValueError(
+                    f"Supervised: image {int(index[outside][0])} has the label "
+                    f"{int(labels[outside][0])}, but the classes of its {classes} logits are 0 to "
+                    f"{classes - 1}."
+                )
         return F.cross_entropy(output, labels, reduction="none")
 
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from influence_ssl._checks import prepare
 from influence_ssl._examples import Dataset, Examples, Indices
 from influence_ssl._fit import Fit, foreign, made, project, projections, read, write
-from influence_ssl._gradients import Capture, untouched
+from influence_ssl._gradients import Capture, refuse_unusable, untouched
 from influence_ssl._kept import HALVES, Embedded, Room
 from influence_ssl._passes import Gradients
 from influence_ssl._state import state_of
@@ -32,7 +32,7 @@ from influence_ssl.influence import Influence, products, refuse
 from influence_ssl.objectives import Invariance, Objective
 from influence_ssl.processes import gather, place, together
 from influence_ssl.provenance import device_used, made_with
-from influence_ssl.scores import Scores
+from influence_ssl.scores import Scores, check_names
 
 _BATCH, _LEAST = 256, 8  # images of 3 x 64 x 64, and at least so many of any size
 
@@ -343,6 +343,7 @@ class InfluenceScorer:
         hold them. Raises :class:`InfluenceError` if the folder is damaged or if the encoder or an
         argument differs from the fit's.
         """
+        refuse_unusable(encoder)
         place = Capture(encoder, [], Invariance(), 0).device if device is None else device
         words, fit = read(Path(folder), torch.device(place))
         try:
@@ -410,6 +411,7 @@ class InfluenceScorer:
     def _check_names(names: Sequence[str] | None, gradients: Gradients) -> None:
         if names is not None and len(names) != gradients.examples.n:
             raise InfluenceValueError(f"names holds {len(names)} names; give one per image.")
+        check_names(names)
 
     @contextmanager
     def _gradients(

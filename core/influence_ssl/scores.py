@@ -56,6 +56,7 @@ class Scores:
     def __post_init__(self) -> None:
         if not isinstance(self.names, Sequence | None):  # a pandas.Series finds by its own labels
             object.__setattr__(self, "names", list(self.names))
+        check_names(self.names)
         rows = self.loss, self.gradient_norm, self.representations, self.names
         lengths = {len(self.values), len(self.standard_error), len(self.index)}
         lengths |= {len(column) for column in rows if column is not None}
@@ -72,7 +73,13 @@ class Scores:
                 f"scores[{rows}]: give a slice, a mask or a list of positions; for one value, use "
                 f"scores.values[{rows}]."
             )
-        kept = np.arange(len(self))[rows]
+        if hasattr(rows, "__array__"):  # NumPy takes a tensor of one position for a number
+            rows = np.asarray(rows)
+        kept = None if isinstance(rows, tuple) else np.arange(len(self))[rows]
+        if kept is None or kept.ndim != 1:
+            raise InfluenceTypeError(
+                f"scores[{rows!r:.60}]: give a slice, a mask or a list of positions."
+            )
         found: dict[str, Any] = {name: column[kept] for name, column in self._columns().items()}
         names = None if self.names is None else [self.names[i] for i in kept]
         per_draw = None if self.per_draw is None else self.per_draw[:, kept]
@@ -145,10 +152,25 @@ class Scores:
             ) from error
 
 
+def check_names(names: Sequence[str] | None) -> None:
+    """Raise unless all names are strings, which files give back as they were."""
+    for i, name in enumerate(() if names is None else names):
+        if not isinstance(name, str):
+            raise InfluenceValueError(
+                f"names must be strings, but name {i} is {name!r:.60} ({type(name).__name__}); "
+                "give [str(name) for name in names]."
+            )
+
+
 def _write_npz(scores: Scores, path: Path) -> None:
     columns: dict[str, Any] = scores._columns()
     if scores.names is not None:
         columns["names"] = np.array(list(scores.names), dtype=str)
+        if odd := [name for name in scores.names if name.endswith("\0")]:
+            raise InfluenceValueError(
+                f"an .npz file drops the null character at the end of the name {odd[0]!r}; remove "
+                "it from the name."
+            )
     if scores.per_draw is not None:
         columns["per_draw"] = scores.per_draw
     np.savez_compressed(path, provenance=np.array(json.dumps(scores.provenance)), **columns)

@@ -30,6 +30,14 @@ def halving(x, index, draw, seed):
     return x / 2 + (index[:, None, None, None] + draw) / 100
 
 
+def misspelt(x, index, draw, seed):
+    return x + noize
+
+
+def lazy():
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(4))
+
+
 class Failing(nn.Module):
     def __init__(self):
         super().__init__()

@@ -4,7 +4,7 @@ import numpy as np
 import pandas
 import pytest
 import torch
-from nets import Residual, Sequence, brute_force_gradients, build, images
+from nets import Residual, Sequence, Windows, brute_force_gradients, build, images
 from torch import nn
 from torchvision.transforms import v2
 
@@ -488,3 +488,30 @@ def test_tables_are_saved_with_their_provenance(tmp_path, suffix):
     assert read["name"].tolist() == found.to_pandas()["name"].tolist()
     np.testing.assert_array_equal(read["influence"], found.values.ravel())
     assert b"fitted gradients" in path.read_bytes()
+
+
+UNGROUPED = {
+    "lists": [[1], [2], [3], [1], [2], [3]],
+    "one row per image": np.zeros((6, 2)),
+    "one row per image in a list": list(torch.zeros(6, 2)),
+    "a missing value of pandas": pandas.array(["a", None, *"bbbb"], dtype="string"),
+}
+
+
+@pytest.mark.parametrize("case", UNGROUPED)
+def test_labels_that_are_no_plain_values(case):
+    scorer = scorer_of(build(Windows)).fit(images(6), keep=True)
+    with pytest.raises(InfluenceError, match="group must hold one plain label per training image"):
+        scorer.influence(images(2), group=UNGROUPED[case])
+
+
+@pytest.mark.parametrize(
+    ("group", "named"),
+    [([1, "1", 2, 2, 2, 2], "1 and '1'"), (["nan", *[np.nan] * 5], "'nan' and nan")],
+)
+def test_labels_of_one_name_are_refused_and_equal_ones_are_one_group(group, named):
+    scorer = scorer_of(build(Windows)).fit(images(6), keep=True)
+    with pytest.raises(InfluenceError, match=f"group holds {named}, two labels of one name; give"):
+        scorer.influence(images(2), group=group)
+    found = scorer.influence(images(2), group=[1, 1.0, np.int64(1), 2, (3, 4), (3, 4)])
+    assert found.names == ["1", "2", "(3, 4)"]

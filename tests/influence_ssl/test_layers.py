@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from nets import Residual, Sequence, Windows, build, images, score
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 from torch.utils.checkpoint import checkpoint
 
 from influence_ssl import Identity, InfluenceError, InfluenceScorer, Invariance
@@ -87,6 +88,93 @@ def test_a_forward_of_its_own_with_a_weight_made_anew():
     with pytest.raises(InfluenceError, match=r"layer '0' .* leave it out with layers=\['-0'\]"):
         score(net, images(4))
     check(net, images(4), ["3"], layers=["-0"])
+
+
+def pruned(layer):
+    prune.random_unstructured(layer, "weight", 0.3)
+
+
+class Tail(nn.Module):
+    """A layer that is called twice, with another behind it, and what uses its weight besides."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.last = nn.Linear(12, 6), nn.Linear(6, 4)
+        self.before = self.after = lambda layer, x: 0
+
+    def forward(self, x):
+        x = x.flatten(1)
+        before = self.before(self.layer, x)
+        h = self.layer(x) + self.layer(x.flip(1)).sin()
+        return self.last(torch.tanh(h + before + self.after(self.layer, x)))
+
+
+def borrowed(layer, x):
+    return F.linear(x.roll(1, 1), layer.weight)
+
+
+def tripled(net):
+    net.layer.register_forward_hook(lambda module, args, output: output * 3)
+
+
+def borrowed_before(net):
+    net.before = borrowed
+
+
+def borrowed_after(net):
+    net.after = borrowed
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.*weight_norm. is deprecated:FutureWarning")
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        parametrizations.weight_norm,
+        parametrizations.spectral_norm,
+        parametrizations.orthogonal,
+        nn.utils.weight_norm,
+        nn.utils.spectral_norm,
+        pruned,
+    ],
+)
+@pytest.mark.parametrize("trouble", [None, tripled, borrowed_before, borrowed_after])
+def test_a_weight_made_anew_is_checked_against_autograd(wrap, trouble):
+    """As with a plain weight, a use of it that the calls do not show is found."""
+    torch.manual_seed(0)
+    net, x = Tail().double(), images(5, size=2)
+    wrap(net.layer)
+    net.eval()(x)
+    plain = Tail().double()
+    plain.load_state_dict(net.state_dict(), strict=False)
+    plain.layer.weight.data = net.layer.weight.detach().clone()
+    if trouble is None:
+        found = score(net, x, objective=MOVED, curvature=Identity())
+        np.testing.assert_allclose(found.magnitude, magnitudes(plain, x), rtol=1e-8)
+        return
+    for one in (net, plain):
+        trouble(one)
+        with pytest.raises(InfluenceError, match=r"layer 'layer' .* autograd's gradient of its w"):
+            score(one, x, objective=MOVED)
+    found = score(net, x, objective=MOVED, curvature=Identity(), layers=["last"])
+    np.testing.assert_allclose(found.magnitude, magnitudes(plain, x, ["last"]), rtol=1e-8)
+
+
+def test_a_module_without_a_weight_that_is_never_called():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 4), nn.Tanh()).double()
+    net[2].spare = nn.Linear(2, 2)
+    net[2].spare.weight = None
+    check(net, images(5, size=2), ["1"])
+
+
+def test_a_parametrised_weight_that_is_cached():
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Flatten(), nn.Linear(12, 4)).double(), images(5, size=2)
+    expected = score(net, x).values
+    parametrizations.weight_norm(net[1])
+    with nn.utils.parametrize.cached():
+        net(x)
+        np.testing.assert_allclose(score(net, x).values, expected, rtol=1e-9)
 
 
 class Keywords(nn.Module):

@@ -1,12 +1,18 @@
 """What the scorer refuses: encoders, images, arguments and settings that give no score."""
 
+import re
+
+import numpy as np
+import pandas
 import pytest
 import torch
+import torch.nn.functional as F
 from nets import Residual, Windows, build, images, score
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from influence_ssl import (
+    Alignment,
     EmpiricalFisher,
     ExactHessian,
     GaussianNoise,
@@ -205,6 +211,116 @@ def test_settings_that_do_not_fit_the_encoder(settings, message):
         score(build(Residual), images(4), **settings)
 
 
+def raising(*_):
+    raise KeyError("no\nsuch key")
+
+
+# What fails, and what is said of it.
+WRONG_FUNCTIONS = {
+    "raises": (raising, r"fails with KeyError: .*; it is called "),
+    "takes other arguments": (lambda: 3, "fails with TypeError: .* 0 positional arguments but"),
+    "returns nothing": (lambda *_: None, "returns a NoneType; it is called"),
+    "returns an array": (lambda x, *_: x.numpy(), "returns a ndarray; it is called"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_FUNCTIONS)
+@pytest.mark.parametrize(
+    ("objective", "said"),
+    [
+        (Invariance, r"^perturbation <function .*; it is called .* a tensor of x's shape\.$"),
+        (Alignment, r"^Alignment: augment <function .*; it is called .* view of it as a tensor\.$"),
+    ],
+)
+def test_a_function_that_makes_no_view_is_named(case, objective, said):
+    function, message = WRONG_FUNCTIONS[case]
+    with pytest.raises(InfluenceError, match=message) as caught:
+        score(build(Residual), images(4), objective=objective(function))
+    assert re.search(said, str(caught.value))
+    if case == "raises":
+        assert isinstance(caught.value.__cause__, KeyError)
+
+
+def test_a_perturbation_that_runs_out_of_memory_says_so_itself():
+    def greedy(*_):
+        raise torch.OutOfMemoryError("too much")
+
+    with pytest.raises(torch.OutOfMemoryError, match="too much"):
+        score(build(Residual), images(4), objective=Invariance(greedy))
+
+
+CLASSES = torch.arange(6) % 4
+LABELS = {
+    "floats": (CLASSES.float(), r"labels of shape \(1,\) and torch.float32 do not fit .*\(1, 4\)"),
+    "a column of floats": (
+        CLASSES[:, None].double(),
+        r"labels of shape \(1, 1\) and torch.float64",
+    ),
+    "one-hot integers": (F.one_hot(CLASSES), r"\(1, 4\) and torch.int64 .* one_hot.argmax\(1\)"),
+    "a class too many": (CLASSES + 1, "image 3 has the label 4, but the classes of its 4 logits"),
+    "a class below": (CLASSES - 1, "image 0 has the label -1, but the classes .* are 0 to 3"),
+}
+
+
+@pytest.mark.parametrize("case", LABELS)
+def test_labels_that_name_no_classes(case):
+    labels, message = LABELS[case]
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 4))
+    with pytest.raises(InfluenceError, match=message):
+        score(net, TensorDataset(X, labels), objective=Supervised())
+
+
+def test_labels_come_as_numbers_columns_or_probabilities():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 4)).double()
+    kinds = CLASSES, CLASSES[:, None], CLASSES.byte(), F.one_hot(CLASSES).double()
+    found = [score(net, TensorDataset(X.double(), y), objective=Supervised()).values for y in kinds]
+    for values in found[1:]:
+        np.testing.assert_allclose(values, found[0], rtol=1e-9)
+
+
+def test_an_objective_that_differentiates_its_input():
+    def steepness(encode, batch, *_):
+        x = batch[0].clone().requires_grad_()
+        (slope,) = torch.autograd.grad(encode(x).sum(), x, create_graph=True)
+        return slope.flatten(1).square().sum(1)
+
+    with pytest.raises(InfluenceError, match="a gradient with respect to its images, but encode"):
+        score(build(Windows), images(4), objective=steepness)
+
+
+def scripted(x):
+    return torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(12, 4)))
+
+
+NOT_YET = "has no values yet, because its lazy layer has never been called; call the encoder once"
+UNHOOKED = {
+    "scripted": (scripted, "^the encoder is a TorchScript module, .* before torch.jit.script or"),
+    "traced": (lambda x: torch.jit.trace(nn.Linear(2, 3), x), "^the encoder is a TorchScript mod"),
+    "scripted within": (lambda x: nn.Sequential(scripted(x)), "layer '0' of the encoder is a Tor"),
+    "lazy": (lambda x: nn.Sequential(nn.Flatten(), nn.LazyLinear(4)), f"'1.weight' .* {NOT_YET}"),
+    "lazy below": (
+        lambda x: nn.Sequential(nn.Conv2d(3, 3, 1), nn.Flatten(), nn.LazyLinear(4)),
+        f"'2.weight' of the encoder {NOT_YET}",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+@pytest.mark.filterwarnings("ignore:Lazy modules:UserWarning")
+@pytest.mark.parametrize("case", UNHOOKED)
+def test_an_encoder_whose_layers_are_not_yet_or_no_longer_layers(case, tmp_path):
+    make, message = UNHOOKED[case]
+    encoder = make(X)
+    InfluenceScorer(nn.Sequential(nn.Flatten(), nn.Linear(12, 4)), progress=False).fit(X).save(
+        tmp_path
+    )
+    calls = InfluenceScorer(encoder).score, lambda x: InfluenceScorer.load(tmp_path, encoder)
+    for call in calls:
+        with pytest.raises(InfluenceError, match=message):
+            call(X)
+
+
 @pytest.mark.parametrize("detach", [torch.no_grad(), lambda f: lambda x: f(x).detach()])
 def test_an_encoder_that_lets_no_gradient_through(detach):
     net = build(Windows)
@@ -217,6 +333,72 @@ def test_a_wrong_number_of_names_is_refused_before_the_work(monkeypatch):
     monkeypatch.setattr(LoGra, "fit", None)
     with pytest.raises(InfluenceError, match="names holds 3 names; give one per image"):
         InfluenceScorer(build(Windows)).score(images(4), names=list("abc"))
+
+
+BAD_INDICES = {
+    "fractions": np.arange(6) * 1.5,
+    "fractions as a tensor": torch.arange(6) * 0.5,
+    "a number beyond float's integers": [0, 1, 2, 3, 4, 1e30],
+    "infinity": [0, 1, 2, 3, 4, float("inf")],
+    "no number": [0, 1, 2, 3, 4, float("nan")],
+    "a mask": np.ones(6, bool),
+    "a mask as a tensor": torch.ones(6, dtype=torch.bool),
+    "a mask as a list": [True] * 6,
+    "a mask of pandas": pandas.array([True] * 6, dtype="boolean"),
+    "names": list("abcdef"),
+    "digits": list("012345"),
+    "a missing number": pandas.array([0, 1, 2, 3, 4, None], dtype="Int64"),
+    "negative": np.arange(6) - 1,
+    "too large": np.arange(6) + 2.0**63,
+    "too large for 64 bits": [0, 1, 2, 3, 4, 2**63],
+    "two columns": np.arange(12).reshape(6, 2),
+    "rows of several lengths": [[0], [1, 2], [3], [4], [5], [6]],
+    "too few": range(5),
+    "one number": 3,
+}
+
+
+@pytest.mark.parametrize("kind", BAD_INDICES)
+def test_an_index_that_is_not_made_of_integers_is_refused(kind):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 4))
+    scorer = InfluenceScorer(net, progress=False).fit(X, keep=True)
+    calls = scorer.score, scorer.fit, scorer.embed, scorer.influence
+    for call in (*calls, lambda x, index: next(scorer.gradients(x, index))):
+        with pytest.raises(InfluenceError, match="index must hold 6 integers ≥ 0, one per image"):
+            call(X, index=BAD_INDICES[kind])
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        list,
+        tuple,
+        np.array,
+        torch.tensor,
+        lambda x: np.array(x, np.uint8),
+        lambda x: np.array(x, object),
+        lambda x: np.array(x, float),
+        lambda x: torch.tensor(x, dtype=torch.int16),
+        lambda x: [torch.tensor(i) for i in x],
+        lambda x: pandas.Series(x, index=[5, 4, 3, 2, 1, 0]),
+        lambda x: pandas.array(x, dtype="Int64"),
+        lambda x: pandas.Index(x),
+    ],
+)
+def test_an_index_of_any_kind_of_integers(kind):
+    net, numbers = build(Windows), [7, 3, 1, 0, 9, 200]
+    expected = score(net, images(6)).values
+    scorer = InfluenceScorer(net, progress=False)
+    found = scorer.score(images(6), index=kind(numbers))
+    assert found.index.tolist() == numbers
+    assert found.values[3] != expected[3]  # image 3 has the noise of number 0
+    np.testing.assert_array_equal(found.values, scorer.score(images(6), index=numbers).values)
+
+
+def test_indices_may_be_as_large_as_64_bits_allow():
+    net, numbers = build(Windows), [2**63 - 1, *range(2**62 + 1, 2**62 + 6)]
+    assert InfluenceScorer(net, progress=False).score(images(6), numbers).index.tolist() == numbers
 
 
 def test_a_seed_of_any_size_projects():

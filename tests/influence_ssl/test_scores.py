@@ -2,12 +2,15 @@
 
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas
 import pytest
+import torch
+from nets import Windows, build, images
 
-from influence_ssl import InfluenceError, Scores
+from influence_ssl import InfluenceError, InfluenceScorer, Scores
 
 
 def example(names=True):
@@ -49,6 +52,44 @@ def test_names_may_hold_line_breaks(tmp_path, suffix):
     loaded = Scores.load(tmp_path / f"s{suffix}")
     assert loaded.names == names
     np.testing.assert_array_equal(loaded.standard_error, found.standard_error)
+
+
+LOST = {".npz": {"a\0", "\0"}, ".csv": {"a\udce9", "\ud800"}, ".parquet": {"a\udce9", "\ud800"}}
+ODD_NAMES = "a\0b", "\ufeffa", "\x1a", "\u2028", "", " ", '"\r', "nan", "#"
+
+
+@pytest.mark.parametrize("suffix", LOST)
+@pytest.mark.parametrize("name", [*ODD_NAMES, *sorted(set().union(*LOST.values()))], ids=ascii)
+@pytest.mark.parametrize("place", [0, 4])
+def test_a_name_comes_back_as_it_was_or_is_refused(tmp_path, suffix, name, place):
+    path, found = tmp_path / f"s{suffix}", example()
+    found.save(path)
+    before, names = path.read_bytes(), [f"{i}.png" for i in range(5)]
+    names[place] = name
+    odd = replace(found, names=names)
+    if name not in LOST[suffix]:
+        odd.save(path)
+        assert Scores.load(path).names == names
+        return
+    with pytest.raises(InfluenceError) as caught:
+        odd.save(path)
+    assert repr(name) in str(caught.value)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == [path.name]
+
+
+@pytest.mark.parametrize(
+    "names", [["a", 2, None, "d", "e"], range(5), [Path("x/y"), *"bcde"], ["a", np.nan, *"cde"]]
+)
+def test_names_that_are_no_strings_are_refused_where_they_enter(names):
+    found, net, x = example(), build(Windows), images(5)
+    for kind in (list, lambda x: pandas.Series(list(x), dtype=object)):
+        with pytest.raises(InfluenceError, match=r"names must be strings, but name \d is .*str\(n"):
+            replace(found, names=kind(names))
+        scorer = InfluenceScorer(net, progress=False).fit(x, keep=True)
+        for call in (scorer.score, scorer.fit, scorer.influence):
+            with pytest.raises(InfluenceError, match="names must be strings, but name"):
+                call(x, names=kind(names))
 
 
 def test_table_for_pandas():
@@ -125,6 +166,22 @@ def test_rows_keep_their_index_names_and_columns(rows):
     assert part.provenance == whole().provenance
     with pytest.raises(InfluenceError, match=r"scores\[1\]: give a slice"):
         whole()[1]
+
+
+@pytest.mark.parametrize(
+    "rows", [np.array(3), None, np.zeros((2, 2), int), (0, 1), (), np.array(True), torch.tensor(1)]
+)
+def test_rows_that_are_no_list_of_positions(rows):
+    with pytest.raises(
+        InfluenceError, match=r"^scores\[.*\]: give a slice, a mask or a list of po"
+    ):
+        whole()[rows]
+
+
+@pytest.mark.parametrize("kind", [torch.tensor, pandas.Series, np.array, list])
+def test_rows_of_any_kind(kind):
+    for rows in ([2], [3, 1], [False, True, False, True, True]):
+        assert whole()[kind(rows)] == whole()[np.array(rows)]
 
 
 @pytest.mark.parametrize("kind", [tuple, np.array, lambda x: pandas.Series(x, [7, 1, 0, 3, 2])])

@@ -71,6 +71,7 @@ def check(options: argparse.Namespace) -> None:
     if options.batch_size < 1:
         raise InfluenceValueError("--batch-size 0: give at least 1.")
     settings.check_output(options.out)
+    settings.refuse_other_results(options.out, settings.CHECK)
     loaded = load_encoder(options.encoder, options.weights, options.seed, options.weights_part)
 
     from influence_ssl.files.images import ImageFiles

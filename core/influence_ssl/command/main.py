@@ -15,6 +15,7 @@ import torch
 from influence_ssl.command import check, compare, report, score, select, trace
 from influence_ssl.command.options import layout, partial_folder
 from influence_ssl.errors import InfluenceError, described, printable
+from influence_ssl.starting import started
 from influence_ssl.version import __version__
 
 _THREE = (
@@ -41,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
+        started()
         options.run(options)
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -86,7 +88,7 @@ def _kept(options: argparse.Namespace) -> str:
 
 
 def _message(error: Exception, options: argparse.Namespace) -> str:
-    if _out_of_memory(error):
+    if any(_out_of_memory(part) for part in _causes(error)):
         other = "fewer queries" if options.command == "trace" else "a lower --rank"
         return f"out of memory; use a smaller --batch-size or {other}."
     if any(_disk_is_full(part) for part in _causes(error)):
@@ -102,7 +104,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__
 
 
-def _out_of_memory(error: Exception) -> bool:
+def _out_of_memory(error: BaseException) -> bool:
     # On a CPU, PyTorch reports it in words.
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

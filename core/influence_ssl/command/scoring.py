@@ -70,6 +70,7 @@ def score(options: argparse.Namespace) -> None:
     device = settings.device(options.device)
     refuse_overwriting("--out", options.out, [options.data, Path(options.weights or ".")])
     settings.check_output(options.out)
+    settings.refuse_other_results(options.out, settings.SCORES)
     if options.keep is not None:
         inputs = [options.data, Path(options.weights or "."), options.out]
         refuse_overwriting("--keep", options.keep, inputs)

@@ -56,6 +56,7 @@ def run(options: argparse.Namespace) -> None:
         raise InfluenceValueError("nothing to select by; give at least one --drop-… option.")
     refuse_overwriting("--out", options.out, [options.scores])
     settings.check_output(options.out, {".txt": (), ".csv": ()})
+    settings.refuse_other_results(options.out, None)
     keep, drop = select(options.scores, rule)
     write_list(keep if options.list == "keep" else drop, options.out)
     print(

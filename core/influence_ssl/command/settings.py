@@ -15,8 +15,12 @@ from torch import Tensor
 from influence_ssl.curvature import Curvature, EmpiricalFisher, Identity, LoGra, Relative
 from influence_ssl.encoders.loading import import_function
 from influence_ssl.errors import InfluenceOSError, InfluenceValueError
+from influence_ssl.files.tables import columns
 from influence_ssl.perturbations import GaussianNoise
 
+# What a table is, by a column that no other has.
+SCORES, CHECK, TRACE = "scores", "the results of check", "traced queries"
+_KINDS = {"score": SCORES, "flags": CHECK, "same_pixels": TRACE}
 _NEEDS = {".npz": (), ".csv": ("pandas",), ".parquet": ("pandas", "pyarrow")}
 
 
@@ -99,3 +103,13 @@ def check_output(
         raise InfluenceOSError(
             f"{named} cannot be written: {error.strerror}; choose another folder."
         ) from error
+
+
+def refuse_other_results(path: Path, own: str | None) -> None:
+    """Raise if ``--out`` is a file of results of another kind than ``own``, which it replaces."""
+    found = columns(path)
+    for column, kind in _KINDS.items():
+        if column in found and kind != own:
+            raise InfluenceValueError(
+                f"--out {str(path)!r} holds {kind}, which would be lost; name another file."
+            )

@@ -151,6 +151,7 @@ def _refuse_outputs(options: argparse.Namespace, images: Path) -> None:
         others = options.out[:number]
         refuse_overwriting("--out", out, [options.folder, options.query, images, *others])
         settings.check_output(out, _NEEDS)
+        settings.refuse_other_results(out, settings.TRACE)
 
 
 def _top(top: int | None, images: int) -> int:

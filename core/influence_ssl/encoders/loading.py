@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from influence_ssl._layers import refuse_lazy
 from influence_ssl.encoders.builtin import LIMITS, from_package
 from influence_ssl.encoders.checkpoints import kind, read_tensors
 from influence_ssl.encoders.parts import Part, few, find_part
@@ -76,6 +77,7 @@ def load_encoder(
             "--weights pretrained requires timm:NAME or torchvision:NAME; give a file."
         )
     module, preprocess, dropped = _from_function(spec, seed) if named is None else named
+    refuse_lazy(module)
     taken = Part("", {})
     if weights is not None and not pretrained:
         taken = _load_weights(module, Path(weights), dropped, part)

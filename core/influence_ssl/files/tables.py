@@ -28,7 +28,16 @@ class Tabular(Protocol):
 
 
 def frame(columns: Mapping[str, Any]) -> pandas.DataFrame:
-    """A data frame of these columns."""
+    """A data frame of these columns. Raises for a name that UTF-8, and so a file, cannot hold."""
+    for column in ("name", "query"):
+        for text in set(columns.get(column, ())):
+            try:
+                str(text).encode("utf-8")
+            except UnicodeEncodeError as error:
+                raise InfluenceValueError(
+                    f"the {column} {text!r} is not valid Unicode and fits into no table; give "
+                    "name.encode('utf-8', 'surrogateescape').decode('utf-8', 'backslashreplace')."
+                ) from error
     return _pandas().DataFrame(dict(columns))
 
 
@@ -80,6 +89,20 @@ def read_csv(path: Path) -> tuple[pandas.DataFrame, dict[str, Any]]:
         # As text, so that a name such as "NA" stays a name and Python's float restores every digit.
         table = _pandas().read_csv(file, dtype=str, keep_default_na=False)
     return table, json.loads(first.removeprefix(_COMMENT))
+
+
+def columns(path: Path) -> list[str]:
+    """The columns of a file that :func:`save` wrote; none if it is another file, or not there."""
+    try:
+        if path.suffix == ".parquet":
+            import pyarrow.parquet
+
+            schema = pyarrow.parquet.read_schema(path)
+            return schema.names if b"provenance" in schema.metadata else []
+        with path.open(encoding="utf-8", newline="") as file:
+            return next(csv.reader(file)) if file.readline().startswith(_COMMENT) else []
+    except Exception:  # a file of another kind may fail in any way
+        return []
 
 
 def write_parquet(found: Tabular, path: Path) -> None:

@@ -106,6 +106,17 @@ REFUSED = {
     "encoder fails": (
         None, (), {"encoder": "mine.py:Broken"}, "RuntimeError: shapes do not fit; --traceback"
     ),
+    "perturbation fails": (
+        None, ("--perturbation", "mine.py:misspelt"), {},
+        "error: perturbation <function misspelt .* fails with NameError: .*'noize'",
+    ),
+    "perturbation that is none": (
+        None, ("--perturbation", "mine.py:small"), {},
+        r"error: perturbation <function small .* fails with TypeError: .*p\(x, index, draw, seed\)",
+    ),
+    "encoder without values": (
+        None, (), {"encoder": "mine.py:lazy"}, "'1.weight' of the encoder has no values yet"
+    ),
     "out of memory": (None, (), {"encoder": "mine.py:Exhausted"}, "smaller --batch-size"),
     "no colon": (None, (), {"encoder": "mine"}, "'mine': give package.module:function"),
     "no file": (None, (), {"encoder": "other.py:small"}, "no file 'other.py'"),

@@ -407,6 +407,38 @@ def test_queries_that_do_not_fit_into_memory_are_one_line_and_nothing_is_lost(
     assert {p: x for p, x in after.items() if "__pycache__" not in p.parts} == before
 
 
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_results_of_another_kind_are_not_replaced(
+    work: Path, capsys: pytest.CaptureFixture[str], suffix: str
+) -> None:
+    def checked(out: str) -> int:
+        given = ["--data", "images", "--encoder", "mine.py:small", "--device", "cpu"]
+        return main(["check", *given, "--out", out])
+
+    commands = {
+        "score": lambda out: run("--out", out),
+        "check": checked,
+        "trace": lambda out: traced("--out", out),
+    }
+    holds = {"score": "scores", "check": "the results of check", "trace": "traced queries"}
+    for kind, command in commands.items():
+        assert command(f"{kind}.{suffix}") == 0
+    for kind, what in holds.items():
+        out, before = f"{kind}.{suffix}", Path(f"{kind}.{suffix}").read_bytes()
+        for other in commands.keys() - {kind}:
+            capsys.readouterr()
+            assert commands[other](out) == 2
+            (line,) = capsys.readouterr().err.splitlines()
+            assert f"--out {out!r} holds {what}, which would be lost; name another file." in line
+            assert Path(out).read_bytes() == before
+        assert commands[kind](out) == 0
+    assert run("--out", "s.csv") == 0
+    select = ["select", "scores.npz", "--drop-highest", "1", "--out"]
+    assert (main([*select, "s.csv"]), main([*select, "list.csv"]), main([*select, "list.csv"])) == (
+        2, 0, 0,
+    )  # fmt: skip
+
+
 KEEP_REFUSED = {
     "a file": ("mine.py", "'mine.py' is a file"),
     "a folder of images": ("images", "'images' would overwrite an input"),
