@@ -225,9 +225,10 @@ def test_a_setting_that_changes_in_place_is_refused():
     perturbation.factor = 0.2
     with pytest.raises(InfluenceValueError, match="objective"):
         scorer.score(x)
-    names = ["0"]
-    scorer = scorer_of(net, layers=names).fit(x)
-    names.append("3")
+    scorer = scorer_of(net, layers=(names := ["0"])).fit(x)
+    names.append("3")  # of which the scorer has a list of its own
+    scorer.score(x)
+    scorer.layers.append("3")
     with pytest.raises(InfluenceValueError, match="layers changed since fit"):
         scorer.score(x)
 
