@@ -28,6 +28,7 @@ _FLAT = 4.0
 _PLAUSIBLE = 0.9
 _DOUBTFUL = 0.2
 _TURNED = 0.9
+_LOCAL = 0.25
 _CANDIDATES = 5
 _MEMBERS = 64
 _ROWS = 512
@@ -118,7 +119,9 @@ def duplicate_groups(
 
     - Aligned in full detail (up to 256 x 256, in colour; one may be a crop of the other, rotated or
       mirrored), they have a correlation of at least 0.95, and no tile has a structural similarity
-      below 0.3. A bird in only one of two skies is therefore detected.
+      below 0.3. A bird in only one of two skies is therefore detected. From 64 pixels on, their
+      difference is not confined to one place, such as the number of an invoice: it is spread over
+      at least a quarter as many tiles as the pictures' contents.
     - 1 − correlation is at most half of that of either with any picture that full detail shows to
       be different. Forms filled in on one template are all similar, but a copy is much more so.
     - The whitened cosine of their representations is at least 0, unless the pixels are equal
@@ -242,7 +245,10 @@ class Search:
         for side in (0, _MIDDLE, _SIDES[-1]):
             found = self._agree(ends[look], turn[look], first[look], window[look], side)
             apart[look] = 1 - found.correlation
-            same[look] = torch.where(found.contrast >= _FLAT, found.worst, -1)
+            seen = found.contrast >= _FLAT
+            if side == _SIDES[-1]:
+                seen &= found.spread >= _LOCAL
+            same[look] = torch.where(seen, found.worst, -1)
             look = look[(apart[look] <= 1 - _PLAUSIBLE) & (same[look] >= _DOUBTFUL)]
         return _Pairs(ends, turn, cosine, apart, same)
 
@@ -252,7 +258,7 @@ class Search:
         """The agreement of each pair, on pictures up to ``finest`` pixels wide (0: thumbnails)."""
         if not len(ends):
             empty = torch.empty(0, device=ends.device)
-            return Agreement(empty, empty, empty)
+            return Agreement(empty, empty, empty, empty)
         side = self.grey.shape[-1]
         found, place = [], []
         bar = tqdm(
