@@ -127,7 +127,8 @@ def duplicate_groups(
     - The whitened cosine of their representations is at least 0, unless the pixels are equal
       (correlation 0.998) or one picture is rotated or mirrored, which may change its
       representation. At :data:`SUPPORT` or above it confirms the pixels (``"pixels and
-      representation"``); below, the group rests on ``"pixels alone"``.
+      representation"``) if 1 − cosine is also at most half of that of a member with any look-alike
+      outside the group; otherwise, the group rests on ``"pixels alone"``.
 
     Groups are formed by complete linkage, so a chain of pairs is not enough. Pictures with a
     standard deviation below four grey levels show too little to compare; among them, only copies of
@@ -197,7 +198,27 @@ class Search:
             self._known.update(missing)
         more = self._more.rows(_hold(self._more, outsider, limits))
         inside = torch.from_numpy(label).to(more.ends.device)[more.ends]
-        return _cliques(n, _both(edges, more.rows(inside[:, 0] == inside[:, 1])))
+        groups = _cliques(n, _both(edges, more.rows(inside[:, 0] == inside[:, 1])))
+        return self._doubted(groups, limits)
+
+    def _doubted(self, groups: list[Group], limits: Limits) -> list[Group]:
+        """The groups, on pixels alone where a look-alike of another group is nearly as close by
+        representation."""
+        pairs = _both(self.pairs, self._more)
+        place = torch.empty(len(self.rows), dtype=torch.int64)
+        for k, group in enumerate(groups):
+            place[group.members] = k
+        ends = place.to(pairs.ends.device)[pairs.ends]
+        other = ends[:, 0] != ends[:, 1]
+        nearest = torch.full((len(groups),), -1.0, device=pairs.cosine.device)
+        for end in (0, 1):
+            nearest.scatter_reduce_(0, ends[other, end], pairs.cosine[other], "amax")
+        found = []
+        for group, cosine in zip(groups, nearest.tolist(), strict=True):
+            if BOTH in group.reasons and 1 - group.representation > limits.gap * (1 - cosine):
+                group = group._replace(reasons=sorted({*group.reasons, ALONE} - {BOTH}))
+            found.append(group)
+        return found
 
     def _proposed(self) -> Int64[Tensor, "e 2"]:
         n = len(self.rows)

@@ -84,6 +84,28 @@ def test_invoices_that_differ_in_their_number_make_no_group(
         assert groups(pictures, net) == []
 
 
+def test_representations_confirm_copies_and_no_row_of_similar_products(
+    nets: dict[str, torch.nn.Module],
+) -> None:
+    """Among photographs, the products' representations are all alike."""
+    tiles = [
+        tile for photo in lookalikes.photographs().values() for tile in lookalikes.tiles(photo)
+    ]
+    discs = []
+    for k in range(30):
+        disc = Image.new("RGB", (200, 200), "white")
+        box = (60 - k / 2, 60 - k / 2, 140 + k / 2, 140 + k / 2)
+        ImageDraw.Draw(disc).ellipse(box, fill=(200, 30 + 3 * k, 30))
+        discs.append(disc)
+    files = [lookalikes.file_of(picture) for picture in [*discs, *tiles]]
+    copies = [lookalikes.COPIES["jpeg"](tile, None) for tile in tiles[:5]]
+    found = groups(Pictures([*files, *copies]), nets["trained"])
+    sure = duplicates.confirmed({"duplicate groups": [group._asdict() for group in found]})
+    wanted = [[30 + k, len(files) + k] for k in range(5)]
+    assert [group.members for k, group in enumerate(found) if sure[k]] == wanted
+    assert len(found) > 5
+
+
 def test_copies_of_invoices_that_differ_in_their_number_are_found(
     nets: dict[str, torch.nn.Module],
 ) -> None:
