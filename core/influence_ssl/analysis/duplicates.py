@@ -28,6 +28,7 @@ _FLAT = 4.0
 _PLAUSIBLE = 0.9
 _DOUBTFUL = 0.2
 _TURNED = 0.9
+_LOCAL = 0.25
 _CANDIDATES = 5
 _MEMBERS = 64
 _ROWS = 512
@@ -118,13 +119,16 @@ def duplicate_groups(
 
     - Aligned in full detail (up to 256 x 256, in colour; one may be a crop of the other, rotated or
       mirrored), they have a correlation of at least 0.95, and no tile has a structural similarity
-      below 0.3. A bird in only one of two skies is therefore detected.
+      below 0.3. A bird in only one of two skies is therefore detected. From 64 pixels on, their
+      difference is not confined to one place, such as the number of an invoice: it is spread over
+      at least a quarter as many tiles as the pictures' contents.
     - 1 − correlation is at most half of that of either with any picture that full detail shows to
       be different. Forms filled in on one template are all similar, but a copy is much more so.
     - The whitened cosine of their representations is at least 0, unless the pixels are equal
       (correlation 0.998) or one picture is rotated or mirrored, which may change its
       representation. At :data:`SUPPORT` or above it confirms the pixels (``"pixels and
-      representation"``); below, the group rests on ``"pixels alone"``.
+      representation"``) if 1 − cosine is also at most half of that of a member with any look-alike
+      outside the group; otherwise, the group rests on ``"pixels alone"``.
 
     Groups are formed by complete linkage, so a chain of pairs is not enough. Pictures with a
     standard deviation below four grey levels show too little to compare; among them, only copies of
@@ -194,7 +198,27 @@ class Search:
             self._known.update(missing)
         more = self._more.rows(_hold(self._more, outsider, limits))
         inside = torch.from_numpy(label).to(more.ends.device)[more.ends]
-        return _cliques(n, _both(edges, more.rows(inside[:, 0] == inside[:, 1])))
+        groups = _cliques(n, _both(edges, more.rows(inside[:, 0] == inside[:, 1])))
+        return self._doubted(groups, limits)
+
+    def _doubted(self, groups: list[Group], limits: Limits) -> list[Group]:
+        """The groups, on pixels alone where a look-alike of another group is nearly as close by
+        representation."""
+        pairs = _both(self.pairs, self._more)
+        place = torch.empty(len(self.rows), dtype=torch.int64)
+        for k, group in enumerate(groups):
+            place[group.members] = k
+        ends = place.to(pairs.ends.device)[pairs.ends]
+        other = ends[:, 0] != ends[:, 1]
+        nearest = torch.full((len(groups),), -1.0, device=pairs.cosine.device)
+        for end in (0, 1):
+            nearest.scatter_reduce_(0, ends[other, end], pairs.cosine[other], "amax")
+        found = []
+        for group, cosine in zip(groups, nearest.tolist(), strict=True):
+            if BOTH in group.reasons and 1 - group.representation > limits.gap * (1 - cosine):
+                group = group._replace(reasons=sorted({*group.reasons, ALONE} - {BOTH}))
+            found.append(group)
+        return found
 
     def _proposed(self) -> Int64[Tensor, "e 2"]:
         n = len(self.rows)
@@ -242,7 +266,10 @@ class Search:
         for side in (0, _MIDDLE, _SIDES[-1]):
             found = self._agree(ends[look], turn[look], first[look], window[look], side)
             apart[look] = 1 - found.correlation
-            same[look] = torch.where(found.contrast >= _FLAT, found.worst, -1)
+            seen = found.contrast >= _FLAT
+            if side == _SIDES[-1]:
+                seen &= found.spread >= _LOCAL
+            same[look] = torch.where(seen, found.worst, -1)
             look = look[(apart[look] <= 1 - _PLAUSIBLE) & (same[look] >= _DOUBTFUL)]
         return _Pairs(ends, turn, cosine, apart, same)
 
@@ -252,7 +279,7 @@ class Search:
         """The agreement of each pair, on pictures up to ``finest`` pixels wide (0: thumbnails)."""
         if not len(ends):
             empty = torch.empty(0, device=ends.device)
-            return Agreement(empty, empty, empty)
+            return Agreement(empty, empty, empty, empty)
         side = self.grey.shape[-1]
         found, place = [], []
         bar = tqdm(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,8 @@ _COMMON = 0.95
 _STEPS = 4
 _TILES = 16
 _SMALLEST = 4
+_GAIN = 1.1
+_NOISE = 4.0
 
 Pictures = Float32[Tensor, "e c s s"]
 """Pairs' pictures, with values from 0 to 255."""
@@ -30,12 +33,16 @@ class Agreement(NamedTuple):
 
     ``correlation`` is Pearson's over all colours of the common area, ``worst`` the lowest
     structural similarity of a tile, ``contrast`` the smaller standard deviation of the two, in grey
-    levels.
+    levels. ``spread`` is (Σr)² / Σr² divided by (Σv)² / Σv², with r the variance of a tile's
+    difference and v the sum of its two variances: about 1 if the pictures differ wherever they show
+    something, near 0 if they differ in one place. It is 1 if the contrasts differ by over a tenth,
+    if no tile's difference has a standard deviation of two grey levels, or below 64 pixels.
     """
 
     correlation: Float32[Tensor, " e"]
     worst: Float32[Tensor, " e"]
     contrast: Float32[Tensor, " e"]
+    spread: Float32[Tensor, " e"]
 
 
 def agreement(source: Pictures, target: Pictures, start: Window) -> Agreement:
@@ -135,8 +142,25 @@ def _compare(source: Pictures, target: Pictures, window: Window) -> Agreement:
         for p, q, m, n in ((a, a, ma, ma), (b, b, mb, mb), (a, b, ma, mb))
     )
     similarity = (2 * cov + _FLOOR) / (va + vb + _FLOOR)
-    similarity = similarity.masked_fill(filled[:, 0] < 0.5, 1)
-    return Agreement(correlation, similarity.flatten(1).amin(1), torch.minimum(aa, bb).sqrt())
+    outside = filled[:, 0] < 0.5
+    similarity = similarity.masked_fill(outside, 1)
+    difference = a - b
+    means = _tiled(difference, side) / filled
+    varies = (_tiled(difference.square(), side) / filled - means.square()).mean(1)
+    varies = varies.masked_fill(outside, 0).flatten(1).clamp(min=0)
+    spread = _count(varies) / _count((va + vb).masked_fill(outside, 0).flatten(1))
+    # A brighter copy may differ where it is clipped, and one saved twice in a few blocks.
+    clipped = (bb / aa.clamp(min=1e-6)).log().abs() > 2 * math.log(_GAIN)
+    unsure = clipped | (varies.amax(1) < _NOISE) | (side < 4 * _TILES)
+    spread = torch.where(unsure, 1, spread)
+    return Agreement(
+        correlation, similarity.flatten(1).amin(1), torch.minimum(aa, bb).sqrt(), spread
+    )
+
+
+def _count(tiles: Float32[Tensor, "e t"]) -> Float32[Tensor, " e"]:
+    """The number of tiles that share a total: all of them if they are equal, 1 if one has it."""
+    return tiles.sum(1).square() / tiles.square().sum(1).clamp(min=1e-12)
 
 
 def _tiled(pictures: Tensor, side: int) -> Tensor:

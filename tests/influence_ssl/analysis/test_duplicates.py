@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import tracemalloc
 
 import numpy as np
 import pytest
 import scipy.cluster.hierarchy
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from scipy.spatial.distance import squareform
 
 from influence_lab.datasets import lookalikes
 from influence_lab.experiments.planted import Pictures, encoders, pairs, plant, quality, strangers
 from influence_ssl.analysis import duplicates
 from influence_ssl.analysis.duplicates import Group, duplicate_groups
+from influence_ssl.analysis.registration import Agreement, agreement
 
 COUNT = 24
 
@@ -51,6 +53,86 @@ def test_two_look_alikes_among_other_pictures_make_no_group(
     pictures = Pictures([lookalikes.file_of(picture) for picture in drawn])
     for net in nets.values():
         assert groups(pictures, net) == []
+
+
+def invoices(count: int) -> list[Image.Image]:
+    """Invoices that differ in their number alone."""
+    found = []
+    for number in range(1000, 1000 + 37 * count, 37):
+        page = Image.new("L", (600, 800), 255)
+        draw = ImageDraw.Draw(page)
+        draw.text((40, 30), "INVOICE", 0, ImageFont.load_default(30))
+        draw.text((380, 40), f"No. {number}", 0, ImageFont.load_default(18))
+        draw.rectangle((40, 180, 560, 600), outline=0, width=2)
+        draw.text((60, 200), "Monthly hosting", 0, ImageFont.load_default(18))
+        found.append(page)
+    return found
+
+
+@pytest.mark.parametrize("count", [3, 30])
+@pytest.mark.parametrize("photos", [0, 60])
+def test_invoices_that_differ_in_their_number_make_no_group(
+    count: int, photos: int, nets: dict[str, torch.nn.Module]
+) -> None:
+    """Alone, and among photographs, where their representations are all alike."""
+    tiles = [
+        tile for photo in lookalikes.photographs().values() for tile in lookalikes.tiles(photo)
+    ]
+    drawn = [*invoices(count), *tiles[:photos]]
+    pictures = Pictures([lookalikes.file_of(picture) for picture in drawn])
+    for net in nets.values():
+        assert groups(pictures, net) == []
+
+
+def test_representations_confirm_copies_and_no_row_of_similar_products(
+    nets: dict[str, torch.nn.Module],
+) -> None:
+    """Among photographs, the products' representations are all alike."""
+    tiles = [
+        tile for photo in lookalikes.photographs().values() for tile in lookalikes.tiles(photo)
+    ]
+    discs = []
+    for k in range(30):
+        disc = Image.new("RGB", (200, 200), "white")
+        box = (60 - k / 2, 60 - k / 2, 140 + k / 2, 140 + k / 2)
+        ImageDraw.Draw(disc).ellipse(box, fill=(200, 30 + 3 * k, 30))
+        discs.append(disc)
+    files = [lookalikes.file_of(picture) for picture in [*discs, *tiles]]
+    copies = [lookalikes.COPIES["jpeg"](tile, None) for tile in tiles[:5]]
+    found = groups(Pictures([*files, *copies]), nets["trained"])
+    sure = duplicates.confirmed({"duplicate groups": [group._asdict() for group in found]})
+    wanted = [[30 + k, len(files) + k] for k in range(5)]
+    assert [group.members for k, group in enumerate(found) if sure[k]] == wanted
+    assert len(found) > 5
+
+
+def test_copies_of_invoices_that_differ_in_their_number_are_found(
+    nets: dict[str, torch.nn.Module],
+) -> None:
+    drawn = invoices(6)
+    files = [lookalikes.file_of(picture) for picture in drawn]
+    copies = [lookalikes.COPIES["jpeg"](page.convert("RGB"), None) for page in drawn[:3]]
+    pictures = Pictures([*files, *copies])
+    for net in nets.values():
+        assert pairs(groups(pictures, net)) == {(0, 6), (1, 7), (2, 8)}
+
+
+@pytest.mark.parametrize("saved", ["jpeg", "strong jpeg", "brightness", "resize"])
+def test_a_copy_differs_all_over_and_another_number_in_one_place(saved: str) -> None:
+    rng = np.random.default_rng(0)
+
+    def seen(one: Image.Image, other: Image.Image) -> Agreement:
+        pictures = (
+            torch.from_numpy(np.asarray(picture.convert("RGB").resize((256, 256), 2)).copy())
+            for picture in (one, other)
+        )
+        source, target = (picture.float().permute(2, 0, 1)[None] for picture in pictures)
+        return agreement(source, target, torch.tensor([[1.0, 1.0, 0.0, 0.0]]))
+
+    page, other = invoices(2)
+    assert seen(page, other).spread.item() < 0.1
+    copy = Image.open(io.BytesIO(lookalikes.COPIES[saved](page.convert("RGB"), rng)))
+    assert seen(page, copy).spread.item() > 0.4
 
 
 def test_planted_copies_of_every_kind_are_found(nets: dict[str, torch.nn.Module]) -> None:
