@@ -323,6 +323,16 @@ def test_bad_requests_are_one_line_each(monkeypatch):
         scorer.fit(x, keep=True)
 
 
+def test_few_groups_of_many_images_need_memory_for_the_groups_alone(monkeypatch):
+    net, x = build(Sequence), images(8)
+    scorer = scorer_of(net).fit(x, keep=True)
+    whole = scorer.influence(x).values
+    monkeypatch.setattr("influence_ssl.influence.free_memory", lambda device: 1000.0)
+    found = scorer.influence(x, group=[0, 1] * 4).values
+    expected = np.stack([whole[:, ::2].sum(1), whole[:, 1::2].sum(1)], 1)
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12 * abs(whole).max())
+
+
 def test_what_cannot_be_asked_is_refused_before_any_pass(monkeypatch):
     net, x = build(Sequence), images(8)
     scorer = scorer_of(net).fit(x, keep=True)

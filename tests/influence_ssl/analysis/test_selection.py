@@ -80,3 +80,71 @@ def test_many_by_pixels_alone_are_refused_without_yes(tmp_path: Path) -> None:
     rows.loc[[0, 1, 2], "sha256"] = "same"
     save(rows, path, told(ALONE, ALONE))
     assert len(select(path, Rule(duplicates=True))[1]) == 3
+
+
+UNCONFIRMED = {
+    "no groups in the provenance": [],
+    "no reasons": [[], []],
+    "some pairs by pixels alone": [[BOTH, ALONE], [BOTH, ALONE]],
+}
+
+
+@pytest.mark.parametrize("reasons", UNCONFIRMED.values(), ids=UNCONFIRMED)
+def test_a_group_counts_as_confirmed_only_if_all_its_reasons_confirm_it(
+    tmp_path: Path, reasons: list[list[str]]
+) -> None:
+    rows = table([1, 1, 1, 2, 2, *[None] * 15], np.random.default_rng(0))
+    rows["sha256"] = [f"{k:064x}" for k in range(20)]
+    provenance = {"duplicate groups": [{"reasons": found} for found in reasons]}
+    path = save(rows, tmp_path / "s.parquet", provenance)
+    with pytest.raises(InfluenceValueError, match="drop 3 of 20 images"):
+        select(path, Rule(duplicates=True))
+
+
+def test_without_digests_no_image_counts_as_a_copy(tmp_path: Path) -> None:
+    rows = table([1, 1, 1, 1, *[None] * 16], np.random.default_rng(0)).drop(columns="sha256")
+    path = save(rows, tmp_path / "s.parquet", told(ALONE))
+    with pytest.raises(InfluenceValueError, match="drop 3 of 20 images"):
+        select(path, Rule(duplicates=True))
+
+
+def test_a_check_without_scores_drops_duplicates_by_pixels_alone_with_yes(tmp_path: Path) -> None:
+    rows = table([1, 1, *[None] * 3], np.random.default_rng(0))
+    rows = rows.drop(columns=["score", "standard_error", "sha256"])
+    path = save(rows, tmp_path / "s.parquet", {"checked": True} | told(ALONE))
+    with pytest.raises(InfluenceValueError, match="add --yes"):
+        select(path, Rule(duplicates=True))
+    assert len(select(path, Rule(duplicates=True, yes=True))[1]) == 1
+
+
+def test_of_copies_with_equal_pixels_the_largest_file_stays(tmp_path: Path) -> None:
+    rows = table([1, 1, 1], np.random.default_rng(0))
+    rows["width"] = rows["height"] = 8
+    rows["name"], rows["bytes"] = ["a.png", "b.png", "c.png"], [1, 3, 2]
+    path = save(rows, tmp_path / "s.parquet", told(BOTH))
+    assert select(path, Rule(duplicates=True))[0] == ["b.png"]
+
+
+def test_a_magnitude_equal_to_a_threshold_is_kept(tmp_path: Path) -> None:
+    rows = table([None] * 3, np.random.default_rng(0))
+    rows["name"], rows["score"] = ["a.png", "b.png", "c.png"], [-1.0, -2.0, -3.0]
+    path = save(rows, tmp_path / "s.parquet")
+    assert select(path, Rule(above=2.0))[1] == ["c.png"]
+    assert select(path, Rule(below=2.0))[1] == ["a.png"]
+
+
+def test_of_equal_scores_the_lowest_index_is_dropped_first(tmp_path: Path) -> None:
+    rows = table([None] * 9, np.random.default_rng(0)).assign(score=-1.0)
+    path = save(rows, tmp_path / "s.parquet")
+    first = rows["name"][rows["index"] == 0].tolist()
+    assert select(path, Rule(lowest="1"))[1] == first
+    assert select(path, Rule(highest="1"))[1] == first
+
+
+@pytest.mark.parametrize(
+    ("share", "count"), [("20%", 5), ("18%", 4), ("0%", 0), ("100%", 24), ("24", 24)]
+)
+def test_a_share_is_rounded_and_may_be_everything(tmp_path: Path, share: str, count: int) -> None:
+    path = save(table([None] * 24, np.random.default_rng(0)), tmp_path / "s.parquet")
+    assert len(select(path, Rule(highest=share))[1]) == count
+    assert len(select(path, Rule(lowest=share))[1]) == count

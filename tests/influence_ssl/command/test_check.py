@@ -226,6 +226,19 @@ def test_check_refuses_in_one_line(
     assert not list(Path().glob("check.*"))
 
 
+@pytest.mark.parametrize("option", ["--table", "--weights"])
+def test_the_features_overwrite_no_input(
+    photos: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    given = Path("check.csv.features.npz")
+    given.write_text("path,label\ncat/01.png,x\n")
+    arguments = [option, str(given), "--out", "check.csv", "--device", "cpu"]
+    assert main(["check", "--data", "photos", *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"'{given}' would overwrite an input" in line
+    assert given.read_text() == "path,label\ncat/01.png,x\n"
+
+
 def test_the_encoder_that_is_built_in_is_the_recorded_one() -> None:
     own, recorded = load_encoder("builtin:cifar-simclr"), results.load_encoder("cpu", "simclr", 0)
     state = own.module.state_dict()

@@ -337,6 +337,25 @@ def test_compare_refuses_other_files_of_the_same_names(
     assert main(["compare", "a.parquet", "a.npz"]) == 0
 
 
+def test_compare_takes_files_of_more_images_and_of_fewer(work: Path) -> None:
+    """Digests of whole data sets differ there, although the common images are the same."""
+    assert run(out="a.npz") == 0
+    for k in range(4):
+        Path("images", f"{k:02}.png").unlink()
+    assert run(out="b.npz") == 0
+    assert main(["compare", "a.npz", "b.npz"]) == 0
+    assert compare(Path("a.npz"), Path("b.npz")).images == 20
+
+
+def test_compare_takes_the_same_rows_of_runs_with_other_images_besides(work: Path) -> None:
+    """A slice has the digest of the whole set in its provenance."""
+    for name in ("a.npz", "b.npz"):
+        assert run(out=name) == 0
+        Scores.load(name)[8:20].save(name)
+        repaint("00.png", "01.png")
+    assert compare(Path("a.npz"), Path("b.npz")).images == 12
+
+
 def listed(*arguments: str) -> list[str]:
     assert main(["select", "scores.parquet", "--out", "list.txt", *arguments]) == 0
     return Path("list.txt").read_text().splitlines()

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from PIL import Image
 from scipy.stats import spearmanr
 from torchvision.transforms import functional as TF
 
-from influence_ssl import GaussianNoise, InfluenceScorer, LoGra, _kept
+from influence_ssl import GaussianNoise, InfluenceScorer, LoGra, Scores, _kept
 from influence_ssl.analysis import trace as analysis
 from influence_ssl.command import tracing
 from influence_ssl.command.main import main
@@ -241,11 +242,11 @@ def mixture() -> None:
         shutil.copy(Path("other", name), "kept")
 
 
-def brighter() -> None:
+def brighter(factor: float = 2) -> None:
     """The same weights with another preprocess."""
     Path("bright.py").write_text(
         f"{ENCODERS}\n\ndef brighter():\n"
-        "    return small(), lambda image: 2 * TF.to_tensor(image)\n"
+        f"    return small(), lambda image: {factor} * TF.to_tensor(image)\n"
     )
 
 
@@ -503,11 +504,15 @@ def test_what_the_user_adds_during_the_work_is_not_deleted(
     assert run("--seed", 1, "--keep", "kept") == 0
 
 
-def test_a_foreign_file_with_the_name_of_one_of_ours_is_not_deleted(work: Path) -> None:
+@pytest.mark.parametrize("name", ["images.json", "fit.json"])
+def test_a_foreign_file_with_the_name_of_one_of_ours_is_not_deleted(
+    work: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
     Path("coco").mkdir()
-    Path("coco/images.json").write_text("{}")
+    Path("coco", name).write_text("{}")
     assert run("--keep", "coco", encoder="mine.py:shouting") == 2
-    assert Path("coco/images.json").read_text() == "{}"
+    assert f"holds {name!r}, which would be deleted" in capsys.readouterr().err
+    assert Path("coco", name).read_text() == "{}"
 
 
 def test_the_scores_are_not_written_into_the_folder_that_is_replaced(
@@ -569,6 +574,13 @@ def test_a_map_is_of_the_run_that_wrote_the_scores(
     own = ("--draws", DRAWS, "--rank", 4)
     assert run(*own, "--out", "s.csv") == 0
     assert mapped("s.csv") == 0
+    # Another program may write fewer digits.
+    exact = Scores.load("s.csv").values
+    first = Path("s.csv").read_text().splitlines()[0]
+    rounded = pandas.read_csv("s.csv", skiprows=1).to_csv(index=False, float_format="%.15g")
+    Path("s.csv").write_text(f"{first}\n{rounded}")
+    assert (Scores.load("s.csv").values != exact).any()
+    assert mapped("s.csv") == 0
     # Other code under the same name leaves names, files and settings as they were.
     Path("mine.py").write_text(ENCODERS.replace("nn.GELU()", "nn.Tanh()"))
     sys.modules.pop("mine", None)
@@ -586,6 +598,47 @@ def test_the_preprocess_is_not_compared_on_images_that_are_gone(work: Path) -> N
     brighter()
     shutil.rmtree("images")
     assert traced("--out", "new.csv", encoder="bright.py:brighter") == 0
+
+
+@pytest.mark.parametrize(("factor", "code"), [(1.01, 2), (1 + 1e-7, 0)])
+def test_the_preprocess_is_compared_up_to_rounding(work: Path, factor: float, code: int) -> None:
+    brighter(factor)
+    assert traced("--out", "new.csv", encoder="bright.py:brighter") == code
+
+
+def unreadable(path: Path) -> None:
+    path.write_bytes(b"no image")
+
+
+def repainted(path: Path) -> None:
+    Image.new("RGB", (10, 10), "red").save(path)
+
+
+@pytest.mark.parametrize("spoilt", [unreadable, repainted])
+def test_an_image_that_is_no_longer_the_scored_one_tells_nothing_of_the_preprocess(
+    work: Path, spoilt: Callable[[Path], None]
+) -> None:
+    for name in listing()[:2]:
+        spoilt(Path("images", name))
+    assert traced("--out", "new.csv") == 0
+
+
+def test_the_preprocess_is_compared_with_the_bits_of_the_scored_images(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The bits in use of the images that are left may be fewer."""
+    rng = np.random.default_rng(0)
+    Path("deep").mkdir()
+    for name, top in (("a.png", 4096), ("b.png", 4096), ("c.png", 65536)):
+        values = rng.integers(0, top, (10, 10)).astype(np.uint16)
+        Image.fromarray(values).save(Path("deep", name))
+    assert run("--keep", "kept", data="deep") == 0
+    Path("deep/c.png").unlink()
+    assert traced("--out", "new.csv") == 0
+    brighter()
+    capsys.readouterr()
+    assert traced("--out", "new.csv", encoder="bright.py:brighter") == 2
+    assert "preprocess of --encoder differs" in capsys.readouterr().err
 
 
 def test_16_bit_queries_are_read_with_the_bits_of_the_scored_images(work: Path) -> None:

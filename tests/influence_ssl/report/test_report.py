@@ -145,6 +145,17 @@ def test_another_file_under_an_image_s_name_is_not_shown(tmp_path: Path) -> None
     assert json.loads(words.read_text())["pictures"]["failed"] == []
 
 
+def test_a_folder_of_which_images_are_changed_or_gone_is_refused(tmp_path: Path) -> None:
+    table, images = scored(20), tmp_path / "images"
+    for name in table["name"]:
+        (images / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), "blue").save(images / name)
+    table["sha256"] = "0" * 64
+    (images / table["name"][0]).unlink()
+    with pytest.raises(InfluenceError, match="holds other images under the names of those"):
+        write(save(table, tmp_path / "s.parquet"), tmp_path / "r.html", images)
+
+
 @pytest.mark.parametrize(
     ("count", "words"), [(1, "1 image has an EXIF"), (3, "3 images have an EXIF")]
 )
