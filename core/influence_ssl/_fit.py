@@ -41,7 +41,7 @@ from influence_ssl.perturbations import GaussianNoise
 
 Projections = dict[str, tuple[Tensor | None, Tensor | None]]
 
-_FORMAT = 2
+_FORMAT = 3
 _WORDS, _TENSORS = "fit.json", "fit.safetensors"
 _SETTINGS: dict[str, Callable[..., Any]] = {
     kind.__name__: kind

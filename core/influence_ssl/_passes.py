@@ -27,7 +27,7 @@ class Gradients:
 
     Each iteration is a pass over the images; after :meth:`keep`, later iterations reuse the first.
     ``capture`` computes the gradients. ``exact`` is the capture with which the encoder was checked,
-    in float64 if the encoder allows it.
+    in float64 if the encoder allows it. ``origin`` names what a fit on them depends on.
     """
 
     def __init__(
@@ -40,9 +40,11 @@ class Gradients:
         store: Store | None,
         stage: str | None,
         workers: int | None,
+        origin: dict[str, str],
     ) -> None:
         self.capture = capture
         self.exact = exact
+        self.origin = origin
         self.examples = examples
         self.store = store
         self.stage = stage

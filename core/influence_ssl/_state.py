@@ -2,104 +2,354 @@
 
 from __future__ import annotations
 
+import dis
 import hashlib
-from collections.abc import Callable, Mapping
-from functools import partial
-from types import CodeType, FunctionType, MethodType
+import importlib.util
+import inspect
+import logging
+import re
+import sys
+import sysconfig
+from collections.abc import Callable, Container, Iterable, Mapping
+from contextlib import suppress
+from functools import cache, cached_property, partial, partialmethod
+from pathlib import Path
+from types import (
+    BuiltinFunctionType,
+    CodeType,
+    FunctionType,
+    MemberDescriptorType,
+    MethodType,
+    ModuleType,
+)
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-# Their code belongs to the installed versions.
-_LIBRARIES = "builtins", "torch"
+_PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes})
+_CODE = FunctionType, staticmethod, classmethod, property, cached_property, partialmethod, type
+_FOLDERS = {"site-packages", "dist-packages"}
+# What names a device or a file.
+_PLACE = re.compile(r"cpu|mps|(cuda|xpu)(:\d+)?|.*[/\\].*", re.DOTALL)
+# Where they lie does not matter: a run names their versions.
+_LIBRARIES = "torch", "influence_ssl"
 
 
 def state_of(value: Any, opaque: Callable[[Any], object] = lambda value: "") -> str:
     """SHA-256 of a value and all that it holds: attributes, code, closures, tensors.
 
-    Of a function it includes the code, the closure, and the numbers, texts and functions of its own
-    module that it uses. ``opaque`` describes what shows none of that, such as a generator of random
+    Of code it includes all that it names of modules that are not installed as libraries: functions,
+    classes and data. ``opaque`` describes what shows none of that, such as a generator of random
     numbers; in one process, ``id`` can tell two of them apart.
     """
-    return _State(opaque).of(value)
+    state = State(opaque)
+    return _hash(state.of(value), sorted(state.data.items()))
 
 
-class _State:
-    def __init__(self, opaque: Callable[[Any], object]) -> None:
+class State:
+    """The states of several values, apart from the data that their code names.
+
+    ``data``: the states of the variables of modules, classes and functions, by name. ``known``
+    names parts that need no look. ``encoder``: whether to leave out what differs between equal
+    encoders, that is objects of installed classes and the names of devices and files.
+    """
+
+    def __init__(
+        self,
+        opaque: Callable[[Any], object] = lambda value: "",
+        known: Iterable[tuple[Any, str]] = (),
+        encoder: bool = False,
+    ) -> None:
+        self.data: dict[str, str] = {}
         self.opaque = opaque
-        self._known: dict[int, tuple[Any, str]] = {}  # with the value, so that no id is used again
+        self.encoder = encoder
+        # With the value, so that no id is used again.
+        self._known = {id(value): (value, name) for value, name in known}
         self._open: set[int] = set()
+        self._named: set[tuple[int, str]] = set()
 
     def of(self, value: Any) -> str:
+        """SHA-256 of a value, without the data that its code names."""
+        kind = type(value)
+        if self.encoder and kind is str and _PLACE.fullmatch(value):
+            return ""
+        if kind in _PLAIN:
+            return _hash(kind.__name__, repr(value))
         if id(value) in self._known:
             return self._known[id(value)][1]
         if id(value) in self._open:
             return "within itself"
         self._open.add(id(value))
-        found = hashlib.sha256(repr((self._kind(value), self._parts(value))).encode()).hexdigest()
-        self._open.discard(id(value))
+        try:
+            own = None if installed(kind.__module__) else (self.of(kind), self._attributes(value))
+            name = _name(value if isinstance(value, type) else kind)
+            found = _hash(name, self._parts(value), own)
+        finally:
+            self._open.discard(id(value))
         self._known[id(value)] = value, found
         return found
 
+    def attempt(self, value: Any) -> str:
+        """:meth:`of` where that succeeds; a foreign object may fail, or be nested too deeply."""
+        with suppress(Exception):
+            return self.of(value)
+        return ""
+
     def _parts(self, value: Any) -> Any:
-        if value is None or isinstance(value, bool | int | float | complex | str | bytes):
+        if isinstance(value, bool | int | float | complex | str | bytes):
             return repr(value)
         if isinstance(value, Tensor):
             return _bytes(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()), (
                 str(value.dtype),
                 tuple(value.shape),
             )
-        if isinstance(value, np.ndarray | np.generic) and not value.dtype.hasobject:
-            return _bytes(np.asarray(value)), str(value.dtype), np.shape(value)
+        if isinstance(value, torch.device):
+            return ""
+        if isinstance(value, np.ndarray | np.generic):
+            content = self.of(value.tolist()) if value.dtype.hasobject else _bytes(value)
+            return content, str(value.dtype), np.shape(value)
         if isinstance(value, Mapping):
             return sorted((self.of(key), self.of(held)) for key, held in value.items())
         if isinstance(value, list | tuple):
-            return [self.of(one) for one in value]
+            flat = not self.encoder and _flat(value)
+            return repr(value) if flat else [self.of(one) for one in value]
         if isinstance(value, set | frozenset):
             return sorted(self.of(one) for one in value)
         if isinstance(value, FunctionType):
             return self._function(value)
         if isinstance(value, MethodType):
             return self.of(value.__func__), self.of(value.__self__)
-        if isinstance(value, partial):
+        if isinstance(value, BuiltinFunctionType):
+            return value.__module__, value.__qualname__
+        if isinstance(value, staticmethod | classmethod):
+            return self.of(value.__func__)
+        if isinstance(value, property):
+            return [self.of(part) for part in (value.fget, value.fset, value.fdel)]
+        if isinstance(value, cached_property):
+            return self.of(value.func)
+        if isinstance(value, partial | partialmethod):
             return self.of(value.func), self.of(value.args), self.of(value.keywords)
         if isinstance(value, CodeType):
             return value.co_code, value.co_names, [self.of(one) for one in value.co_consts]
         if isinstance(value, type):
-            return self._methods(value)
+            return self._class(value)
+        if isinstance(value, ModuleType):
+            self._module(value, vars(value))
+            return value.__name__
+        if isinstance(value, np.ufunc):
+            return repr(value)
+        if isinstance(value, logging.Logger):
+            return value.name
+        if not installed(type(value).__module__):
+            return ""  # its class and attributes are all there is
+        if self.encoder:
+            return ""
+        if hasattr(type(value), "__array__") or hasattr(type(value), "__array_interface__"):
+            return self.of(np.asarray(value))
         if hasattr(value, "__dict__"):
-            return self._methods(type(value)), self.of(vars(value))
+            # Its class may be installed and yet have a base or a copy of its own.
+            return self._class(type(value)), self._attributes(value)
         text = repr(value)
         return self.opaque(value) if " at 0x" in text else text
 
-    @staticmethod
-    def _kind(value: Any) -> str:
-        kind = value if isinstance(value, type) else type(value)
-        return f"{kind.__module__}.{kind.__qualname__}"
+    def _attributes(self, value: Any) -> str:
+        """Those of an object, in slots too, but for what a ``cached_property`` keeps."""
+        if isinstance(value, type | FunctionType | ModuleType):
+            return ""
+        kinds = [part for base in reversed(type(value).__mro__) for part in vars(base).items()]
+        found = {
+            name: getattr(value, name)
+            for name, part in kinds
+            if isinstance(part, MemberDescriptorType) and hasattr(value, name)
+        }
+        kept = {name for name, part in kinds if isinstance(part, cached_property)}
+        held = getattr(value, "__dict__", {})
+        return self.of(found | {name: one for name, one in held.items() if name not in kept})
 
     def _function(self, value: FunctionType) -> Any:
-        used = {name: value.__globals__.get(name) for name in value.__code__.co_names}
-        used = {
-            name: held
-            for name, held in used.items()
-            if isinstance(held, bool | int | float | str)
-            or (isinstance(held, FunctionType) and held.__globals__ is value.__globals__)
-        }
-        cells = [_content(cell) for cell in value.__closure__ or ()]
-        held = value.__code__, value.__defaults__, value.__kwdefaults__, used, cells
-        return [self.of(one) for one in held]
+        module = value.__globals__.get("__name__", "")
+        free = zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
+        # super() names the class, whose other methods need not matter.
+        cells = [_content(cell) for name, cell in free if name != "__class__"]
+        held = [self.of(one) for one in (value.__defaults__, value.__kwdefaults__)]
+        if installed(module):  # which may still hold code of one's own, as a decorator does
+            return module, value.__qualname__, held, [self.of(one) for one in cells]
+        names, variables, imported = _used(value.__code__)
+        for cell in cells:
+            if isinstance(cell, ModuleType):
+                self._module(cell, names)
+        for place in imported:
+            for found in _imported(place, value.__globals__.get("__package__") or ""):
+                self._module(found, names)
+        inside = [one.__name__ if isinstance(one, ModuleType) else self.of(one) for one in cells]
+        used = [self._variable(value.__globals__, module, name, names) for name in variables]
+        for name in sorted(vars(value)):
+            used.append(self._variable(vars(value), f"{module}.{value.__qualname__}", name, names))
+        return self.of(value.__code__), held, inside, used
 
-    def _methods(self, kind: type) -> list[tuple[str, str]]:
-        own = [base for base in kind.__mro__ if base.__module__.split(".")[0] not in _LIBRARIES]
-        return [
-            (name, self.of(held))
-            for base in own
-            for name, held in sorted(vars(base).items())
-            if isinstance(held, FunctionType)
-            or (isinstance(held, bool | int | float | str) and not name.startswith("__"))
-        ]
+    def attributes_of(self, kind: type, names: Container[str] | None = None) -> None:
+        """Let the data of a class join :attr:`data`, all of it or that of these names."""
+        for name, held in sorted(vars(kind).items()):
+            code = name.startswith("__") or isinstance(held, (*_CODE, MemberDescriptorType))
+            if not code and (names is None or name in names):
+                self._datum(vars(kind), _name(kind), name)
+
+    def _class(self, kind: type) -> list[tuple[str, str]]:
+        found = []
+        for base in kind.__mro__:
+            if not installed(base.__module__):
+                code = [(n, x) for n, x in sorted(vars(base).items()) if isinstance(x, _CODE)]
+                found += [(name, self.of(held)) for name, held in code]
+                self.attributes_of(base)
+        return found
+
+    def _module(self, module: ModuleType, names: Iterable[str]) -> None:
+        if not installed(module.__name__):
+            for name in sorted({*names} & vars(module).keys()):
+                if not name.startswith("__"):
+                    self._datum(vars(module), module.__name__, name, names)
+
+    def _variable(
+        self, held: Mapping[str, Any], place: str, name: str, names: Iterable[str]
+    ) -> tuple[str, str]:
+        """The state of code, under its name; that of data joins :attr:`data`."""
+        value = held.get(name)
+        if isinstance(value, _CODE):
+            return name, self.of(value)
+        if name in held:
+            self._datum(held, place, name, names)
+        return name, ""
+
+    def _datum(
+        self, held: Mapping[str, Any], place: str, name: str, names: Iterable[str] = ()
+    ) -> None:
+        value = held[name]
+        if isinstance(value, ModuleType):
+            known = (id(value), "\n".join(sorted(names)))
+            if known not in self._named:
+                self._named.add(known)
+                self._module(value, names)
+            return
+        known = (id(value), f"{place}.{name}")
+        if known not in self._named:
+            self._named.add(known)
+            path = f"{place}.{name}"
+            self.data[path] = self.data.get(path, "") + self.attempt(value)
+
+
+def forward_code(encoder: nn.Module) -> tuple[list[tuple[str, Any]], set[str]]:
+    """The methods of one's own that a forward pass may run, and all names in what it may run.
+
+    It begins with ``forward``, hooks and functions among the attributes, and goes on with all
+    methods whose names occur.
+    """
+    methods: dict[str, list[tuple[type, Any]]] = {}
+    waiting, names, found = ["forward"], set[str](), []
+    for module in encoder.modules():
+        hooks = *module._forward_pre_hooks.values(), *module._forward_hooks.values()
+        for function in (*hooks, *vars(module).values()):
+            waiting += _names(function)
+        for kind in type(module).__mro__:
+            for name, held in vars(kind).items() if kind not in (nn.Module, object) else ():
+                if isinstance(held, _CODE) and (kind, held) not in methods.get(name, ()):
+                    methods.setdefault(name, []).append((kind, held))
+    while waiting:
+        name = waiting.pop()
+        if name not in names:
+            names.add(name)
+            for kind, held in methods.get(name, ()):
+                if not installed(kind.__module__):
+                    found.append((f"{_name(kind)}.{name}", held))
+                for function in _functions(held):
+                    waiting += _names(function)
+    return sorted(found, key=lambda one: one[0]), names
+
+
+@cache
+def installed(module: str) -> bool:
+    """Whether a module is part of Python or of an installed library."""
+    if module == "__main__":
+        return False
+    if module.partition(".")[0] in (*_LIBRARIES, *sys.builtin_module_names):
+        return True
+    return _in_library(getattr(sys.modules.get(module), "__file__", None))
+
+
+def _in_library(file: str | None) -> bool:
+    if file is None:
+        return False
+    path = Path(file)
+    return bool(_FOLDERS & {*path.parts}) or path.is_relative_to(sysconfig.get_path("stdlib"))
+
+
+@cache
+def _used(code: CodeType) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """All names and texts in a code, the global variables among them, and what it imports."""
+    names, variables, imported = set(code.co_names), set(), set()
+    for step in dis.get_instructions(code):
+        if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+            variables.add(step.argval)
+        elif step.opname == "IMPORT_NAME":
+            imported.add(step.argval)
+    for inner in code.co_consts:
+        if isinstance(inner, str):
+            names.add(inner)  # as getattr takes it
+        if isinstance(inner, CodeType):
+            for own, more in zip((names, variables, imported), _used(inner), strict=True):
+                own.update(more)
+    return tuple(sorted(names)), tuple(sorted(variables)), tuple(sorted(imported))
+
+
+def _imported(name: str, package: str) -> list[ModuleType]:
+    """The modules of one's own that ``import name`` inside a function may mean."""
+    parts = package.split(".") if package else []
+    above = [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
+    found = []
+    for place in (name, *(f"{one}.{name}".rstrip(".") for one in above)):
+        with suppress(Exception):  # it may be optional
+            first = importlib.util.find_spec(place.partition(".")[0])
+            if first and not (first.origin == "built-in" or _in_library(first.origin)):
+                found.append(importlib.import_module(place))
+    return found
+
+
+def _functions(held: Any) -> tuple[Any, ...]:
+    """The functions behind an entry of a class."""
+    if isinstance(held, property):
+        return held.fget, held.fset
+    return (held.func if isinstance(held, cached_property | partialmethod) else held,)
+
+
+def _names(function: Any, seen: frozenset[Any] = frozenset()) -> set[str]:
+    """The names in a function and in those of one's own that it calls by their names."""
+    if isinstance(function, MethodType | staticmethod | classmethod):
+        function = function.__func__
+    if isinstance(function, FunctionType):
+        function = inspect.unwrap(function)
+    if not isinstance(function, FunctionType) or function in seen:
+        return set()
+    names, variables, _ = _used(function.__code__)
+    known = function.__globals__
+    called = [known[name] for name in variables if isinstance(known.get(name), FunctionType)]
+    own = [one for one in called if not installed(one.__module__)]
+    return set(names).union(*(_names(one, seen | {function}) for one in own))
+
+
+def _flat(values: Iterable[Any]) -> bool:
+    return all(
+        type(one) in _PLAIN or (type(one) is tuple and all(type(x) in _PLAIN for x in one))
+        for one in values
+    )
+
+
+def _hash(*parts: Any) -> str:
+    return hashlib.sha256(repr(parts).encode(errors="surrogatepass")).hexdigest()
+
+
+def _name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _content(cell: Any) -> Any:
@@ -109,5 +359,5 @@ def _content(cell: Any) -> Any:
         return None
 
 
-def _bytes(array: np.ndarray) -> str:
+def _bytes(array: Any) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()

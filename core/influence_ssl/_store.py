@@ -1,16 +1,17 @@
 """What gradients depend on, and a folder that keeps them.
 
-Weights, settings and code can all change between two runs. :func:`origin` names what can be read
-off: weights, buffers and settings. Other changes, for instance to ``forward``, show in the
-gradients of two examples, which a :class:`Probe` keeps and compares.
+Weights, settings and code can all change between two runs. :func:`origin` and :func:`variables`
+name what can be read off: weights, buffers, settings, attributes, code and its data. Other changes,
+for instance by a hook, show in the gradients of two examples, which a :class:`Probe` keeps and
+compares.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import zlib
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +23,10 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from influence_ssl._gradients import Capture
-from influence_ssl._state import state_of
+from influence_ssl._state import State, forward_code, installed, state_of
 from influence_ssl.errors import InfluenceOSError, InfluenceValueError
 from influence_ssl.files.writing import replacing
-from influence_ssl.objectives import Batch, Index
+from influence_ssl.objectives import Batch, Index, Objective
 from influence_ssl.version import __version__
 
 Columns = dict[str, Tensor]
@@ -35,14 +36,23 @@ _PROBE = "probe.safetensors"
 _CHECKSUM = "crc32"
 # What reading foreign bytes as tensors and JSON raises.
 _DAMAGED = SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OverflowError
-ENCODER = "the encoder or its weights"
+ENCODER, OBJECTIVE = "the encoder or its weights", "objective"
+_FIXED = (
+    ENCODER, OBJECTIVE, "seed", "dtype", "layers or rank", "the version of influence_ssl",
+)  # fmt: skip
+_OBJECTIVE_S = "the objective's "
+# Modes, hooks and weights, and where an encoder was compiled or distributed to.
+_LEFT_OUT = {*vars(nn.Module()), "_compiled_call_impl", "device_ids", "output_device"}
+_changing: set[str] = set()  # variables that a run in this process changed
 
 
 def fingerprint(encoder: nn.Module) -> str:
-    """SHA-256 of an encoder's module types, parameters and buffers, by name."""
-    found = hashlib.sha256()
+    """SHA-256 of an encoder's module types, parameters and buffers, and its own forward's code."""
+    found, state = hashlib.sha256(), State(known=_registered(encoder), encoder=True)
     for name, module in encoder.named_modules():
         found.update(f"{name} {type(module).__module__}.{type(module).__qualname__}\n".encode())
+    for name, code in forward_code(encoder)[0]:
+        found.update(f"{name} {state.attempt(code)}\n".encode())
     for name, tensor in (*encoder.named_parameters(), *encoder.named_buffers()):
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         # Read as bytes: NumPy knows no bfloat16.
@@ -52,54 +62,105 @@ def fingerprint(encoder: nn.Module) -> str:
 
 
 def origin(encoder: nn.Module, capture: Capture) -> dict[str, str]:
-    """What the gradients of ``capture`` depend on, as far as it can be named, part by part."""
-    objective = capture.objective
+    """What the gradients of ``capture`` depend on, as far as it can be named, part by part.
+
+    :func:`variables` are parts as well, but for those that a run changes.
+    """
     shapes = [(x.name, x.out_features, x.in_features, *x.shape) for x in capture.layers]
-    return {
-        ENCODER: fingerprint(encoder),
-        "objective": repr(objective) if _plain(objective) else state_of(objective),
-        "seed": str(capture.seed),
-        "dtype": str(capture.dtype),
-        "layers or rank": repr(shapes),
-        "the version of influence_ssl": __version__,
-    }
+    parts = State().of(capture.objective), str(capture.seed), str(capture.dtype), repr(shapes)
+    return dict(zip(_FIXED, (fingerprint(encoder), *parts, __version__), strict=True))
 
 
-def _plain(value: Any) -> bool:
-    """Whether ``repr`` is complete, as for frozen data classes of numbers and texts."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        frozen = value.__dataclass_params__.frozen  # type: ignore[attr-defined]
-        fields = [getattr(value, field.name) for field in dataclasses.fields(value)]
-        return frozen and not set(vars(value)) - set(value.__dataclass_fields__) and _plain(fields)
+def variables(encoder: nn.Module, objective: Objective) -> dict[str, str]:
+    """The encoder's attributes, and the data that its code and the objective name."""
+    ours, theirs = State(known=_registered(encoder), encoder=True), State()
+    code, names = forward_code(encoder)
+    found = {}
+    for _, function in code:
+        ours.attempt(function)
+    for place, module in encoder.named_modules():
+        kinds = [kind for kind in type(module).__mro__ if not installed(kind.__module__)]
+        for name, value in vars(module).items():
+            if name not in _LEFT_OUT and (name in names if kinds else _is_number(value)):
+                path = f"{place}.{name}".removeprefix(".")
+                words = f"the encoder's attribute {path!r} ({type(module).__qualname__})"
+                found[words] = ours.attempt(value)
+        for kind in kinds:
+            ours.attributes_of(kind, names)
+    theirs.attempt(objective)
+    found |= {f"the encoder's {name}": part for name, part in ours.data.items()}
+    return found | {f"{_OBJECTIVE_S}{name}": part for name, part in theirs.data.items()}
+
+
+def _registered(encoder: nn.Module) -> list[tuple[Any, str]]:
+    """An encoder's modules and tensors, whose names say enough where something else holds them."""
+    tensors = *encoder.named_parameters(), *encoder.named_buffers()
+    return [(part, name) for name, part in (*encoder.named_modules(), *tensors)]
+
+
+def steady(before: dict[str, str], after: dict[str, str]) -> dict[str, str]:
+    """The :func:`variables` after a run, without those that a run was ever seen to change.
+
+    Caches and counters are such variables. Their values say nothing about a gradient.
+    """
+    names = before.keys() | after.keys()
+    _changing.update(name for name in names if before.get(name) != after.get(name))
+    return {name: part for name, part in after.items() if name not in _changing}
+
+
+def differing(now: dict[str, str], then: dict[str, str], objective: bool = True) -> list[str]:
+    """The parts of two runs that differ; ``objective``: whether that counts.
+
+    A variable that one of them does not name is one that running changes.
+    """
+    return [
+        name
+        for name, part in now.items()
+        if (objective or not (name == OBJECTIVE or name.startswith(_OBJECTIVE_S)))
+        and then.get(name, None if name in _FIXED else part) != part
+    ]
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is numbers; a library's texts may name where weights came from."""
     if isinstance(value, list | tuple):
-        return all(map(_plain, value))
-    return value is None or isinstance(value, bool | int | float | str)
+        return all(map(_is_number, value))
+    return isinstance(value, bool | int | float)
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Two examples and their projected gradients (B, k), in float64 if the encoder allows it."""
+    """Two examples and their projected gradients, in float64 if the encoder allows it.
+
+    The gradients are (draws·B, k), those of one draw before those of the next.
+    """
 
     batch: Batch
     index: Index
     gradients: Tensor
 
     @classmethod
-    def take(cls, capture: Capture, batch: Batch, index: Index) -> Probe:
+    def take(cls, capture: Capture, batch: Batch, index: Index, draws: int) -> Probe:
         """The probe of these examples."""
-        return cls(tuple(part.cpu() for part in batch), index, _gradients(capture, batch, index))
+        found = _gradients(capture, batch, index, range(draws))
+        return cls(tuple(part.cpu() for part in batch), index, found)
 
     def agrees(self, capture: Capture) -> bool:
         """Whether ``capture`` still yields these gradients, up to rounding."""
-        found = _gradients(capture, self.batch, self.index)
-        if found.shape != self.gradients.shape:
-            return False
-        tolerance = _TOLERANCE.get(capture.dtype, 5e-2)
-        return bool((found - self.gradients).norm() <= tolerance * self.gradients.norm() + 1e-30)
+        b = len(self.index)
+        for draw in range(len(self.gradients) // b):
+            known = self.gradients[draw * b : (draw + 1) * b]
+            found = _gradients(capture, self.batch, self.index, [draw])
+            if found.shape != known.shape:
+                return False
+            tolerance = _TOLERANCE.get(capture.dtype, 5e-2)
+            if not (found - known).norm() <= tolerance * known.norm() + 1e-30:
+                return False
+        return True
 
 
-def _gradients(capture: Capture, batch: Batch, index: Index) -> Tensor:
-    return capture.flat(batch, index, 0).detach().cpu()
+def _gradients(capture: Capture, batch: Batch, index: Index, draws: Iterable[int]) -> Tensor:
+    return torch.cat([capture.flat(batch, index, draw).detach().cpu() for draw in draws])
 
 
 class Store:
@@ -109,7 +170,13 @@ class Store:
     """
 
     def __init__(
-        self, folder: Path, parts: dict[str, str], capture: Capture, batch: Batch, index: Index
+        self,
+        folder: Path,
+        parts: dict[str, str],
+        capture: Capture,
+        batch: Batch,
+        index: Index,
+        draws: int,
     ) -> None:
         self.folder = folder
         path = folder / _PROBE
@@ -121,10 +188,10 @@ class Store:
                     f"store {str(folder)!r} holds arrays but no {_PROBE}, so the origin of their "
                     "gradients is unknown; give another folder."
                 )
-            self._begin(path, parts, Probe.take(capture, batch, index))
+            self._begin(path, parts, Probe.take(capture, batch, index, draws))
             return
         known, probe = _read(path)
-        changed = [name for name, part in parts.items() if known.get(name) != part]
+        changed = differing(parts, known)
         if not changed and not probe.agrees(capture):
             changed = ["objective, perturbation, projection or forward pass"]
         if changed:

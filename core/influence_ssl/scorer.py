@@ -24,8 +24,17 @@ from influence_ssl._fit import Fit, foreign, made, project, projections, read, w
 from influence_ssl._gradients import Capture, refuse_unusable, untouched
 from influence_ssl._kept import HALVES, Embedded, Room
 from influence_ssl._passes import Gradients
-from influence_ssl._state import state_of
-from influence_ssl._store import ENCODER, Probe, Store, fingerprint, origin
+from influence_ssl._state import State
+from influence_ssl._store import (
+    ENCODER,
+    Probe,
+    Store,
+    differing,
+    fingerprint,
+    origin,
+    steady,
+    variables,
+)
 from influence_ssl.curvature import Curvature, LoGra
 from influence_ssl.errors import InfluenceError, InfluenceTypeError, InfluenceValueError
 from influence_ssl.influence import Influence, products, refuse
@@ -166,9 +175,9 @@ class InfluenceScorer:
                 n=gradients.n,
                 objective=gradients.capture.objective,
                 settings=self._settings(),
-                origin=origin(self.encoder, gradients.capture),
+                origin=gradients.origin,
                 projections=projections(gradients.exact.layers),
-                probe=Probe.take(gradients.exact, *gradients.examples.first()),
+                probe=Probe.take(gradients.exact, *gradients.examples.first(), self.draws),
                 kept=self._keep(gradients, form, names, keep) if keep else None,
             )
         return self
@@ -341,7 +350,8 @@ class InfluenceScorer:
 
         Give ``objective`` or ``curvature`` if the fit used one of your own, because files cannot
         hold them. Raises :class:`InfluenceError` if the folder is damaged or if the encoder or an
-        argument differs from the fit's.
+        argument differs from the fit's. An attribute of the encoder is compared at the first call,
+        which shows whether a forward pass changes it.
         """
         refuse_unusable(encoder)
         place = Capture(encoder, [], Invariance(), 0).device if device is None else device
@@ -438,27 +448,31 @@ class InfluenceScorer:
             choose = self.curvature.project if fit is None else partial(project, fit.projections)
             with untouched(self.encoder), _without_autocast({"cpu", own.device.type, device.type}):
                 sample = examples.first()
+                named = fit is not None or self.store is not None or stage == "fit"
+                before = variables(self.encoder, asked) if named else {}
                 capture, exact = prepare(own, self.layers, choose, *sample, device, dtype)
-                store = None
-                if fit is not None or self.store is not None:
+                store, parts = None, {}
+                if named:
                     parts = origin(self.encoder, capture)
+                    parts |= steady(before, variables(self.encoder, asked))
                 if fit is not None:
-                    same = parts.keys() - ({"objective"} if asked != fit.objective else set())
-                    self._refuse(n for n in parts if n in same and parts[n] != fit.origin[n])
+                    self._refuse(differing(parts, fit.origin, asked == fit.objective))
                     if not fit.probe.agrees(replace(exact, objective=fit.objective)):
                         self._refuse(["the objective or the encoder's forward pass"])
                 if self.store is not None and objective is None:  # it holds the scorer's objective
-                    store = Store(self.store, parts, exact, *sample)
+                    store = Store(self.store, parts, exact, *sample, self.draws)
                 step = self.images_at_once(examples.values)
                 shown = stage if self.progress and place()[0] == 0 else None
                 yield Gradients(
-                    capture, exact, examples, self.draws, step, store, shown, self.workers
+                    capture, exact, examples, self.draws, step, store, shown, self.workers, parts
                 )
+                if named:
+                    steady(before, variables(self.encoder, asked))
 
     def _settings(self) -> dict[str, Any]:
         """The current settings that must not change between a fit and its use."""
         names = "objective", "curvature", "draws", "seed", "device", "dtype", "layers"
-        return {name: state_of(getattr(self, name), id) for name in names}
+        return {name: State(id).of(getattr(self, name)) for name in names}
 
     def _refuse(self, changed: Iterable[str]) -> None:
         if names := list(changed):

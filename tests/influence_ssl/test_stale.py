@@ -2,8 +2,9 @@
 
 import functools
 import shutil
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -38,15 +39,77 @@ class Scaled:
         return x + self.factor * x.square()
 
 
-class Warped(nn.Module):
-    """A forward pass that an attribute changes."""
+TABLE = {0: 0.1, 1: 0.2}
+PEAKS = {}
+
+
+@dataclass(frozen=True)
+class ByTable:
+    """A perturbation whose strength in each draw is no attribute of the object."""
+
+    strengths: ClassVar = (0.1, 0.2)
+
+    def __call__(self, x, index, draw, seed):
+        return x + self.strengths[draw] * x.square()
+
+
+def by_table(x, index, draw, seed):
+    return x + TABLE[draw] * x.square()
+
+
+def by_bytes(x, index, draw, seed, view=memoryview(bytearray([1, 2]))):  # noqa: B008
+    """Strengths in bytes that show nothing of themselves."""
+    return x + view[draw] / 10 * x.square()
+
+
+def by_peak(x, index, draw, seed):
+    """A perturbation that keeps what it has computed."""
+    for i, image in zip(index.tolist(), x, strict=True):
+        if (i, draw) not in PEAKS:
+            PEAKS[i, draw] = float(image.abs().max())
+    strength = torch.tensor([PEAKS[i, draw] for i in index.tolist()]).to(x)
+    return x + 0.1 * strength.view(-1, 1, 1, 1) * x.square()
+
+
+class Clamped(nn.Module):
+    """An encoder whose attribute touches only bright images."""
+
+    ceiling = None
+
+    def __init__(self, most):
+        super().__init__()
+        self.inner, self.most = build(Sequence), most
+
+    def forward(self, x):
+        return self.inner(self.darker(x))
+
+    def darker(self, x):
+        return x.clamp(max=self.most if self.ceiling is None else self.ceiling[0])
+
+
+class Recording(nn.Module):
+    """An encoder that counts its passes and keeps activations, sizes and a table."""
 
     def __init__(self):
         super().__init__()
-        self.inner, self.power = build(Sequence), 1.0
+        self.inner, self.passes, self.size, self.seen, self.table = (
+            build(Residual),
+            0,
+            None,
+            {},
+            None,
+        )
+        self.inner.down.register_forward_hook(self.keep)
+
+    def keep(self, module, args, output):
+        self.seen["down"] = module.last = output.detach()
 
     def forward(self, x):
-        return self.inner(x.abs() ** self.power)
+        self.passes += 1
+        self.size = x.shape
+        if self.table is None:
+            self.table = torch.arange(3)
+        return self.inner(x + 0.1 * self.table.to(x).view(-1, 1, 1))
 
 
 def closure(factor):
@@ -149,13 +212,114 @@ def noise(x, index, draw, seed, factor):
 
 
 def test_a_changed_forward_pass_shows_in_the_probe(tmp_path):
-    net, x = Warped(), images(12)
+    net, x = build(Sequence), images(12)
     fitted = scorer_of(net, tmp_path).fit(x)
-    net.power = 1.1
+    net.register_forward_pre_hook(lambda module, args: (args[0].abs() ** 1.1,))
     with pytest.raises(InfluenceValueError, match="forward pass"):
         scorer_of(net, tmp_path).score(x)
     with pytest.raises(InfluenceValueError, match="forward pass changed since fit"):
         fitted.score(x)
+
+
+def test_the_probe_knows_each_draw(tmp_path):
+    net, x = build(Sequence), images(12)
+    view = memoryview(bytearray([1, 2]))
+    objective = Invariance(functools.partial(by_bytes, view=view))
+    fitted = scorer_of(net, tmp_path, objective=objective, draws=2).fit(x)
+    view[1] = 9
+    with pytest.raises(InfluenceValueError, match="forward pass changed since fit"):
+        fitted.score(x)
+    with pytest.raises(InfluenceValueError, match="differed in objective, perturbation"):
+        scorer_of(net, tmp_path, objective=objective, draws=2).score(x)
+
+
+@pytest.mark.parametrize("kind", ["class", "module"])
+def test_a_change_of_the_data_that_a_perturbation_names_is_refused(tmp_path, monkeypatch, kind):
+    net, x = build(Sequence), images(12)
+    settings = {"objective": Invariance(ByTable() if kind == "class" else by_table), "draws": 2}
+    fitted = scorer_of(net, tmp_path, **settings).fit(x)
+    before = fitted.score(x).values
+    if kind == "class":
+        monkeypatch.setattr(ByTable, "strengths", (0.1, 0.9))
+    else:
+        monkeypatch.setitem(TABLE, 1, 0.9)
+    assert not np.allclose(scorer_of(net, **settings).score(x).values, before)
+    name = "ByTable.strengths" if kind == "class" else "TABLE"
+    with pytest.raises(InfluenceValueError, match=rf"objective's test_stale.{name} changed since"):
+        fitted.score(x)
+    with pytest.raises(
+        InfluenceValueError, match=rf"differed in the objective's test_stale.{name}"
+    ):
+        scorer_of(net, tmp_path, **settings).score(x)
+    monkeypatch.undo()
+    np.testing.assert_array_equal(scorer_of(net, tmp_path, **settings).score(x).values, before)
+
+
+@pytest.mark.parametrize("part", ["attribute", "attribute of the class", "method"])
+def test_a_changed_encoder_that_spares_the_first_two_images_is_refused(tmp_path, monkeypatch, part):
+    net, x = Clamped(1.4), 0.3 * images(12).clamp(0, 1)
+    x[5:] *= 5
+    settings = {"objective": Invariance(GaussianNoise(0, 0.05))}
+    fitted = scorer_of(net, tmp_path / "store", **settings).fit(x)
+    before = fitted.score(x).values
+    fitted.save(tmp_path / "fit")
+    if part == "attribute":
+        monkeypatch.setattr(net, "most", 1.0)
+    elif part == "method":
+        monkeypatch.setattr(Clamped, "darker", lambda self, x: x.clamp(max=1.0))
+    else:
+        monkeypatch.setattr(Clamped, "ceiling", (1.0,))
+    assert not np.allclose(scorer_of(net, **settings).score(x).values, before)
+    with pytest.raises(InfluenceValueError, match=r"encoder.* changed since fit"):
+        fitted.score(x)
+    with pytest.raises(InfluenceValueError, match="differed in the encoder"):
+        scorer_of(net, tmp_path / "store", **settings).score(x)
+    with pytest.raises(InfluenceValueError, match="encoder"):
+        InfluenceScorer.load(tmp_path / "fit", net, progress=False).score(x)
+    monkeypatch.undo()
+    loaded = InfluenceScorer.load(tmp_path / "fit", Clamped(1.4), progress=False)
+    np.testing.assert_allclose(loaded.score(x).values, before, rtol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float32])
+def test_what_running_changes_is_no_change(tmp_path, dtype):
+    """Counters, activations and caches may have any value, also at the second look."""
+    net, x, y, other = Recording(), images(12), images(20)[12:], images(28, size=12)[20:]
+    own, others = range(12, 20), range(20, 28)
+    settings = {"objective": Invariance(by_peak), "draws": 2, "dtype": dtype}
+    expected = scorer_of(Recording(), **settings).fit(x).score(y, own).values
+    scorer_of(net, tmp_path / "store", **settings).score(x)
+    net.eval()(x[:2])
+    fitted = scorer_of(net, tmp_path / "store", **settings).fit(x)
+    fitted.save(tmp_path / "fit")
+    loaded = InfluenceScorer.load(
+        tmp_path / "fit", Recording(), settings["objective"], progress=False
+    )
+    for scorer in (fitted, loaded, fitted, loaded):
+        scorer.score(other, others)
+        for _ in range(2):
+            np.testing.assert_allclose(scorer.score(y, own).values, expected, rtol=1e-5)
+    scorer_of(net, tmp_path / "store", **settings).score(y, own)
+
+
+def test_an_encoder_as_trained_elsewhere_is_the_same(tmp_path):
+    """Places and what only training reads may differ."""
+
+    class Trained(nn.Module):
+        def __init__(self, epoch, place, file):
+            super().__init__()
+            self.inner, self.epoch, self.place = build(Sequence), epoch, place
+            self.options, self.most = {"weights": file, "device": torch.device("cpu")}, 3.0
+
+        def forward(self, x):
+            assert self.options["weights"]
+            return self.inner(x.to(self.options["device"]).clamp(max=self.most))
+
+    x = images(12)
+    fitted = scorer_of(Trained(3, "cuda:1", "/data/a.pt")).fit(x)
+    fitted.save(tmp_path)
+    loaded = InfluenceScorer.load(tmp_path, Trained(0, "cpu", "/tmp/b.pt"), progress=False)
+    np.testing.assert_allclose(loaded.score(x).values, fitted.score(x).values, rtol=1e-9)
 
 
 def test_a_store_serves_another_damping_and_other_images(tmp_path):

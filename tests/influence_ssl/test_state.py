@@ -1,10 +1,14 @@
 """What a setting is, in words: they change with every part of it, and only with these."""
 
 import copy
+import functools
+import importlib
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
+import time
 
 import numpy as np
 import pytest
@@ -101,6 +105,171 @@ def test_a_number_of_the_class_is_part_of_its_objects(monkeypatch):
     assert state_of(BANK) != before
 
 
+# Each text makes a callable p that depends on VALUE.
+KINDS = """
+--- list
+TABLE = [0.1, VALUE]
+def p(x): return x * TABLE[1]
+--- dictionary
+TABLE = {'a': (0.1, [VALUE])}
+def p(x): return x * TABLE['a'][1][0]
+--- array
+TABLE = np.array([0.1, VALUE])
+def p(x): return x * TABLE[1]
+--- tensor
+TABLE = torch.tensor([0.1, VALUE])
+def p(x): return x * TABLE[1]
+--- picture
+P = Image.new('L', (2, 2), int(99 * VALUE))
+def p(x): return x + torch.from_numpy(np.array(P))
+--- transform
+T = v2.RandomGrayscale(VALUE)
+def p(x): return T(x)
+--- partial
+P = functools.partial(torch.mul, other=VALUE)
+def p(x): return P(x)
+--- class variable
+class P:
+    s = (0.1, VALUE)
+    def __call__(self, x): return x * self.s[1]
+p = P()
+--- inherited
+class B:
+    s = [VALUE]
+class P(B):
+    def __call__(self, x): return x * self.s[0]
+p = P()
+--- static method
+class P:
+    @staticmethod
+    def s(): return VALUE
+    def __call__(self, x): return x * self.s()
+p = P()
+--- class method
+class P:
+    @classmethod
+    def s(cls): return VALUE
+    def __call__(self, x): return x * self.s()
+p = P()
+--- property
+class P:
+    @property
+    def s(self): return VALUE
+    def __call__(self, x): return x * self.s
+p = P()
+--- slots
+class P:
+    __slots__ = ('__s',)
+    def __init__(self): self.__s = [VALUE]
+    def __call__(self, x): return x * self.__s[0]
+p = P()
+--- frozen class
+@dataclasses.dataclass(frozen=True)
+class P:
+    s: int = 1
+    def __call__(self, x): return x * VALUE
+p = P()
+--- list of one's own
+class L(list):
+    def __call__(self, x): return x * VALUE
+p = L([1])
+--- cached function
+@functools.cache
+def s(): return VALUE
+def p(x): return x * s()
+--- decorated function
+@torch.no_grad()
+def p(x): return x * VALUE
+--- function's attribute
+def p(x): return x * p.s[0]
+p.s = [VALUE]
+--- object
+class C:
+    def __init__(self): self.s = VALUE
+c = C()
+def p(x): return x * c.s
+--- helper's data
+import helper
+def p(x): return x * helper.S[1]
+--- helper's data by name
+import helper
+def p(x): return x * getattr(helper, 'S')[1]
+--- helper's function
+from helper import scale
+def p(x): return scale(x)
+--- helper's class
+import helper
+p = helper.Scale()
+--- helper inside a function
+def p(x):
+    import helper
+    return x * helper.S[1]
+--- built-in function
+F = torch.sin if VALUE < 0.5 else torch.cos
+def p(x): return F(x)
+"""
+HELPER = """
+S = [0.1, VALUE]
+
+def scale(x):
+    return x * S[1]
+
+class Scale:
+    def __call__(self, x):
+        return scale(x)
+"""
+IMPORTS = """
+import dataclasses, functools
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.transforms import v2
+"""
+
+
+TEXTS = dict(text.split("\n", 1) for text in KINDS.split("--- ")[1:])
+
+
+@pytest.mark.parametrize("kind", TEXTS.values(), ids=TEXTS)
+def test_all_that_a_callable_names_is_part_of_it(kind, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def state(value):
+        """The state of p in newly imported modules; a call does not change it."""
+        for name, text in (("helper", HELPER), ("own", IMPORTS + kind)):
+            (tmp_path / f"{name}.py").write_text(text.replace("VALUE", value))
+            monkeypatch.delitem(sys.modules, name, raising=False)
+        shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
+        importlib.invalidate_caches()
+        p = importlib.import_module("own").p
+        before = state_of(p)
+        p(torch.ones(3, 2, 2))
+        assert state_of(p) == before
+        return before
+
+    assert state("0.2") == state("0.2")
+    assert state("0.2") != state("0.9")
+
+
+def test_what_a_cached_property_keeps_is_no_part_of_it():
+    class Table:
+        @functools.cached_property
+        def rows(self):
+            return [0.1, 0.2]
+
+    table = Table()
+    before = state_of(table)
+    assert table.rows
+    assert state_of(table) == before
+
+
+def test_a_long_table_takes_less_than_a_second(monkeypatch):
+    monkeypatch.setitem(globals(), "STRENGTH", [(f"{i}.png", i) for i in range(100_000)])
+    started = time.process_time()
+    state_of(by_a_global)
+    assert time.process_time() - started < 1
+
+
 def test_another_process_finds_the_same_state(tmp_path):
     """Whatever the order of its sets, and wherever it keeps things."""
     (tmp_path / "own.py").write_text(
@@ -108,11 +277,14 @@ def test_another_process_finds_the_same_state(tmp_path):
         from influence_ssl._state import state_of
 
         SCALE = 0.5
+        WORDS = {"one": {"d", "e", "f"}, "two": frozenset("xyz")}
 
         class Own:
+            words = {"g", "h", "i"}
+
             def __init__(self):
                 self.kinds = {"red", "green", "blue", "grey"}
-                self.scale = lambda x: x * SCALE if x in {"a", "b", "c"} else self.kinds
+                self.scale = lambda x: x * SCALE if x in {"a", "b", "c"} else WORDS
 
             def __call__(self, x):
                 return self.scale(x)

@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from influence_ssl._state import state_of
+from influence_ssl._store import fingerprint, variables
 from influence_ssl.analysis.duplicates import Group, duplicate_groups
 from influence_ssl.analysis.neighbours import forecast, nearest, unit
 from influence_ssl.analysis.reliability import reliability
@@ -85,10 +87,11 @@ def score(options: argparse.Namespace) -> None:
     listed = ImageFiles(options.data, loaded.preprocess)
     images = listed.readable(options.strict, progress, options.workers)
     _refuse_too_few(images)
-    store = partial_folder(options.out) / _key(options, loaded.module, images, device)
+    objective = Invariance(perturbation)
+    store = partial_folder(options.out) / _key(options, loaded.module, objective, images, device)
     scorer = InfluenceScorer(
         loaded.module,
-        Invariance(perturbation),
+        objective,
         curvature,
         draws=options.draws,
         seed=options.seed,
@@ -199,18 +202,21 @@ def _refuse_too_few(images: ImageFiles) -> None:
 
 
 def _key(
-    options: argparse.Namespace, encoder: nn.Module, images: ImageFiles, device: torch.device | None
+    options: argparse.Namespace,
+    encoder: nn.Module,
+    objective: Invariance,
+    images: ImageFiles,
+    device: torch.device | None,
 ) -> str:
     """A key for everything that the gradients depend on."""
     given = {
         name: str(value) for name, value in vars(options).items() if name not in _WITHOUT_EFFECT
     }
     content = hashlib.sha256(json.dumps([given, str(device), made_with()["versions"]]).encode())
-    for name, tensor in encoder.state_dict().items():
-        if isinstance(tensor, Tensor):
-            content.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            content.update(_bytes(tensor))
-    # A function's code may have changed between two runs of the same command.
+    content.update(fingerprint(encoder).encode())
+    # Code and what it uses may have changed between two runs of the same command.
+    content.update(state_of(objective).encode())
+    content.update(json.dumps(sorted(variables(encoder, objective).items())).encode())
     for part in (options.encoder, options.perturbation):
         if part is not None and not part.startswith(ZOOS):
             content.update(source_code(part))

@@ -159,6 +159,34 @@ def test_a_stopped_run_goes_on_and_ends_the_same(
     pandas.testing.assert_frame_equal(first, second, check_exact=True)
 
 
+def test_a_stopped_run_does_not_go_on_with_other_data_of_another_module(
+    work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The strength of the second draw stands in a module that the perturbation's file imports."""
+    (work / "own.py").write_text(
+        "import table\n\ndef p(x, index, draw, seed):\n    return x + table.S[draw] * x.square()\n"
+    )
+
+    def command(last: float, out: str = "scores.parquet") -> int:
+        (work / "table.py").write_text(f"S = [0.1, {last}]")
+        monkeypatch.delitem(sys.modules, "table", raising=False)
+        monkeypatch.setattr(sys, "dont_write_bytecode", True)
+        return run("--draws", 2, "--perturbation", "own.py:p", out=out)
+
+    assert command(1.5, "whole.parquet") == 0
+    Path("calls").write_text("xx")
+    Path("stop").touch()
+    assert command(0.2) == 130
+    Path("stop").unlink()
+    capsys.readouterr()
+    assert command(1.5) == 0
+    assert "unfinished work with other settings is kept" in capsys.readouterr().out
+    first, second = (pandas.read_parquet(f"{name}.parquet") for name in ("whole", "scores"))
+    pandas.testing.assert_frame_equal(first, second, check_exact=True)
+    assert command(0.2) == 0  # which goes on
+    assert not Path("scores.parquet.partial").exists()
+
+
 def test_no_space_left_is_one_line_and_loses_nothing(
     work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
