@@ -189,7 +189,9 @@ class TooLong(Exception):
 class limited:
     """Raises in the block after so many seconds of processor time, or where memory is refused.
 
-    Without the second limit, the system would end the process, which could record nothing.
+    Without the second limit, the system would end the process, which could record nothing. Python
+    prints and drops what is raised in a callback, as of the garbage collector, so the time is said
+    to be over again after each further second.
     """
 
     def __init__(self, seconds: int, memory: int | None = None) -> None:
@@ -200,7 +202,7 @@ class limited:
             raise TooLong(f"not done after {self.seconds} seconds of processor time")
 
         self.before = signal.signal(signal.SIGPROF, stop)
-        signal.setitimer(signal.ITIMER_PROF, self.seconds)
+        signal.setitimer(signal.ITIMER_PROF, self.seconds, 1)
         self.allowed = resource.getrlimit(resource.RLIMIT_DATA)
         if self.memory is not None:
             resource.setrlimit(resource.RLIMIT_DATA, (self.memory, self.allowed[1]))

@@ -33,13 +33,17 @@ class Budget:
 
 @contextmanager
 def ending(seconds: float) -> Iterator[None]:
-    """Raise :class:`OutOfTime` where what is done here takes longer."""
+    """Raise :class:`OutOfTime` where what is done here takes longer.
+
+    Python prints and drops what is raised in a callback, as of the garbage collector; so it is
+    raised again every two seconds until the block is left.
+    """
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise OutOfTime
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001))
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001), 2)
     try:
         yield
     finally:

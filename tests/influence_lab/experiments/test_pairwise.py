@@ -1,5 +1,7 @@
 """Other libraries at the influence on queries: the reference, agreement, and failing scripts."""
 
+import gc
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from torch import nn
 
 from influence_lab.experiments import pairwise
 from influence_lab.experiments.fidelity import MAIN
+from influence_lab.gpu import budget
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +85,8 @@ class Case:
     error: str
 
 
+# The time may be over within a callback of the garbage collector, where Python drops the error.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
     "case",
     [
@@ -99,6 +104,39 @@ def test_a_library_that_fails_is_recorded_with_its_error(case, work, tmp_path, m
     record = pairwise.run(path, work, np.zeros((4, 12)), 0.1)
     assert case.error in record["error"]
     assert "spearman" not in record
+
+
+class Collected:
+    """In a cycle, so that the garbage collector removes it; there Python drops what is raised."""
+
+    def __init__(self, run: Callable[[], None]) -> None:
+        self.cycle, self.run = self, run
+
+    def __del__(self) -> None:
+        self.run()
+
+
+def forever() -> None:
+    while True:
+        pass
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_time_that_is_over_where_errors_are_dropped_is_over_again():
+    with pytest.raises(pairwise.TooLong), pairwise.limited(1):
+        Collected(forever)
+        gc.collect()
+        forever()
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_budget_that_ends_where_errors_are_dropped_ends_again():
+    with pytest.raises(budget.OutOfTime), budget.ending(0.5):
+        Collected(forever)
+        gc.collect()
+        forever()
 
 
 def test_memory_is_refused_in_the_block_alone():
