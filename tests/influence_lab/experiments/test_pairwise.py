@@ -121,22 +121,24 @@ def forever() -> None:
         pass
 
 
+def first_where_errors_are_dropped() -> None:
+    Collected(forever)
+    gc.collect()
+    forever()
+
+
 @pytest.mark.timeout(60)
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_time_that_is_over_where_errors_are_dropped_is_over_again():
     with pytest.raises(pairwise.TooLong), pairwise.limited(1):
-        Collected(forever)
-        gc.collect()
-        forever()
+        first_where_errors_are_dropped()
 
 
 @pytest.mark.timeout(60)
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_budget_that_ends_where_errors_are_dropped_ends_again():
     with pytest.raises(budget.OutOfTime), budget.ending(0.5):
-        Collected(forever)
-        gc.collect()
-        forever()
+        first_where_errors_are_dropped()
 
 
 def test_memory_is_refused_in_the_block_alone():
