@@ -2,6 +2,7 @@
 
 Whether the words fit is estimated from their letters. What a card needs is written into the page:
 every cell says which column it is from, and a row header that spans several rows stands in each.
+Tables with a style of their own are cards in any case; their cells say it too.
 """
 
 from __future__ import annotations
@@ -35,12 +36,24 @@ class Screen(NamedTuple):
 # A small phone, and a small window. Letters as wide as DejaVu Sans, where a reader has no narrower.
 PHONE, WINDOW = Screen(328, 8, 9), Screen(690, 10, 26)
 _TABLE = re.compile(r'<table class="(dataframe|table)">.*?</table>', re.S)
+_STYLED = re.compile(
+    r'<table class="(?:paper-index|statement-ledger|which-number) table">.*?</table>', re.S
+)
 _BREAK = re.compile(r"[\s\-/–]+")
 
 
 def fit_tables(html: str) -> str:
     """The page with a class on each plain table that says how a phone shows it."""
-    return _TABLE.sub(_fit, html)
+    return _STYLED.sub(_name, _TABLE.sub(_fit, html))
+
+
+def _name(match: re.Match[str]) -> str:
+    table = BeautifulSoup(match[0], "html.parser")
+    labels = [_text(head) for head in table.select("thead th")]
+    for row in table.select("tbody tr"):
+        for label, cell in zip(labels[1:], row.select("td")[1:], strict=True):
+            cell["data-label"] = label
+    return str(table)
 
 
 def _fit(match: re.Match[str]) -> str:

@@ -20,6 +20,7 @@ from PIL import Image, ImageChops, ImageStat
 from sphinx.errors import ExtensionError
 
 from pages import ROOT
+from test_browser import DESKTOP, PHONE, opened
 
 sys.path.insert(0, str(ROOT / "book" / "_ext"))
 
@@ -195,6 +196,23 @@ def test_a_phone_shows_a_row_as_a_card_where_its_words_do_not_fit() -> None:
     assert phone.fit_tables(shown) == shown
     formula = table("<th>a</th>", "<td><mjx-container></mjx-container></td>")
     assert phone.fit_tables(formula) == formula
+
+
+@pytest.mark.parametrize("style", ["paper-index", "statement-ledger", "which-number"])
+def test_a_card_with_a_style_of_its_own_names_its_columns(
+    chromium: Any, tmp_path: Path, style: str
+) -> None:
+    plain = table("<th><p>Where</p></th><th><p>Rests on</p></th>", "<td>a</td><td><p>b</p></td>")
+    shown = phone.fit_tables(plain.replace("dataframe", f"{style} table"))
+    assert re.findall('data-label="([^"]*)"', shown) == ["Rests on"]
+    assert phone.fit_tables(shown) == shown
+    css = (ROOT / "book" / "_static" / "book.css").read_text("utf-8")
+    path = tmp_path / "card.html"
+    path.write_text(f"<!doctype html><style>{css}</style>{shown}", "utf-8")
+    before = "e => [...e].map(cell => getComputedStyle(cell, '::before').content)"
+    for size, label in ((PHONE, '"Rests on: "'), (DESKTOP, "none")):
+        with opened(chromium, path.as_uri(), viewport=size) as view:
+            assert view.locator("td").evaluate_all(before) == ["none", label]
 
 
 def test_a_drawing_in_fewer_letters_looks_the_same(chromium: Any) -> None:
