@@ -23,12 +23,14 @@ from influence_ssl.analysis.registration import Agreement, agreement
 SUPPORT = 0.4
 """The whitened cosine at or above which representations confirm the pixels."""
 
+SPREAD = 0.25
+"""How many tiles a difference must at least be spread over, for each of the pictures' contents."""
+
 _EQUAL = 0.002
 _FLAT = 4.0
 _PLAUSIBLE = 0.9
 _DOUBTFUL = 0.2
 _TURNED = 0.9
-_LOCAL = 0.25
 _CANDIDATES = 5
 _MEMBERS = 64
 _ROWS = 512
@@ -268,7 +270,7 @@ class Search:
             apart[look] = 1 - found.correlation
             seen = found.contrast >= _FLAT
             if side == _SIDES[-1]:
-                seen &= found.spread >= _LOCAL
+                seen &= found.spread >= SPREAD
             same[look] = torch.where(seen, found.worst, -1)
             look = look[(apart[look] <= 1 - _PLAUSIBLE) & (same[look] >= _DOUBTFUL)]
         return _Pairs(ends, turn, cosine, apart, same)
