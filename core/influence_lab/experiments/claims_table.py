@@ -82,10 +82,12 @@ def _row(row: Row, base: str) -> str:
             f'<ul class="claim-readings">{items}</ul></details>'
         )
     claim = row.claim
-    says = (
-        f'{escape(claim.says)}<br><small class="claim-section">Section {escape(claim.section)}'
-        "</small>"
+    place = (
+        claim.section
+        if claim.section.startswith(tuple(KINDS.values()))
+        else f"Section {claim.section}"
     )
+    says = f'{escape(claim.says)}<br><small class="claim-section">{escape(place)}</small>'
     cells = (says, badge(row.verdict, row.why), f"{_short(row)}{folded}")
     return f'<tr class="claim {_slug(row.verdict)}" id="{claim.id}">' + "".join(
         f"<td>{cell}</td>" for cell in cells

@@ -381,6 +381,10 @@ def test_the_table_holds_every_row_and_escapes(rows):
         assert len(tr.select(".claim-ours")) == len(row.ours)
     buttons = page.select("input[type=radio]")
     assert [b["value"] for b in buttons] == ["all", *(v.replace(" ", "-") for v in VERDICTS)]
+    places = {tr["id"]: tr.select_one(".claim-section").text for tr in found}
+    assert places["claim-z"] == "Section 9"
+    assert all(places[r.claim.id].endswith(r.claim.section) for r in rows)
+    assert not any(re.match("Section (Figure|Table)", place) for place in places.values())
     # Subtotals add up.
     totals = [
         int(n) for th in page.select("tr.group th") for n in re.findall(r"(\d+) [a-z]", th.text)
