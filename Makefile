@@ -201,7 +201,7 @@ CARD = PYTHONPATH=core $(if $(wildcard $(PY)),$(PY),python3) -m influence_lab.gp
 
 gpu:
 	@test -n "$(PART)$(DRY)" || { echo "Name the parts: make gpu PART='a b'; or DRY=1" >&2; exit 2; }
-	$(CARD) run $(or $(PART),a b c d e f) $(if $(DRY),--dry) $(if $(OUT),--out "$(OUT)") $(if $(BUDGET),--budget $(BUDGET))
+	$(CARD) run $(or $(PART),a b c d e f g) $(if $(DRY),--dry) $(if $(OUT),--out "$(OUT)") $(if $(BUDGET),--budget $(BUDGET))
 
 gpu-wheels:
 	$(CARD) wheels

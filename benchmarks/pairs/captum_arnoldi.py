@@ -23,17 +23,17 @@ def influence(encoder, train, queries, damping):
     some = [x[:64] for x in train]
     arnoldi = ArnoldiInfluenceFunction(
         model,
-        TensorDataset(*train, torch.zeros(len(train[0]))),
+        TensorDataset(*train, train[0].new_zeros(len(train[0]))),
         model.state_dict(),
         checkpoints_load_func=lambda model, state: 1.0,
         layers=names,
         loss_fn=lambda loss, _: loss,
         batch_size=1,
-        hessian_dataset=TensorDataset(*some, torch.zeros(len(some[0]))),
+        hessian_dataset=TensorDataset(*some, some[0].new_zeros(len(some[0]))),
         hessian_reg=damping,
         projection_dim=10,
         arnoldi_dim=20,
         arnoldi_tol=1e-6,  # the default ends at the first step: these losses curve little
         seed=0,
     )
-    return arnoldi.influence((*queries, torch.zeros(len(queries[0]))))
+    return arnoldi.influence((*queries, queries[0].new_zeros(len(queries[0]))))

@@ -22,11 +22,11 @@ def influence(encoder, train, queries, damping):
     names = ["encoder." + n for n, m in encoder.named_modules() if isinstance(m, torch.nn.Conv2d)]
     tracin = TracInCP(
         model,
-        TensorDataset(*train, torch.zeros(len(train[0]))),
+        TensorDataset(*train, train[0].new_zeros(len(train[0]))),
         [model.state_dict()],
         checkpoints_load_func=lambda model, state: 1.0,
         layers=names,
         loss_fn=lambda loss, _: loss,
         batch_size=1,  # each example is a backward pass through its whole batch
     )
-    return tracin.influence((*queries, torch.zeros(len(queries[0]))))
+    return tracin.influence((*queries, queries[0].new_zeros(len(queries[0]))))

@@ -17,7 +17,7 @@ def influence(encoder, train, queries, damping):
 
     task = AttributionTask(loss, encoder, encoder.state_dict())
     names = [f"{n}.weight" for n, m in encoder.named_modules() if isinstance(m, torch.nn.Conv2d)]
-    datainf = IFAttributorDataInf(task, names, regularization=damping)
+    datainf = IFAttributorDataInf(task, names, device=str(train[0].device), regularization=damping)
     loaders = [DataLoader(TensorDataset(*pair), batch_size=16) for pair in (train, queries)]
     datainf.cache(loaders[0])
     return datainf.attribute(*loaders).T

@@ -21,14 +21,14 @@ class Pairs(Task):
         return self.compute_train_loss(batch, model)
 
 
-def influence(encoder, train, queries, damping):
+def influence(encoder, train, queries, damping, batch=64):
     task = Pairs()
     with tempfile.TemporaryDirectory() as folder:
         analyzer = Analyzer(
             "pairs",
             prepare_model(encoder, task),
             task,
-            cpu=True,
+            cpu=train[0].device.type == "cpu",
             output_dir=folder,
             disable_tqdm=True,
             disable_model_save=True,
@@ -37,7 +37,7 @@ def influence(encoder, train, queries, damping):
         analyzer.fit_all_factors(
             "ekfac",
             TensorDataset(*train),
-            per_device_batch_size=64,
+            per_device_batch_size=batch,
             factor_args=FactorArguments(use_empirical_fisher=True, has_shared_parameters=True),
         )
         analyzer.compute_pairwise_scores(
@@ -46,7 +46,7 @@ def influence(encoder, train, queries, damping):
             TensorDataset(*queries),
             TensorDataset(*train),
             per_device_query_batch_size=50,
-            per_device_train_batch_size=64,
+            per_device_train_batch_size=batch,
             score_args=ScoreArguments(damping_factor=damping),
         )
         return analyzer.load_pairwise_scores("pairwise")["all_modules"]

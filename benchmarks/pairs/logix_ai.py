@@ -10,7 +10,7 @@ PACKAGE = "logix-ai"
 METHOD = "LoGra, rank 16, per layer, its own damping rule"
 
 
-def influence(encoder, train, queries, damping):
+def influence(encoder, train, queries, damping, batch=64):
     with tempfile.TemporaryDirectory() as folder:
         logix = LogIX(project=folder)
         logix.watch(encoder)
@@ -18,7 +18,7 @@ def influence(encoder, train, queries, damping):
 
         def logs(clean, noisy):
             found = []
-            for x, y in zip(clean.split(64), noisy.split(64), strict=True):
+            for x, y in zip(clean.split(batch), noisy.split(batch), strict=True):
                 with logix(data_id=[str(i) for i in range(len(x))]):
                     encoder.zero_grad()
                     # A layer's two calls are added up; a pair in one batch would be two examples.

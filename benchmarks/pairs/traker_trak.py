@@ -22,10 +22,10 @@ class Pairs(AbstractModelOutput):
         return 1 - torch.cosine_similarity(z[0], z[1], dim=0)
 
     def get_out_to_loss_grad(self, model, weights, buffers, batch):
-        return torch.ones(len(batch[0]), 1)
+        return torch.ones(len(batch[0]), 1, device=batch[0].device)
 
 
-def influence(encoder, train, queries, damping):
+def influence(encoder, train, queries, damping, batch=64):
     n = len(train[0])
     with tempfile.TemporaryDirectory() as folder:
         traker = TRAKer(
@@ -33,14 +33,14 @@ def influence(encoder, train, queries, damping):
             Pairs(),
             train_set_size=n,
             save_dir=folder,
-            device="cpu",
+            device=str(train[0].device),
             proj_dim=512,
             use_half_precision=False,
             lambda_reg=n * damping,
             logging_level=logging.ERROR,
         )
         batches, asked = (
-            list(zip(*(x.split(64) for x in pair), strict=True)) for pair in (train, queries)
+            list(zip(*(x.split(batch) for x in pair), strict=True)) for pair in (train, queries)
         )
         traker.load_checkpoint(encoder.state_dict(), model_id=0)
         for batch in batches:

@@ -39,10 +39,10 @@ from scipy.stats import rankdata
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
+from influence_lab.experiments.encoder import encoder_of
 from influence_lab.experiments.pairwise import limited
 from influence_lab.experiments.peers import lines, words_of
 from influence_lab.experiments.task import Task
-from influence_lab.experiments.traces import encoder_of
 from influence_lab.measures.agreement import Estimate, mean, rounded
 from influence_lab.pretrain.resnets import cifar_resnet18, normalise
 from influence_lab.records import results

@@ -36,16 +36,15 @@ from torch import Tensor, nn
 from influence_lab.benchmark import timing
 from influence_lab.benchmark.exact import products
 from influence_lab.benchmark.scale import peak
+from influence_lab.experiments.encoder import encoder_of
 from influence_lab.experiments.fidelity import MAIN
 from influence_lab.experiments.peers import lines, words_of
 from influence_lab.experiments.task import Task
-from influence_lab.experiments.traces import encoder_of
-from influence_lab.measures.agreement import mean, rounded
+from influence_lab.measures.agreement import mean, plain_spearman, rounded
 from influence_lab.pretrain.resnets import normalise
 from influence_lab.records import results
 from influence_lab.records.recording import data_for
 from influence_ssl import GaussianNoise, Identity, InfluenceScorer, Invariance
-from influence_ssl.analysis.reliability import spearman
 from influence_ssl.errors import InfluenceError
 from influence_ssl.files.writing import replacing
 
@@ -131,7 +130,7 @@ def agreement(
     found: Float64[np.ndarray, "q n"], reference: Float64[np.ndarray, "q n"]
 ) -> dict[str, Any]:
     """Spearman's correlation over the images and the share of the first ten, over the queries."""
-    rho = np.array([spearman(a, b) for a, b in zip(found, reference, strict=True)])
+    rho = np.array([plain_spearman(a, b) for a, b in zip(found, reference, strict=True)])
     firsts = [np.argsort(-rows, axis=1, kind="stable")[:, :TOP] for rows in (found, reference)]
     shared = [len(set(a) & set(b)) for a, b in zip(*map(np.ndarray.tolist, firsts), strict=True)]
     return {

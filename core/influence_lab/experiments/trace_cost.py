@@ -19,8 +19,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from influence_lab.experiments.encoder import encoder_of
 from influence_lab.experiments.task import Task
-from influence_lab.experiments.traces import encoder_of
 from influence_lab.measures.agreement import mean, rounded
 from influence_lab.pretrain.resnets import normalise
 from influence_lab.records import results

@@ -19,18 +19,17 @@ from PIL import Image
 from torch import Tensor
 
 from influence_lab.experiments.duplicates import cropped
+from influence_lab.experiments.encoder import encoder_of
 from influence_lab.experiments.task import Task
 from influence_lab.measures.agreement import mean, rounded
 from influence_lab.measures.detection import auroc, share
 from influence_lab.pretrain.probes import extract
-from influence_lab.pretrain.resnets import CifarResNet18, normalise, representation
+from influence_lab.pretrain.resnets import normalise
 from influence_lab.records import results
 from influence_lab.records.recording import data_for
 from influence_lab.records.thumbnails import load_sheet, save_sheet
 from influence_ssl import InfluenceScorer, LoGra
-from influence_ssl.errors import InfluenceValueError
 
-METHOD = "simclr"
 KINDS = ("exact copy", "crop")
 # Two passes of a gradient each; minutes on two cores.
 EXTENT, COPIES, TEST = 2000, 200, 400
@@ -64,17 +63,6 @@ def overlap(
 ) -> Float[np.ndarray, " q"]:
     """For each query, the share of the first k of ``one`` among the first k of ``other``."""
     return (one[:, :, None] == other[:, None, :]).any(2).mean(1)
-
-
-def encoder_of(task: Task) -> CifarResNet18:
-    """The recorded SimCLR encoder of the profile."""
-    found = results.load_encoder(task.profile, METHOD, task.seed, task.root)
-    if found is None:
-        raise InfluenceValueError(
-            f"{task.profile}/{METHOD}-{task.seed}: no recorded encoder; first run influence-lab "
-            f"pretrain {METHOD} --profile {task.profile} --seed {task.seed}"
-        )
-    return representation(found)
 
 
 def traced(

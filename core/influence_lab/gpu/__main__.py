@@ -16,7 +16,7 @@ from influence_lab.gpu import packages
 from influence_lab.gpu.budget import MINUTES
 
 BUILD = packages.ROOT / "_build"
-LETTERS = "abcdef"
+LETTERS = "abcdefg"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(prog="python -m influence_lab.gpu", description=__doc__)
     commands = found.add_subparsers(required=True, metavar="COMMAND")
     run = commands.add_parser("run", help="run parts; a second call goes on where one stopped")
-    run.add_argument("parts", nargs="+", choices=LETTERS, metavar="PART", help="a to f")
+    run.add_argument("parts", nargs="+", choices=LETTERS, metavar="PART", help="a to g")
     run.add_argument("--budget", type=float, help=f"seconds of this call (default: {60 * MINUTES})")
     run.add_argument("--out", type=Path, help="folder of what is brought back (_build/gpu/out)")
     run.add_argument("--state", type=Path, help="folder of what a later call needs (_build/gpu)")
@@ -62,6 +62,8 @@ def _run(options: argparse.Namespace) -> int:
     options.out = options.out or options.state / "out"
     options.budget = 60 * MINUTES if options.budget is None else options.budget
     packages.provide(options.wheels, options.state / "site")
+    if "g" in options.parts:
+        packages.provide_peers(options.wheels, options.state / "site")
     commit = options.wheels / packages.COMMIT
     if commit.is_file():
         os.environ.setdefault("INFLUENCE_SSL_COMMIT", commit.read_text().strip())

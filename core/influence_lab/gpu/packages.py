@@ -2,7 +2,8 @@
 
 A machine with a card has PyTorch and need not have the rest. ``python -m influence_lab.gpu wheels``
 downloads the rest elsewhere, in the locked versions; :func:`provide` installs from there what is
-missing, into a folder of its own that comes last on the path. This module needs Python alone.
+missing, into a folder of its own that comes last on the path, and :func:`provide_peers` the other
+libraries. This module needs Python alone.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -33,8 +36,38 @@ NEEDED = {
 }
 """Modules by name, each with the distributions that bring it."""
 
+PEERS = {
+    "ours": ("influence_ssl",),
+    "logix_ai": ("logix", "logix-ai", "einops", "pyyaml"),
+    "kronfluence_ekfac": (
+        "kronfluence", "kronfluence", "accelerate", "einops", "einconv", "opt-einsum", "pyyaml",
+    ),
+    "traker_trak": ("trak", "traker"),
+    "captum_tracin": (
+        "captum", "captum", "matplotlib", "contourpy", "cycler", "fonttools", "kiwisolver",
+        "pyparsing", "python-dateutil", "six",
+    ),
+    "captum_arnoldi": ("captum",),
+    "dattri_datainf": ("dattri", "dattri"),
+}  # fmt: skip
+"""Scripts of other libraries in the order of their worth: a module, and what may be missing of it.
+
+Without a wheel the script is left out. SciPy's is too large to be brought along; dattri needs it.
+"""
+
+BUILT = ("traker",)
+"""Pure Python of which the package index has no wheel; it is built here."""
+
 # The oldest system whose wheels are taken has glibc 2.17, the newest 2.28.
 PLATFORMS = tuple(f"manylinux{name}_x86_64" for name in ("_2_28", "_2_27", "_2_17", "2014"))
+
+
+LINUX = {
+    "platform_machine": "x86_64", "sys_platform": "linux", "platform_system": "Linux",
+    "os_name": "posix", "implementation_name": "cpython",
+    "platform_python_implementation": "CPython",
+}  # fmt: skip
+"""What the lock file's conditions ask for, on the machine with a card."""
 
 
 class Missing(Exception):
@@ -60,16 +93,7 @@ def provide(wheels: Path, target: Path) -> list[str]:
     names = absent()
     if names:
         distributions = [one for name in names for one in NEEDED[name]]
-        done = subprocess.run(
-            [
-                sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "-q",
-                "--root-user-action=ignore", "--no-index", "--no-deps", "--no-compile",
-                "--find-links", str(wheels), "--target", str(target), *distributions,
-            ],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        if done.returncode:
-            reason = (done.stderr.strip().splitlines() or ["pip says nothing"])[-1]
+        if reason := _installed(distributions, wheels, target):
             raise Missing(
                 f"{', '.join(names)}: not installed here, nor to be had from {wheels} ({reason}); "
                 "run `make gpu-wheels` where there is a network, and bring that folder"
@@ -78,14 +102,69 @@ def provide(wheels: Path, target: Path) -> list[str]:
     return names
 
 
+def provide_peers(wheels: Path, target: Path) -> list[str]:
+    """Make the scripts of :data:`PEERS` run where their wheels are there; returns the others."""
+    without = []
+    for name, (module, *distributions) in PEERS.items():
+        if importlib.util.find_spec(module) is None and (
+            not distributions or _installed(distributions, wheels, target)
+        ):
+            without.append(name)
+        elif target.is_dir():
+            _on_path(target)
+    return without
+
+
+def environment() -> dict[str, str]:
+    """The variables of a process that finds this tree and what is installed beside it."""
+    known = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "core"), *filter(None, known)])}
+
+
+def _installed(distributions: Iterable[str], wheels: Path, target: Path) -> str:
+    """Install from the wheels alone; returns why that failed, else nothing."""
+    return _pip(
+        "install", "--root-user-action=ignore", "--no-index", "--no-compile",
+        "--find-links", str(wheels), "--target", str(target), *distributions,
+    )  # fmt: skip
+
+
+def _pip(command: str, *options: str) -> str:
+    """Run pip without dependencies; returns why it failed, else nothing.
+
+    The metadata of some peers refuse versions of Python with which they run.
+    """
+    always = ("--disable-pip-version-check", "-q", "--no-deps", "--ignore-requires-python")
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", command, *always, *options],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return (done.stderr.strip().splitlines() or ["pip says nothing"])[-1] * bool(done.returncode)
+
+
 def _on_path(target: Path) -> None:
     # Last: what the machine has of its own fits its PyTorch.
     place = str(target.resolve())
-    if place not in sys.path:
-        sys.path.append(place)
-    known = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    os.environ["PYTHONPATH"] = os.pathsep.join([*filter(None, known), place])
+    known = [*filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    for path in (sys.path, known):
+        if place not in path:
+            path.append(place)
+    os.environ["PYTHONPATH"] = os.pathsep.join(known)
     importlib.invalidate_caches()
+
+
+def locked(python: str) -> dict[str, str]:
+    """The locked versions for a version of Python, of this project and of the peers."""
+    from packaging.requirements import Requirement
+
+    found = {}
+    for path in (ROOT / "requirements.lock", ROOT / "benchmarks" / "peers" / "requirements.txt"):
+        for line in re.findall(r"^\w.*", path.read_text(encoding="utf-8"), re.MULTILINE):
+            one = Requirement(line.rstrip("\\ "))
+            there = {"python_full_version": f"{python}.0", "python_version": python}
+            if one.marker is None or one.marker.evaluate(LINUX | there):
+                found[one.name] = str(one.specifier).removeprefix("==")
+    return found
 
 
 def fetch(wheels: Path, python: str) -> list[str]:
@@ -96,21 +175,16 @@ def fetch(wheels: Path, python: str) -> list[str]:
     wheels.mkdir(parents=True, exist_ok=True)
     for old in wheels.glob("*.whl"):
         old.unlink()
-    locked = dict(
-        re.findall(r"^([\w.-]+)==(\S+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
-    )
-    wanted = [f"{one}=={locked[one]}" for parts in NEEDED.values() for one in parts]
+    versions = locked(python)
+    names = set(chain(*NEEDED.values(), *(parts[1:] for parts in PEERS.values())))
+    wanted = [f"{one}=={versions[one]}" for one in sorted(names - set(BUILT))]
     platforms = [f"--platform={name}" for name in PLATFORMS]
-    done = subprocess.run(
-        [
-            sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "-q",
-            "--no-deps", "--only-binary=:all:", f"--python-version={python}",
-            "--implementation=cp", *platforms, "--dest", str(wheels), *wanted,
-        ],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["pip says nothing"])[-1]
+    built = [f"{one}=={versions[one]}" for one in BUILT]
+    reason = _pip(
+        "download", "--only-binary=:all:", f"--python-version={python}", "--implementation=cp",
+        *platforms, "--dest", str(wheels), *wanted,
+    ) or _pip("wheel", "--wheel-dir", str(wheels), *built)  # fmt: skip
+    if reason:
         raise Missing(f"wheels for Python {python} cannot be downloaded: {reason}")
     said = subprocess.run(
         ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty"],

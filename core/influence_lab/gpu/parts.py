@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from influence_lab.gpu import large, many, scored, speed, suite, training
+from influence_lab.gpu import large, many, peers, scored, speed, suite, training
 from influence_lab.gpu.steps import Step
 from influence_lab.gpu.workplace import Workplace
 
@@ -26,4 +26,5 @@ PARTS: dict[str, Callable[[Workplace], list[Step]]] = {
     "d": lambda work: scored.steps(work, "byol"),
     "e": _others,
     "f": many.steps,
+    "g": peers.steps,
 }

@@ -23,6 +23,7 @@ class Sizes:
     - steps: of the trainings that show the pace; ``backend``: what ``torch.compile`` uses.
     - encoders: the plan of the small encoders on halves of a pool; ``together``: how many at once
       are compared.
+    - pairs: the profile of the encoder, images and queries that the peers get.
     - least: seconds without which a long step is not begun, as a share of those in full.
     """
 
@@ -44,6 +45,7 @@ class Sizes:
     backend: str
     encoders: Plan
     together: tuple[int, ...]
+    pairs: str
     least: float
 
     def settings(self, method: str, epochs: int | None = None) -> Settings:
@@ -56,7 +58,8 @@ FULL = Sizes(
     profile="gpu", table="paper", width=64, images=50_000, some=4_096, agreed=256, seen=4_096,
     batches=(64, 128, 256, 512, 1024), ranks=(16, 32, 64), rounds=2, matrix=8_192, large=1_024,
     side=224, queries=1_000, steps=24, backend="inductor",
-    encoders=PLANS["cifar10"]["gpu"], together=(64, 128, 256), least=1.0,
+    encoders=PLANS["cifar10"]["gpu"], together=(64, 128, 256), pairs="cpu",
+    least=1.0,
 )  # fmt: skip
 DRY = Sizes(
     profile="tiny", table="tiny", width=4, images=24, some=8, agreed=8, seen=4, batches=(4, 8),
@@ -65,5 +68,5 @@ DRY = Sizes(
         pool=16, queries=4, trainings=3, together=2, references=1, epochs=1, data="scenes",
         regimes=("crops",),
     ),
-    together=(1, 2), least=0.0,
+    together=(1, 2), pairs="tiny", least=0.0,
 )  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -10,7 +9,7 @@ import xml.etree.ElementTree as ET
 from typing import Any
 
 from influence_lab.gpu.budget import Budget
-from influence_lab.gpu.packages import ROOT
+from influence_lab.gpu.packages import ROOT, environment
 from influence_lab.gpu.steps import Step
 from influence_lab.gpu.workplace import Workplace
 
@@ -40,7 +39,7 @@ def run(work: Workplace, budget: Budget) -> dict[str, Any]:
             sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider",
             f"--junitxml={report}", *files(),
         ],
-        cwd=ROOT, env=os.environ | {"PYTHONPATH": _path()}, capture_output=True, text=True,
+        cwd=ROOT, env=environment(), capture_output=True, text=True,
         timeout=max(budget.left, 1), check=False,
     )  # fmt: skip
     work.say(done.stdout[-20_000:] + done.stderr[-5_000:])
@@ -60,8 +59,3 @@ def run(work: Workplace, budget: Budget) -> dict[str, Any]:
         "failures": failures,
         "seconds": {str(case.get("name")): float(case.get("time", 0)) for case in cases},
     }
-
-
-def _path() -> str:
-    known = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    return os.pathsep.join([str(ROOT / "core"), *filter(None, known)])

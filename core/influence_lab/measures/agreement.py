@@ -36,13 +36,18 @@ def spearman(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], seed: int =
     return bootstrap(_rank_correlation, Ranked(x), Ranked(y), n=len(x), seed=seed)
 
 
+def plain_spearman(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> float:
+    """Spearman's rank correlation without an interval; NaN if one side is constant."""
+    return float(_rank_correlation(np.ones((1, len(x))), Ranked(x), Ranked(y))[0])
+
+
 def rank_correlation(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> Estimate:
     r"""Spearman's correlation with an analytic interval, for vectors too long for the bootstrap.
 
     :math:`\tanh(\operatorname{artanh} r\pm z_{0.975}\sqrt{(1+r^2/2)/(n-3)})` (Bonett and Wright
     2000, Sample size requirements for estimating Pearson, Kendall and Spearman correlations).
     """
-    value = float(_rank_correlation(np.ones((1, len(x))), Ranked(x), Ranked(y))[0])
+    value = plain_spearman(x, y)
     reach = _Z * np.sqrt((1 + value**2 / 2) / (len(x) - 3))
     low, high = np.tanh(np.arctanh(value) + np.array([-reach, reach]))
     return Estimate(value, float(low), float(high))

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tarfile
+import time
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +18,9 @@ import torch
 from PIL import Image
 
 from influence_lab.datasets import load, make_scenes
+from influence_lab.experiments import pairwise
 from influence_lab.gpu import __main__ as command
-from influence_lab.gpu import large, many, packages, packing, training
+from influence_lab.gpu import large, many, packages, packing, peers, training
 from influence_lab.gpu.archive import unpacked
 from influence_lab.gpu.budget import Budget
 from influence_lab.gpu.packages import NEEDED, ROOT, THERE, Missing, provide
@@ -73,7 +75,7 @@ def dry(tmp_path_factory):
     allowed = " ".join([*THERE, *NEEDED, *TORCH, *THEIRS])
     done = subprocess.run(
         [
-            sys.executable, "-c", TWICE, allowed, "run", "a", "b", "c", "d", "f", "--dry",
+            sys.executable, "-c", TWICE, allowed, "run", *"abcdfg", "--dry",
             "--state", str(folder / "state"), "--out", str(folder / "out"), "--budget", "600",
         ],
         env=os.environ | {"PYTHONPATH": str(ROOT / "core"), "OMP_NUM_THREADS": "1"},
@@ -132,6 +134,67 @@ def test_a_trained_encoder_and_its_scores_come_back(dry, found, tmp_path):
     assert encoder.width == 4
     assert len(scores) == found["byol, scores of train"]["images"]
     assert scores.provenance["device"].startswith("CPU")
+
+
+def test_peers_are_measured_or_left_out(found):
+    rows = {name.removeprefix("peers, "): row for name, row in found.items() if "peers," in name}
+    reference, ours = rows.pop("reference"), rows.pop("ours")
+    assert set(rows) == set(packages.PEERS) - {"ours"}
+    assert all("is not installed here" in row["left out"] for row in rows.values())
+    record = results.load_record("cpu", "pairs/ours")
+    assert [ours[name] for name in ("package", "method")] == [
+        record[name] for name in ("package", "method")
+    ]
+    assert (reference["images"], reference["queries"]) == pairwise.SMALL["tiny"]
+    for row in (ours["recorded"], ours["wide"]):
+        assert row["passes"] == pytest.approx(
+            min(row["calls"].values()) / min(row["plain"].values()), rel=1e-2
+        )
+    assert -1 <= ours["recorded"]["spearman"][0] <= 1
+    assert "spearman" not in ours["wide"]
+
+
+@pytest.fixture
+def pairs():
+    torch.manual_seed(0)
+    encoder = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, 2), torch.nn.Flatten()).eval()
+    x, y = torch.rand(10, 3, 8, 8), torch.rand(4, 3, 8, 8)
+    return encoder, (x, x + 0.1), (y, y - 0.1)
+
+
+def test_the_fastest_of_a_script_s_calls_counts(pairs, monkeypatch):
+    """Batches of 4 are given at once; the others wait."""
+    monkeypatch.setattr(peers, "BATCHES", (2, 4))
+    expected, asked = torch.rand(4, 10), []
+
+    def influence(encoder, train, queries, damping, batch=64):
+        assert all(weight.requires_grad for weight in encoder.parameters())
+        assert [len(one) for one in (*train, *queries)] == [10, 10, 4, 4]
+        asked.append(batch)
+        time.sleep(0.3 if batch != 4 else 0.02)
+        return expected + (len(asked) - 1)
+
+    row, values = peers.measured(influence, *pairs, 0.1)
+    assert sorted(set(asked)) == [2, 4]
+    assert row["calls"].keys() == row["plain"].keys()
+    assert row["seconds"] == min(row["calls"].values()) < 0.3 <= max(row["calls"].values())
+    assert torch.equal(values, expected.double())
+
+
+def test_a_script_without_memory_or_time_is_recorded(pairs, monkeypatch):
+    monkeypatch.setattr(peers, "LIMIT", 0.5)
+
+    def large(encoder, train, queries, damping):
+        raise torch.cuda.OutOfMemoryError("no memory")
+
+    def long(encoder, train, queries, damping):
+        time.sleep(20)
+
+    for influence, calls in ((large, {"contiguous, own batches": None}), (long, {})):
+        row, values = peers.measured(influence, *pairs, 0.1)
+        assert values is None
+        assert row["calls"].items() >= calls.items()
+        assert row["error"] == "no call done in 0.5 s and the memory at hand"
 
 
 def test_operations_are_those_of_a_call_counted_by_hand(found):
@@ -283,14 +346,12 @@ def test_an_archive_of_images_is_unpacked_once(tmp_path, monkeypatch):
         unpacked(tmp_path / "other")
 
 
-def wheel(folder: Path) -> None:
-    """The smallest wheel."""
-    info = "brought_along-1.0.dist-info"
-    with zipfile.ZipFile(folder / "brought_along-1.0-py3-none-any.whl", "w") as file:
-        file.writestr("brought_along.py", "VALUE = 7\n")
-        file.writestr(
-            f"{info}/METADATA", "Metadata-Version: 2.1\nName: brought-along\nVersion: 1.0\n"
-        )
+def wheel(folder: Path, name: str) -> None:
+    """The smallest wheel, of one module."""
+    info = f"{name}-1.0.dist-info"
+    with zipfile.ZipFile(folder / f"{name}-1.0-py3-none-any.whl", "w") as file:
+        file.writestr(f"{name}.py", "VALUE = 7\n")
+        file.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
         file.writestr(
             f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
         )
@@ -303,7 +364,7 @@ def test_what_is_missing_comes_from_the_wheels(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", "before")
     with pytest.raises(Missing, match=r"brought_along: not installed here.*make gpu-wheels"):
         provide(tmp_path, tmp_path / "site")
-    wheel(tmp_path)
+    wheel(tmp_path, "brought_along")
     assert provide(tmp_path, tmp_path / "site") == ["brought_along"]
     assert __import__("brought_along").VALUE == 7
     assert os.environ["PYTHONPATH"].split(os.pathsep) == ["before", str(tmp_path / "site")]
@@ -312,9 +373,29 @@ def test_what_is_missing_comes_from_the_wheels(tmp_path, monkeypatch):
 
 def test_every_package_is_locked():
     lock = (ROOT / "requirements.lock").read_text()
+    older, newer = (packages.locked(python) for python in ("3.11", "3.12"))
     for parts in NEEDED.values():
         for one in parts:
-            assert re.search(rf"^{one}==", lock, re.MULTILINE), one
+            assert re.search(rf"^{one}=={re.escape(newer[one])}\b", lock, re.MULTILINE), one
+    for _, *parts in packages.PEERS.values():
+        assert set(parts) <= set(newer), parts
+    # As the lock file says, with other releases for other versions of Python.
+    assert "scipy==" + older["scipy"] + " ; python_full_version < '3.12'" in lock
+    assert "scipy==" + newer["scipy"] + " ; python_full_version >= '3.12'" in lock
+
+
+def test_peers_without_their_wheels_are_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv("PYTHONPATH", "before")
+    names = {"first": ("another_library", "another-library"), "second": ("another_library",)}
+    monkeypatch.setattr(packages, "PEERS", names | {"third": ("nowhere_at_all", "nowhere-at-all")})
+    assert packages.provide_peers(tmp_path, tmp_path / "site") == ["first", "second", "third"]
+    wheel(tmp_path, "another_library")
+    assert packages.provide_peers(tmp_path, tmp_path / "site") == ["third"]
+    assert packages.provide_peers(tmp_path, tmp_path / "site") == ["third"]
+    assert packages.environment()["PYTHONPATH"].split(os.pathsep) == [
+        str(ROOT / "core"), "before", str(tmp_path / "site"),
+    ]  # fmt: skip
 
 
 def test_without_a_card_the_command_says_so(tmp_path, capsys, monkeypatch):
