@@ -39,6 +39,7 @@ from influence_lab.gpu.workplace import Workplace
 from influence_lab.pretrain import cost
 from influence_lab.pretrain.resnets import cifar_resnet18
 from influence_ssl.files.writing import replacing
+from influence_ssl.version import __version__
 
 SCRIPTS = ROOT / "benchmarks" / "pairs"
 BATCHES = (64, 256, 1024)
@@ -163,6 +164,11 @@ def _pairs(tensors: Sequence[Tensor], batch: int) -> list[Tensor]:
     return [torch.cat(pair) for pair in zip((*x, *y), (*noisy, *copies), strict=True)]
 
 
+def release(package: str) -> str:
+    """A library's version; ours is not installed on the machine with a card."""
+    return __version__ if package == "influence-ssl" else version(package)
+
+
 def main() -> None:
     """One script: with the recorded encoder, and with one of full width."""
     parser = argparse.ArgumentParser(description="Measure one script on a device.")
@@ -180,7 +186,7 @@ def main() -> None:
     torch.manual_seed(0)
     wide = cifar_resnet18(options.width).eval()
     record: dict[str, Any] = {
-        "package": script["PACKAGE"], "version": version(script["PACKAGE"]),
+        "package": script["PACKAGE"], "version": release(script["PACKAGE"]),
         "method": script["METHOD"], "lines": lines(options.script),
     }  # fmt: skip
     for words, encoder in (("recorded", work.encoder), ("wide", wide)):

@@ -9,6 +9,7 @@ import tarfile
 import time
 import zipfile
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,7 +31,7 @@ from influence_lab.gpu.workplace import Workplace
 from influence_lab.pretrain.methods import build
 from influence_lab.pretrain.resnets import cifar_resnet18
 from influence_lab.records import results
-from influence_ssl import InfluenceError
+from influence_ssl import InfluenceError, __version__
 
 # Two calls with nothing to import but Python, PyTorch with what it needs, and NEEDED.
 TWICE = """
@@ -195,6 +196,16 @@ def test_a_script_without_memory_or_time_is_recorded(pairs, monkeypatch):
         assert values is None
         assert row["calls"].items() >= calls.items()
         assert row["error"] == "no call done in 0.5 s and the memory at hand"
+
+
+def test_the_version_of_ours_needs_no_installation(monkeypatch):
+    def version(package):
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr(peers, "version", version)
+    assert peers.release("influence-ssl") == __version__
+    with pytest.raises(PackageNotFoundError):
+        peers.release("traker")
 
 
 def test_operations_are_those_of_a_call_counted_by_hand(found):
