@@ -17,6 +17,7 @@ import sys
 from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[3]
 COMMIT = "commit"
@@ -36,24 +37,38 @@ NEEDED = {
 }
 """Modules by name, each with the distributions that bring it."""
 
-PEERS = {
-    "ours": ("influence_ssl",),
-    "logix_ai": ("logix", "logix-ai", "einops", "pyyaml"),
-    "kronfluence_ekfac": (
-        "kronfluence", "kronfluence", "accelerate", "einops", "einconv", "opt-einsum", "pyyaml",
-    ),
-    "traker_trak": ("trak", "traker"),
-    "captum_tracin": (
-        "captum", "captum", "matplotlib", "contourpy", "cycler", "fonttools", "kiwisolver",
-        "pyparsing", "python-dateutil", "six",
-    ),
-    "captum_arnoldi": ("captum",),
-    "dattri_datainf": ("dattri", "dattri"),
-}  # fmt: skip
-"""Scripts of other libraries in the order of their worth: a module, and what may be missing of it.
 
-Without a wheel the script is left out. SciPy's is too large to be brought along; dattri needs it.
-"""
+class Library(NamedTuple):
+    """What a script imports, and the distributions that may be brought along for it."""
+
+    modules: tuple[str, ...]
+    distributions: tuple[str, ...] = ()
+
+    def absent(self) -> list[str]:
+        """The modules that cannot be imported here."""
+        return [name for name in self.modules if importlib.util.find_spec(name) is None]
+
+
+PEERS = {
+    "ours": Library(("influence_ssl",)),
+    "logix_ai": Library(("logix", "einops", "yaml"), ("logix-ai", "einops", "pyyaml")),
+    "kronfluence_ekfac": Library(
+        ("kronfluence", "accelerate", "einconv"),
+        ("kronfluence", "accelerate", "einops", "einconv", "opt-einsum", "pyyaml"),
+    ),
+    "traker_trak": Library(("trak",), ("traker",)),
+    "captum_tracin": Library(
+        ("captum", "matplotlib"),
+        (
+            "captum", "matplotlib", "contourpy", "cycler", "fonttools", "kiwisolver", "pyparsing",
+            "python-dateutil", "six",
+        ),
+    ),
+    "captum_arnoldi": Library(("captum", "matplotlib")),
+    # SciPy's wheel is too large to be brought along.
+    "dattri_datainf": Library(("dattri", "scipy"), ("dattri",)),
+}  # fmt: skip
+"""Scripts of other libraries in the order of their worth. Without its modules one is left out."""
 
 BUILT = ("traker",)
 """Pure Python of which the package index has no wheel; it is built here."""
@@ -105,13 +120,14 @@ def provide(wheels: Path, target: Path) -> list[str]:
 def provide_peers(wheels: Path, target: Path) -> list[str]:
     """Make the scripts of :data:`PEERS` run where their wheels are there; returns the others."""
     without = []
-    for name, (module, *distributions) in PEERS.items():
-        if importlib.util.find_spec(module) is None and (
-            not distributions or _installed(distributions, wheels, target)
-        ):
-            without.append(name)
-        elif target.is_dir():
+    if target.is_dir():
+        _on_path(target)
+    for name, library in PEERS.items():
+        if library.absent() and library.distributions:
+            _installed(library.distributions, wheels, target)
             _on_path(target)
+        if library.absent():
+            without.append(name)
     return without
 
 
@@ -176,7 +192,7 @@ def fetch(wheels: Path, python: str) -> list[str]:
     for old in wheels.glob("*.whl"):
         old.unlink()
     versions = locked(python)
-    names = set(chain(*NEEDED.values(), *(parts[1:] for parts in PEERS.values())))
+    names = set(chain(*NEEDED.values(), *(one.distributions for one in PEERS.values())))
     wanted = [f"{one}=={versions[one]}" for one in sorted(names - set(BUILT))]
     platforms = [f"--platform={name}" for name in PLATFORMS]
     built = [f"{one}=={versions[one]}" for one in BUILT]

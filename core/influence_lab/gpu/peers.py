@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import importlib.util
 import inspect
 import json
 import runpy
@@ -69,9 +68,8 @@ def reference(work: Workplace) -> dict[str, Any]:
 
 def run(work: Workplace, name: str) -> dict[str, Any]:
     """What a script's process finds. Raises if it ends otherwise, with the end of what it says."""
-    module = PEERS[name][0]
-    if importlib.util.find_spec(module) is None:
-        return {"left out": f"{module} is not installed here"}
+    if absent := PEERS[name].absent():
+        return {"left out": f"{', '.join(absent)}: not installed here"}
     out = work.folder / "peers" / f"{name}.json"
     out.unlink(missing_ok=True)
     done = subprocess.run(

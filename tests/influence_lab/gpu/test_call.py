@@ -24,7 +24,7 @@ from influence_lab.gpu import __main__ as command
 from influence_lab.gpu import large, many, packages, packing, peers, training
 from influence_lab.gpu.archive import unpacked
 from influence_lab.gpu.budget import Budget
-from influence_lab.gpu.packages import NEEDED, ROOT, THERE, Missing, provide
+from influence_lab.gpu.packages import NEEDED, ROOT, THERE, Library, Missing, provide
 from influence_lab.gpu.sizes import DRY, FULL
 from influence_lab.gpu.steps import Journal, Partly
 from influence_lab.gpu.workplace import Workplace
@@ -141,7 +141,7 @@ def test_peers_are_measured_or_left_out(found):
     rows = {name.removeprefix("peers, "): row for name, row in found.items() if "peers," in name}
     reference, ours = rows.pop("reference"), rows.pop("ours")
     assert set(rows) == set(packages.PEERS) - {"ours"}
-    assert all("is not installed here" in row["left out"] for row in rows.values())
+    assert all(": not installed here" in row["left out"] for row in rows.values())
     record = results.load_record("cpu", "pairs/ours")
     assert [ours[name] for name in ("package", "method")] == [
         record[name] for name in ("package", "method")
@@ -388,8 +388,8 @@ def test_every_package_is_locked():
     for parts in NEEDED.values():
         for one in parts:
             assert re.search(rf"^{one}=={re.escape(newer[one])}\b", lock, re.MULTILINE), one
-    for _, *parts in packages.PEERS.values():
-        assert set(parts) <= set(newer), parts
+    for library in packages.PEERS.values():
+        assert set(library.distributions) <= set(newer), library
     # As the lock file says, with other releases for other versions of Python.
     assert "scipy==" + older["scipy"] + " ; python_full_version < '3.12'" in lock
     assert "scipy==" + newer["scipy"] + " ; python_full_version >= '3.12'" in lock
@@ -398,8 +398,12 @@ def test_every_package_is_locked():
 def test_peers_without_their_wheels_are_left_out(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setenv("PYTHONPATH", "before")
-    names = {"first": ("another_library", "another-library"), "second": ("another_library",)}
-    monkeypatch.setattr(packages, "PEERS", names | {"third": ("nowhere_at_all", "nowhere-at-all")})
+    peers = {
+        "first": Library(("another_library",), ("another-library",)),
+        "second": Library(("another_library",)),
+        "third": Library(("another_library", "nowhere"), ("another-library", "nowhere-at-all")),
+    }
+    monkeypatch.setattr(packages, "PEERS", peers)
     assert packages.provide_peers(tmp_path, tmp_path / "site") == ["first", "second", "third"]
     wheel(tmp_path, "another_library")
     assert packages.provide_peers(tmp_path, tmp_path / "site") == ["third"]
