@@ -446,11 +446,13 @@ class InfluenceScorer:
                 raise InfluenceValueError(reason) from None
             dtype = self.dtype or own.dtype
             choose = self.curvature.project if fit is None else partial(project, fit.projections)
-            with untouched(self.encoder), _without_autocast({"cpu", own.device.type, device.type}):
+            cast = {"cpu", own.device.type, device.type}
+            with untouched(self.encoder) as restore, _without_autocast(cast):
                 sample = examples.first()
                 named = fit is not None or self.store is not None or stage == "fit"
                 before = variables(self.encoder, asked) if named else {}
                 capture, exact = prepare(own, self.layers, choose, *sample, device, dtype)
+                restore()  # what the checks wrote into buffers is no part of the encoder
                 store, parts = None, {}
                 if named:
                     parts = origin(self.encoder, capture)

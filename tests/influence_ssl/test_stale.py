@@ -112,6 +112,23 @@ class Recording(nn.Module):
         return self.inner(x + 0.1 * self.table.to(x).view(-1, 1, 1))
 
 
+class Buffered(nn.Module):
+    """An encoder that keeps a count, its last images and a table in buffers."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = build(Sequence)
+        self.register_buffer("passes", torch.zeros(()))
+        self.register_buffer("last", torch.zeros((), dtype=torch.float64))
+
+    def forward(self, x):
+        self.passes += 1
+        self.last.copy_(x.detach().mean())
+        if "table" not in self._buffers:
+            self.register_buffer("table", torch.ones(3, 1, 1).to(x))
+        return self.inner(x * self.table)
+
+
 def closure(factor):
     return lambda x, index, draw, seed: x * (1 + factor)
 
@@ -300,6 +317,21 @@ def test_what_running_changes_is_no_change(tmp_path, dtype):
         for _ in range(2):
             np.testing.assert_allclose(scorer.score(y, own).values, expected, rtol=1e-5)
     scorer_of(net, tmp_path / "store", **settings).score(y, own)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float32])
+def test_what_running_writes_into_buffers_is_no_change(tmp_path, dtype):
+    x, y = images(12), images(20)[12:]
+    expected = scorer_of(build(Sequence), dtype=dtype).fit(x).score(y).values
+    fitted = scorer_of(Buffered(), tmp_path / "store", dtype=dtype).fit(x)
+    fitted.save(tmp_path / "fit")
+    loaded = InfluenceScorer.load(tmp_path / "fit", Buffered(), progress=False)
+    for scorer in (fitted, loaded, scorer_of(Buffered(), tmp_path / "store", dtype=dtype).fit(x)):
+        np.testing.assert_allclose(scorer.score(y).values, expected, rtol=1e-5)
+    other = Buffered()
+    other.passes += 1
+    with pytest.raises(InfluenceValueError, match="different modules or weights"):
+        InfluenceScorer.load(tmp_path / "fit", other, progress=False)
 
 
 def test_an_encoder_as_trained_elsewhere_is_the_same(tmp_path):
