@@ -67,13 +67,15 @@ def origin(encoder: nn.Module, capture: Capture) -> dict[str, str]:
     :func:`variables` are parts as well, but for those that a run changes.
     """
     shapes = [(x.name, x.out_features, x.in_features, *x.shape) for x in capture.layers]
-    parts = State().of(capture.objective), str(capture.seed), str(capture.dtype), repr(shapes)
+    objective = State(known=_registered(encoder)).attempt(capture.objective)
+    parts = objective, str(capture.seed), str(capture.dtype), repr(shapes)
     return dict(zip(_FIXED, (fingerprint(encoder), *parts, __version__), strict=True))
 
 
 def variables(encoder: nn.Module, objective: Objective) -> dict[str, str]:
     """The encoder's attributes, and the data that its code and the objective name."""
-    ours, theirs = State(known=_registered(encoder), encoder=True), State()
+    known = _registered(encoder)
+    ours, theirs = State(known=known, encoder=True), State(known=known)
     code, names = forward_code(encoder)
     found = {}
     for _, function in code:
@@ -90,6 +92,16 @@ def variables(encoder: nn.Module, objective: Objective) -> dict[str, str]:
     theirs.attempt(objective)
     found |= {f"the encoder's {name}": part for name, part in ours.data.items()}
     return found | {f"{_OBJECTIVE_S}{name}": part for name, part in theirs.data.items()}
+
+
+def settings_of(scorer: Any, names: Iterable[str]) -> dict[str, str]:
+    """The settings of these names and the data that they hold, but for what running changes."""
+    found = {}
+    for name in names:
+        state = State(id, _registered(scorer.encoder))
+        found[name] = state.attempt(getattr(scorer, name))
+        found |= {f"the {name}'s {part}": words for part, words in state.data.items()}
+    return steady(found, found)
 
 
 def _registered(encoder: nn.Module) -> list[tuple[Any, str]]:

@@ -24,7 +24,6 @@ from influence_ssl._fit import Fit, foreign, made, project, projections, read, w
 from influence_ssl._gradients import Capture, refuse_unusable, untouched
 from influence_ssl._kept import HALVES, Embedded, Room
 from influence_ssl._passes import Gradients
-from influence_ssl._state import State
 from influence_ssl._store import (
     ENCODER,
     Probe,
@@ -32,6 +31,7 @@ from influence_ssl._store import (
     differing,
     fingerprint,
     origin,
+    settings_of,
     steady,
     variables,
 )
@@ -434,8 +434,7 @@ class InfluenceScorer:
     ) -> Iterator[Gradients]:
         with together():
             if fit is not None:
-                now = self._settings()
-                self._refuse(name for name in now if now[name] != fit.settings[name])
+                self._refuse(differing(self._settings(), fit.settings))
             examples = Examples(images, index)
             asked = self.objective if objective is None else objective
             own = Capture(self.encoder, [], asked, self.seed)
@@ -474,7 +473,7 @@ class InfluenceScorer:
     def _settings(self) -> dict[str, Any]:
         """The current settings that must not change between a fit and its use."""
         names = "objective", "curvature", "draws", "seed", "device", "dtype", "layers"
-        return {name: State(id).of(getattr(self, name)) for name in names}
+        return settings_of(self, names)
 
     def _refuse(self, changed: Iterable[str]) -> None:
         if names := list(changed):
