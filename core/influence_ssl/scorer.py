@@ -464,11 +464,14 @@ class InfluenceScorer:
                     store = Store(self.store, parts, exact, *sample, self.draws)
                 step = self.images_at_once(examples.values)
                 shown = stage if self.progress and place()[0] == 0 else None
-                yield Gradients(
-                    capture, exact, examples, self.draws, step, store, shown, self.workers, parts
-                )
-                if named:
-                    steady(before, variables(self.encoder, asked))
+                try:
+                    yield Gradients(
+                        capture, exact, examples, self.draws, step, store, shown, self.workers,
+                        parts,
+                    )  # fmt: skip
+                finally:
+                    if named:
+                        steady(before, variables(self.encoder, asked))
 
     def _settings(self) -> dict[str, Any]:
         """The current settings that must not change between a fit and its use."""

@@ -370,6 +370,39 @@ def test_what_running_changes_in_a_perturbation_is_no_change(tmp_path, make):
         np.testing.assert_allclose(scorer.score(y, own).values, expected, rtol=1e-9)
 
 
+def test_what_a_stopped_run_changes_is_no_change(tmp_path):
+    """Also if the checks, which see two images, do not change it."""
+
+    class Largest(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.largest = build(Sequence), 4
+
+        def forward(self, x):
+            self.largest = max(self.largest, len(x))
+            return self.inner(x)
+
+    class Stopping(torch.utils.data.Dataset):
+        reads = 0
+
+        def __len__(self):
+            return 12
+
+        def __getitem__(self, i):
+            self.reads += 1
+            if self.reads > 30 and i == 10:  # not in the checks
+                raise KeyboardInterrupt
+            return x[i]
+
+    net, x, data = Largest(), images(12), Stopping()
+    scorer = scorer_of(net, tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        scorer.score(data)
+    data.reads = -1000
+    expected = scorer_of(build(Sequence)).score(x).values
+    np.testing.assert_allclose(scorer.score(data).values, expected, rtol=1e-9)
+
+
 def test_an_objective_may_hold_the_encoder(tmp_path):
     """Whose mode is another during a call; its weights count all the same."""
 
