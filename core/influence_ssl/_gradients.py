@@ -92,6 +92,11 @@ class Capture:
                 "the objective asks for a gradient with respect to its images, but encode detaches "
                 "them; compute what needs that gradient beforehand and look it up by index."
             ) from error
+        if not isinstance(losses, Tensor):
+            raise InfluenceTypeError(
+                f"the objective returned a {type(losses).__name__}; it must return a tensor (B,), "
+                "one loss per example."
+            )
         if losses.shape != index.shape:
             raise InfluenceValueError(
                 f"the objective returned shape {tuple(losses.shape)} for {len(index)} examples; "

@@ -63,6 +63,10 @@ def load_encoder(
     or torchvision offer, and downloads them if they are not cached. ``untrained`` is set if an
     encoder by name was given no weights. Raises :class:`InfluenceError`.
     """
+    if not isinstance(spec, str):
+        raise InfluenceTypeError(
+            f"an encoder is named by a string, such as 'timm:resnet18', instead of {spec!r:.60}."
+        )
     pretrained = weights == "pretrained"
     if part is not None and (weights is None or pretrained):
         raise InfluenceValueError("--weights-part requires --weights FILE; give a file.")
