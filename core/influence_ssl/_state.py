@@ -33,6 +33,7 @@ _CODE = FunctionType, staticmethod, classmethod, property, cached_property, part
 _FOLDERS = {"site-packages", "dist-packages"}
 # What names a device or a file.
 _PLACE = re.compile(r"cpu|mps|(cuda|xpu)(:\d+)?|.*[/\\].*", re.DOTALL)
+LOADED = "_loaded_"  # before the name of a file of one's own that a command imports
 # Where they lie does not matter: a run names their versions.
 _LIBRARIES = "torch", "influence_ssl"
 
@@ -85,7 +86,7 @@ class State:
             return "within itself"
         self._open.add(id(value))
         try:
-            name = _name(value if isinstance(value, type) else kind)
+            name = name_of(value if isinstance(value, type) else kind)
             own = None if installed(kind.__module__) else self._own(value, kind)
             found = _hash(name, self._parts(value), own)
         finally:
@@ -138,7 +139,7 @@ class State:
             return self._class(value)
         if isinstance(value, ModuleType):
             self._module(value, vars(value))
-            return value.__name__
+            return _place(value.__name__)
         if isinstance(value, np.ufunc):
             return repr(value)
         if isinstance(value, logging.Logger):
@@ -164,10 +165,10 @@ class State:
 
     def _own(self, value: Any, kind: type) -> tuple[str, int]:
         """An object of one's own: its class and its number; its attributes join :attr:`data`."""
-        found, attributes = (self.of(kind), self._numbered(_name(kind))), self._attributes(value)
-        self._join(_name(kind), sorted(attributes))
+        found, attributes = (self.of(kind), self._numbered(name_of(kind))), self._attributes(value)
+        self._join(name_of(kind), sorted(attributes))
         for name, held in sorted(attributes.items()):
-            self._join(f"{_name(kind)}.{name}", held)
+            self._join(f"{name_of(kind)}.{name}", held)
         return found
 
     def _numbered(self, name: str) -> int:
@@ -202,7 +203,7 @@ class State:
 
     def _function(self, value: FunctionType) -> Any:
         module = value.__globals__.get("__name__", "")
-        place, code = f"{module}.{value.__qualname__}", value.__code__
+        place, code = f"{_place(module)}.{value.__qualname__}", value.__code__
         # super() names the class, whose other methods need not matter.
         free = zip(code.co_freevars, value.__closure__ or (), strict=True)
         cells = {name: _content(cell) for name, cell in free if name != "__class__"}
@@ -216,7 +217,9 @@ class State:
         for other in imported:
             for found in _imported(other, value.__globals__.get("__package__") or ""):
                 self._module(found, names)
-        used = [self._variable(value.__globals__, module, name, names) for name in variables]
+        used = [
+            self._variable(value.__globals__, _place(module), name, names) for name in variables
+        ]
         for name in sorted(vars(value)):
             used.append(self._variable(vars(value), place, name, names))
         return self.of(code), self._numbered(place), own, used
@@ -224,7 +227,7 @@ class State:
     def _held(self, place: str, name: str, held: Any) -> str:
         """The state of code that a function holds; that of data joins :attr:`data`."""
         if isinstance(held, ModuleType):
-            return held.__name__
+            return _place(held.__name__)
         if isinstance(held, _CODE):
             return self.of(held)
         self._join(f"{place}.{name}", held)
@@ -235,7 +238,7 @@ class State:
         for name, held in sorted(vars(kind).items()):
             code = name.startswith("__") or isinstance(held, (*_CODE, MemberDescriptorType))
             if not code and (names is None or name in names):
-                self._datum(vars(kind), _name(kind), name)
+                self._datum(vars(kind), name_of(kind), name)
 
     def _class(self, kind: type) -> list[tuple[str, str]]:
         found = []
@@ -250,7 +253,7 @@ class State:
         if not installed(module.__name__):
             for name in sorted({*names} & vars(module).keys()):
                 if not name.startswith("__"):
-                    self._datum(vars(module), module.__name__, name, names)
+                    self._datum(vars(module), _place(module.__name__), name, names)
 
     def _variable(
         self, held: Mapping[str, Any], place: str, name: str, names: Iterable[str]
@@ -302,7 +305,7 @@ def forward_code(encoder: nn.Module) -> tuple[list[tuple[str, Any]], set[str]]:
             names.add(name)
             for kind, held in methods.get(name, ()):
                 if not installed(kind.__module__):
-                    found.append((f"{_name(kind)}.{name}", held))
+                    found.append((f"{name_of(kind)}.{name}", held))
                 for function in _functions(held):
                     waiting += _names(function)
     return sorted(found, key=lambda one: one[0]), names
@@ -389,8 +392,18 @@ def _hash(*parts: Any) -> str:
     return hashlib.sha256(repr(parts).encode(errors="surrogatepass")).hexdigest()
 
 
-def _name(kind: type) -> str:
-    return f"{kind.__module__}.{kind.__qualname__}"
+def name_of(kind: type) -> str:
+    """A class's name with that of its module, see :func:`_place`."""
+    return f"{_place(kind.__module__)}.{kind.__qualname__}"
+
+
+def _place(module: str) -> str:
+    """A module's name; of one's own the last part, the same for a script and for its import."""
+    if installed(module):
+        return module
+    if module == "__main__" and (file := getattr(sys.modules[module], "__file__", None)):
+        return Path(file).stem
+    return module.rpartition(".")[2].removeprefix(LOADED)
 
 
 def _signature(code: CodeType) -> tuple[Any, ...]:

@@ -23,7 +23,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from influence_ssl._gradients import Capture
-from influence_ssl._state import State, forward_code, installed, state_of
+from influence_ssl._state import State, forward_code, installed, name_of, state_of
 from influence_ssl.errors import InfluenceOSError, InfluenceValueError
 from influence_ssl.files.writing import replacing
 from influence_ssl.objectives import Batch, Index, Objective
@@ -50,7 +50,7 @@ def fingerprint(encoder: nn.Module) -> str:
     """SHA-256 of an encoder's module types, parameters and buffers, and its own forward's code."""
     found, state = hashlib.sha256(), State(known=_registered(encoder), encoder=True)
     for name, module in encoder.named_modules():
-        found.update(f"{name} {type(module).__module__}.{type(module).__qualname__}\n".encode())
+        found.update(f"{name} {name_of(type(module))}\n".encode())
     for name, code in forward_code(encoder)[0]:
         found.update(f"{name} {state.attempt(code)}\n".encode())
     for name, tensor in (*encoder.named_parameters(), *encoder.named_buffers()):
