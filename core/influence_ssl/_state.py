@@ -64,7 +64,7 @@ class State:
         known: Iterable[tuple[Any, str]] = (),
         encoder: bool = False,
     ) -> None:
-        self.data: dict[str, str] = {}
+        self._data: dict[str, list[str]] = {}
         self.opaque = opaque
         self.encoder = encoder
         # With the value, so that no id is used again.
@@ -72,6 +72,13 @@ class State:
         self._open: set[int] = set()
         self._named: set[tuple[int, str]] = set()
         self._number: dict[str, int] = {}
+
+    @property
+    def data(self) -> dict[str, str]:
+        """The states of what running may change, by name; of all objects of one name together."""
+        return {
+            path: held[0] if len(held) == 1 else _hash(held) for path, held in self._data.items()
+        }
 
     def of(self, value: Any) -> str:
         """SHA-256 of a value, without what joins :attr:`data`."""
@@ -177,15 +184,15 @@ class State:
         return self._number[name]
 
     def _rank(self, value: Any) -> str:
-        """What puts the members of a set in order before the first is looked at."""
+        """What orders the members of a set: their names, and what is plain of their attributes."""
         if type(value) in _PLAIN:
             return repr(value)
-        state = State(self.opaque, encoder=self.encoder)
-        state._open = {*self._open}
-        return _hash(state.attempt(value), sorted(state.data.items()))
+        named: Any = value if isinstance(value, type | FunctionType) else type(value)
+        attributes = sorted(self._attributes(value).items())
+        return _hash(name_of(named), [(n, repr(x)) for n, x in attributes if type(x) in _PLAIN])
 
     def _join(self, path: str, held: Any) -> None:
-        self.data[path] = self.data.get(path, "") + self.attempt(held)
+        self._data.setdefault(path, []).append(self.attempt(held))
 
     def _attributes(self, value: Any) -> dict[str, Any]:
         """Those of an object, in slots too, but for what a ``cached_property`` keeps."""
@@ -279,8 +286,7 @@ class State:
         known = (id(value), f"{place}.{name}")
         if known not in self._named:
             self._named.add(known)
-            path = f"{place}.{name}"
-            self.data[path] = self.data.get(path, "") + self.attempt(value)
+            self._join(f"{place}.{name}", value)
 
 
 def forward_code(encoder: nn.Module) -> tuple[list[tuple[str, Any]], set[str]]:
@@ -392,11 +398,12 @@ def _hash(*parts: Any) -> str:
     return hashlib.sha256(repr(parts).encode(errors="surrogatepass")).hexdigest()
 
 
-def name_of(kind: type) -> str:
-    """A class's name with that of its module, see :func:`_place`."""
+def name_of(kind: Any) -> str:
+    """The name of a class or function with that of its module, see :func:`_place`."""
     return f"{_place(kind.__module__)}.{kind.__qualname__}"
 
 
+@cache
 def _place(module: str) -> str:
     """A module's name; of one's own the last part, the same for a script and for its import."""
     if installed(module):

@@ -104,6 +104,11 @@ def settings_of(scorer: Any, names: Iterable[str]) -> dict[str, str]:
     return steady(found, found)
 
 
+def is_same(one: object, other: object) -> bool:
+    """Whether two objects agree in all that they hold; ``==`` may be undefined, as of tensors."""
+    return one is other or state_of(one, id) == state_of(other, id)
+
+
 def _registered(encoder: nn.Module) -> list[tuple[Any, str]]:
     """An encoder's modules and tensors, whose names say enough where something else holds them."""
     tensors = *encoder.named_parameters(), *encoder.named_buffers()

@@ -30,6 +30,7 @@ from influence_ssl._store import (
     Store,
     differing,
     fingerprint,
+    is_same,
     origin,
     settings_of,
     steady,
@@ -330,7 +331,7 @@ class InfluenceScorer:
         fit = getattr(self, "fit_", None)
         if fit is None:
             raise InfluenceValueError("the scorer is not fitted; call fit(images) before save.")
-        if fit.objective != self.objective:
+        if not is_same(fit.objective, self.objective):
             raise InfluenceTypeError(
                 f"the fit uses another objective than the scorer, {fit.objective!r}, and a folder "
                 "can hold only one; fit a scorer that has this objective and save that."
@@ -461,7 +462,7 @@ class InfluenceScorer:
                     parts = origin(self.encoder, capture)
                     parts |= steady(before, variables(self.encoder, asked))
                 if fit is not None:
-                    self._refuse(differing(parts, fit.origin, asked == fit.objective))
+                    self._refuse(differing(parts, fit.origin, is_same(asked, fit.objective)))
                     if not fit.probe.agrees(replace(exact, objective=fit.objective)):
                         self._refuse(["the objective or the encoder's forward pass"])
                 if self.store is not None and objective is None:  # it holds the scorer's objective

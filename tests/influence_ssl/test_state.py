@@ -283,6 +283,21 @@ def test_a_long_table_takes_less_than_a_second(monkeypatch):
     assert time.process_time() - started < 1
 
 
+def test_many_objects_and_sets_that_hold_one_another_take_less_than_a_second():
+    class Node:
+        def __init__(self, number):
+            self.number, self.others = number, set()
+
+    nodes = [Node(number) for number in range(30)]
+    for node in nodes:
+        node.others |= {*nodes}
+    chain = Node(0), [Node(number) for number in range(3_000)]
+    started = time.process_time()
+    assert state_of(nodes) == state_of(nodes)
+    assert len(state_of(chain)) == 64
+    assert time.process_time() - started < 1
+
+
 def test_another_process_finds_the_same_state(tmp_path):
     """Whatever the order of its sets, and wherever it keeps things."""
     (tmp_path / "own.py").write_text(
