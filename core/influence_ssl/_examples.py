@@ -37,6 +37,11 @@ class Examples:
                 f"images is a {type(images).__name__}, which lacks a length or items by number; "
                 "give a tensor (N, ...) or a map-style data set such as DataLoader.dataset."
             )
+        if isinstance(images, Tensor) and images.ndim < 2:
+            raise InfluenceValueError(
+                f"images has shape {tuple(images.shape)}; give a tensor (N, ...), one row per "
+                "image."
+            )
         self.n = len(images)
         if self.n == 0:
             raise InfluenceValueError("images is empty; there is nothing to score.")

@@ -92,6 +92,11 @@ class Capture:
                 "the objective asks for a gradient with respect to its images, but encode detaches "
                 "them; compute what needs that gradient beforehand and look it up by index."
             ) from error
+        if not isinstance(losses, Tensor):
+            raise InfluenceTypeError(
+                f"the objective returned a {type(losses).__name__}; it must return a tensor (B,), "
+                "one loss per example."
+            )
         if losses.shape != index.shape:
             raise InfluenceValueError(
                 f"the objective returned shape {tuple(losses.shape)} for {len(index)} examples; "
@@ -375,11 +380,12 @@ def refuse_unusable(encoder: nn.Module) -> None:
 
 
 @contextmanager
-def untouched(encoder: nn.Module) -> Iterator[None]:
+def untouched(encoder: nn.Module) -> Iterator[Callable[[], None]]:
     """Eval mode, no weight gradients; everything as before at the end, whatever happens.
 
-    Raises :class:`InfluenceError` for an encoder that is in use in another thread, quantised,
-    scripted, without values as yet, or made under ``torch.inference_mode``.
+    It yields a function that restores the buffers at once. Raises :class:`InfluenceError` for an
+    encoder that is in use in another thread, quantised, scripted, without values as yet, or made
+    under ``torch.inference_mode``.
     """
     refuse_unusable(encoder)
     modes = [(module, module.training) for module in encoder.modules()]
@@ -387,20 +393,24 @@ def untouched(encoder: nn.Module) -> Iterator[None]:
     # A forward pass may change a buffer or put another in its place.
     buffers = [(module, dict(module._buffers)) for module in encoder.modules()]
     values = [(buffer, buffer.clone()) for buffer in encoder.buffers()]
+
+    def restore() -> None:
+        for module, own in buffers:
+            module._buffers.clear()
+            module._buffers.update(own)
+        for buffer, value in values:
+            buffer.data.copy_(value)
+
     with _one_thread(encoder), _uncompiled():
         try:
             encoder.eval()
             for parameter, _ in flags:
                 parameter.requires_grad_(False)
             with torch.inference_mode(False), torch.enable_grad():
-                yield
+                yield restore
         finally:
             for module, mode in modes:
                 module.training = mode
             for parameter, flag in flags:
                 parameter.requires_grad_(flag)
-            for module, own in buffers:
-                module._buffers.clear()
-                module._buffers.update(own)
-            for buffer, value in values:
-                buffer.data.copy_(value)
+            restore()

@@ -36,10 +36,6 @@ class Embedded:
     names: Sequence[str] | None
     signs: Float64[Tensor, " m"] | None
 
-    def __post_init__(self) -> None:
-        if not isinstance(self.names, Sequence | None):  # as in Scores
-            object.__setattr__(self, "names", list(self.names))
-
     def blocks(self, rows: int) -> Iterator[Float[Tensor, "b dm"]]:
         """φ in blocks of images, the draws concatenated."""
         for part in self.parts:

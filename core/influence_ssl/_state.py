@@ -33,6 +33,7 @@ _CODE = FunctionType, staticmethod, classmethod, property, cached_property, part
 _FOLDERS = {"site-packages", "dist-packages"}
 # What names a device or a file.
 _PLACE = re.compile(r"cpu|mps|(cuda|xpu)(:\d+)?|.*[/\\].*", re.DOTALL)
+LOADED = "_loaded_"  # before the name of a file of one's own that a command imports
 # Where they lie does not matter: a run names their versions.
 _LIBRARIES = "torch", "influence_ssl"
 
@@ -49,11 +50,12 @@ def state_of(value: Any, opaque: Callable[[Any], object] = lambda value: "") -> 
 
 
 class State:
-    """The states of several values, apart from the data that their code names.
+    """The states of several values, apart from the data that running may change.
 
-    ``data``: the states of the variables of modules, classes and functions, by name. ``known``
-    names parts that need no look. ``encoder``: whether to leave out what differs between equal
-    encoders, that is objects of installed classes and the names of devices and files.
+    ``data``: the states of the variables of modules, classes, functions and closures, and of the
+    attributes of objects of one's own, by name. ``known`` names parts that need no look.
+    ``encoder``: whether to leave out what differs between equal encoders, that is objects of
+    installed classes and the names of devices and files.
     """
 
     def __init__(
@@ -62,16 +64,24 @@ class State:
         known: Iterable[tuple[Any, str]] = (),
         encoder: bool = False,
     ) -> None:
-        self.data: dict[str, str] = {}
+        self._data: dict[str, list[str]] = {}
         self.opaque = opaque
         self.encoder = encoder
         # With the value, so that no id is used again.
         self._known = {id(value): (value, name) for value, name in known}
         self._open: set[int] = set()
         self._named: set[tuple[int, str]] = set()
+        self._number: dict[str, int] = {}
+
+    @property
+    def data(self) -> dict[str, str]:
+        """The states of what running may change, by name; of all objects of one name together."""
+        return {
+            path: held[0] if len(held) == 1 else _hash(held) for path, held in self._data.items()
+        }
 
     def of(self, value: Any) -> str:
-        """SHA-256 of a value, without the data that its code names."""
+        """SHA-256 of a value, without what joins :attr:`data`."""
         kind = type(value)
         if self.encoder and kind is str and _PLACE.fullmatch(value):
             return ""
@@ -83,8 +93,8 @@ class State:
             return "within itself"
         self._open.add(id(value))
         try:
-            own = None if installed(kind.__module__) else (self.of(kind), self._attributes(value))
-            name = _name(value if isinstance(value, type) else kind)
+            name = name_of(value if isinstance(value, type) else kind)
+            own = None if installed(kind.__module__) else self._own(value, kind)
             found = _hash(name, self._parts(value), own)
         finally:
             self._open.discard(id(value))
@@ -101,22 +111,20 @@ class State:
         if isinstance(value, bool | int | float | complex | str | bytes):
             return repr(value)
         if isinstance(value, Tensor):
-            return _bytes(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()), (
-                str(value.dtype),
-                tuple(value.shape),
-            )
+            return self._tensor(value.detach()), str(value.dtype), tuple(value.shape)
         if isinstance(value, torch.device):
             return ""
         if isinstance(value, np.ndarray | np.generic):
             content = self.of(value.tolist()) if value.dtype.hasobject else _bytes(value)
             return content, str(value.dtype), np.shape(value)
         if isinstance(value, Mapping):
-            return sorted((self.of(key), self.of(held)) for key, held in value.items())
+            pairs = sorted(value.items(), key=lambda pair: self._rank(pair[0]))
+            return sorted((self.of(key), self.of(held)) for key, held in pairs)
         if isinstance(value, list | tuple):
             flat = not self.encoder and _flat(value)
             return repr(value) if flat else [self.of(one) for one in value]
         if isinstance(value, set | frozenset):
-            return sorted(self.of(one) for one in value)
+            return sorted([self.of(one) for one in sorted(value, key=self._rank)])
         if isinstance(value, FunctionType):
             return self._function(value)
         if isinstance(value, MethodType):
@@ -132,12 +140,13 @@ class State:
         if isinstance(value, partial | partialmethod):
             return self.of(value.func), self.of(value.args), self.of(value.keywords)
         if isinstance(value, CodeType):
-            return value.co_code, value.co_names, [self.of(one) for one in value.co_consts]
+            consts = [self.of(one) for one in value.co_consts]
+            return _signature(value), value.co_code, value.co_exceptiontable, value.co_names, consts
         if isinstance(value, type):
             return self._class(value)
         if isinstance(value, ModuleType):
             self._module(value, vars(value))
-            return value.__name__
+            return _place(value.__name__)
         if isinstance(value, np.ufunc):
             return repr(value)
         if isinstance(value, logging.Logger):
@@ -150,14 +159,45 @@ class State:
             return self.of(np.asarray(value))
         if hasattr(value, "__dict__"):
             # Its class may be installed and yet have a base or a copy of its own.
-            return self._class(type(value)), self._attributes(value)
+            return self._class(type(value)), self.of(self._attributes(value))
         text = repr(value)
         return self.opaque(value) if " at 0x" in text else text
 
-    def _attributes(self, value: Any) -> str:
+    def _tensor(self, value: Tensor) -> Any:
+        if value.layout is not torch.strided:
+            value = value.to_sparse_coo().coalesce()
+            return self._tensor(value.indices()), self._tensor(value.values())
+        value = value.cpu().resolve_conj().resolve_neg().contiguous()
+        return _bytes(value.flatten().view(torch.uint8).numpy())
+
+    def _own(self, value: Any, kind: type) -> tuple[str, int]:
+        """An object of one's own: its class and its number; its attributes join :attr:`data`."""
+        found, attributes = (self.of(kind), self._numbered(name_of(kind))), self._attributes(value)
+        self._join(name_of(kind), sorted(attributes))
+        for name, held in sorted(attributes.items()):
+            self._join(f"{name_of(kind)}.{name}", held)
+        return found
+
+    def _numbered(self, name: str) -> int:
+        """How many of this name were found before: their data alone do not tell which is where."""
+        self._number[name] = self._number.get(name, 0) + 1
+        return self._number[name]
+
+    def _rank(self, value: Any) -> str:
+        """What orders the members of a set: their names, and what is plain of their attributes."""
+        if type(value) in _PLAIN:
+            return repr(value)
+        named: Any = value if isinstance(value, type | FunctionType) else type(value)
+        attributes = sorted(self._attributes(value).items())
+        return _hash(name_of(named), [(n, repr(x)) for n, x in attributes if type(x) in _PLAIN])
+
+    def _join(self, path: str, held: Any) -> None:
+        self._data.setdefault(path, []).append(self.attempt(held))
+
+    def _attributes(self, value: Any) -> dict[str, Any]:
         """Those of an object, in slots too, but for what a ``cached_property`` keeps."""
         if isinstance(value, type | FunctionType | ModuleType):
-            return ""
+            return {}
         kinds = [part for base in reversed(type(value).__mro__) for part in vars(base).items()]
         found = {
             name: getattr(value, name)
@@ -166,35 +206,46 @@ class State:
         }
         kept = {name for name, part in kinds if isinstance(part, cached_property)}
         held = getattr(value, "__dict__", {})
-        return self.of(found | {name: one for name, one in held.items() if name not in kept})
+        return found | {name: one for name, one in held.items() if name not in kept}
 
     def _function(self, value: FunctionType) -> Any:
         module = value.__globals__.get("__name__", "")
-        free = zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
+        place, code = f"{_place(module)}.{value.__qualname__}", value.__code__
         # super() names the class, whose other methods need not matter.
-        cells = [_content(cell) for name, cell in free if name != "__class__"]
-        held = [self.of(one) for one in (value.__defaults__, value.__kwdefaults__)]
+        free = zip(code.co_freevars, value.__closure__ or (), strict=True)
+        cells = {name: _content(cell) for name, cell in free if name != "__class__"}
+        own = [self._held(place, name, one) for name, one in (_defaults(value) | cells).items()]
         if installed(module):  # which may still hold code of one's own, as a decorator does
-            return module, value.__qualname__, held, [self.of(one) for one in cells]
+            return place, self._numbered(place), own
         names, variables, imported = _used(value.__code__)
-        for cell in cells:
+        for cell in cells.values():
             if isinstance(cell, ModuleType):
                 self._module(cell, names)
-        for place in imported:
-            for found in _imported(place, value.__globals__.get("__package__") or ""):
+        for other in imported:
+            for found in _imported(other, value.__globals__.get("__package__") or ""):
                 self._module(found, names)
-        inside = [one.__name__ if isinstance(one, ModuleType) else self.of(one) for one in cells]
-        used = [self._variable(value.__globals__, module, name, names) for name in variables]
+        used = [
+            self._variable(value.__globals__, _place(module), name, names) for name in variables
+        ]
         for name in sorted(vars(value)):
-            used.append(self._variable(vars(value), f"{module}.{value.__qualname__}", name, names))
-        return self.of(value.__code__), held, inside, used
+            used.append(self._variable(vars(value), place, name, names))
+        return self.of(code), self._numbered(place), own, used
+
+    def _held(self, place: str, name: str, held: Any) -> str:
+        """The state of code that a function holds; that of data joins :attr:`data`."""
+        if isinstance(held, ModuleType):
+            return _place(held.__name__)
+        if isinstance(held, _CODE):
+            return self.of(held)
+        self._join(f"{place}.{name}", held)
+        return ""
 
     def attributes_of(self, kind: type, names: Container[str] | None = None) -> None:
         """Let the data of a class join :attr:`data`, all of it or that of these names."""
         for name, held in sorted(vars(kind).items()):
             code = name.startswith("__") or isinstance(held, (*_CODE, MemberDescriptorType))
             if not code and (names is None or name in names):
-                self._datum(vars(kind), _name(kind), name)
+                self._datum(vars(kind), name_of(kind), name)
 
     def _class(self, kind: type) -> list[tuple[str, str]]:
         found = []
@@ -209,7 +260,7 @@ class State:
         if not installed(module.__name__):
             for name in sorted({*names} & vars(module).keys()):
                 if not name.startswith("__"):
-                    self._datum(vars(module), module.__name__, name, names)
+                    self._datum(vars(module), _place(module.__name__), name, names)
 
     def _variable(
         self, held: Mapping[str, Any], place: str, name: str, names: Iterable[str]
@@ -235,8 +286,7 @@ class State:
         known = (id(value), f"{place}.{name}")
         if known not in self._named:
             self._named.add(known)
-            path = f"{place}.{name}"
-            self.data[path] = self.data.get(path, "") + self.attempt(value)
+            self._join(f"{place}.{name}", value)
 
 
 def forward_code(encoder: nn.Module) -> tuple[list[tuple[str, Any]], set[str]]:
@@ -261,7 +311,7 @@ def forward_code(encoder: nn.Module) -> tuple[list[tuple[str, Any]], set[str]]:
             names.add(name)
             for kind, held in methods.get(name, ()):
                 if not installed(kind.__module__):
-                    found.append((f"{_name(kind)}.{name}", held))
+                    found.append((f"{name_of(kind)}.{name}", held))
                 for function in _functions(held):
                     waiting += _names(function)
     return sorted(found, key=lambda one: one[0]), names
@@ -348,8 +398,34 @@ def _hash(*parts: Any) -> str:
     return hashlib.sha256(repr(parts).encode(errors="surrogatepass")).hexdigest()
 
 
-def _name(kind: type) -> str:
-    return f"{kind.__module__}.{kind.__qualname__}"
+def name_of(kind: Any) -> str:
+    """The name of a class or function with that of its module, see :func:`_place`."""
+    return f"{_place(kind.__module__)}.{kind.__qualname__}"
+
+
+@cache
+def _place(module: str) -> str:
+    """A module's name; of one's own the last part, the same for a script and for its import."""
+    if installed(module):
+        return module
+    if module == "__main__" and (file := getattr(sys.modules[module], "__file__", None)):
+        return Path(file).stem
+    return module.rpartition(".")[2].removeprefix(LOADED)
+
+
+def _signature(code: CodeType) -> tuple[Any, ...]:
+    """The names by which a function is called or finds what its closure holds."""
+    own = code.co_argcount + code.co_kwonlyargcount + bool(code.co_flags & inspect.CO_VARARGS)
+    own += bool(code.co_flags & inspect.CO_VARKEYWORDS)
+    counts = code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount
+    return counts, code.co_varnames[:own], code.co_freevars
+
+
+def _defaults(function: FunctionType) -> dict[str, Any]:
+    """A function's default values by the names of its parameters."""
+    code, values = function.__code__, function.__defaults__ or ()
+    names = code.co_varnames[code.co_argcount - len(values) : code.co_argcount]
+    return dict(zip(names, values, strict=True)) | (function.__kwdefaults__ or {})
 
 
 def _content(cell: Any) -> Any:

@@ -23,7 +23,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from influence_ssl._gradients import Capture
-from influence_ssl._state import State, forward_code, installed, state_of
+from influence_ssl._state import State, forward_code, installed, name_of, state_of
 from influence_ssl.errors import InfluenceOSError, InfluenceValueError
 from influence_ssl.files.writing import replacing
 from influence_ssl.objectives import Batch, Index, Objective
@@ -50,7 +50,7 @@ def fingerprint(encoder: nn.Module) -> str:
     """SHA-256 of an encoder's module types, parameters and buffers, and its own forward's code."""
     found, state = hashlib.sha256(), State(known=_registered(encoder), encoder=True)
     for name, module in encoder.named_modules():
-        found.update(f"{name} {type(module).__module__}.{type(module).__qualname__}\n".encode())
+        found.update(f"{name} {name_of(type(module))}\n".encode())
     for name, code in forward_code(encoder)[0]:
         found.update(f"{name} {state.attempt(code)}\n".encode())
     for name, tensor in (*encoder.named_parameters(), *encoder.named_buffers()):
@@ -67,13 +67,15 @@ def origin(encoder: nn.Module, capture: Capture) -> dict[str, str]:
     :func:`variables` are parts as well, but for those that a run changes.
     """
     shapes = [(x.name, x.out_features, x.in_features, *x.shape) for x in capture.layers]
-    parts = State().of(capture.objective), str(capture.seed), str(capture.dtype), repr(shapes)
+    objective = State(known=_registered(encoder)).attempt(capture.objective)
+    parts = objective, str(capture.seed), str(capture.dtype), repr(shapes)
     return dict(zip(_FIXED, (fingerprint(encoder), *parts, __version__), strict=True))
 
 
 def variables(encoder: nn.Module, objective: Objective) -> dict[str, str]:
     """The encoder's attributes, and the data that its code and the objective name."""
-    ours, theirs = State(known=_registered(encoder), encoder=True), State()
+    known = _registered(encoder)
+    ours, theirs = State(known=known, encoder=True), State(known=known)
     code, names = forward_code(encoder)
     found = {}
     for _, function in code:
@@ -90,6 +92,21 @@ def variables(encoder: nn.Module, objective: Objective) -> dict[str, str]:
     theirs.attempt(objective)
     found |= {f"the encoder's {name}": part for name, part in ours.data.items()}
     return found | {f"{_OBJECTIVE_S}{name}": part for name, part in theirs.data.items()}
+
+
+def settings_of(scorer: Any, names: Iterable[str]) -> dict[str, str]:
+    """The settings of these names and the data that they hold, but for what running changes."""
+    found = {}
+    for name in names:
+        state = State(id, _registered(scorer.encoder))
+        found[name] = state.attempt(getattr(scorer, name))
+        found |= {f"the {name}'s {part}": words for part, words in state.data.items()}
+    return steady(found, found)
+
+
+def is_same(one: object, other: object) -> bool:
+    """Whether two objects agree in all that they hold; ``==`` may be undefined, as of tensors."""
+    return one is other or state_of(one, id) == state_of(other, id)
 
 
 def _registered(encoder: nn.Module) -> list[tuple[Any, str]]:

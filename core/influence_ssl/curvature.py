@@ -36,7 +36,7 @@ from influence_ssl._embeddings import (
 )
 from influence_ssl._layers import Layer
 from influence_ssl._memory import free_memory
-from influence_ssl._numbers import plain
+from influence_ssl._numbers import plain, refuse_no_number
 from influence_ssl.errors import InfluenceTypeError, InfluenceValueError
 from influence_ssl.processes import first, gather, total
 
@@ -77,6 +77,7 @@ class Relative:
 
     def __post_init__(self) -> None:
         plain(self)
+        refuse_no_number(self, "c")
         if not (math.isfinite(self.c) and self.c >= 0):
             raise InfluenceValueError(f"Relative: c={self.c} must be finite and at least 0.")
 
@@ -131,6 +132,10 @@ class LoGra:
         plain(self)
         if self.rank is not None and (not isinstance(self.rank, Integral) or self.rank < 1):
             raise InfluenceValueError(f"LoGra: rank={self.rank!r} must be None or an integer ≥ 1.")
+        if not isinstance(self.joint, int):
+            raise InfluenceTypeError(f"LoGra: joint={self.joint!r:.60} must be True or False.")
+        if not isinstance(self.seed, Integral):
+            raise InfluenceTypeError(f"LoGra: seed={self.seed!r:.60} must be an integer.")
         _check(self.damping, "LoGra")
 
     def project(self, layers: list[Layer]) -> None:

@@ -1,5 +1,8 @@
 """Errors: one line that says what is wrong, where, and what to do."""
 
+import os
+from pathlib import Path
+
 
 class InfluenceError(Exception):
     """Base class of every error that this package raises on purpose.
@@ -23,6 +26,13 @@ class InfluenceTypeError(InfluenceError, TypeError):
 
 class InfluenceOSError(InfluenceError, OSError):
     """A file cannot be read or written."""
+
+
+def path_of(value: object, named: str) -> Path:
+    """A path that a caller gave. Raises for what is none; ``named`` is the argument."""
+    if not isinstance(value, str | os.PathLike) or not isinstance(os.fspath(value), str):
+        raise InfluenceTypeError(f"{named}={value!r:.60} must be a path, as a string or a Path.")
+    return Path(value)
 
 
 def printable(text: str) -> str:

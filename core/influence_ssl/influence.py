@@ -9,7 +9,7 @@ on the image lowers the query's loss. In terms of the curvature's φ it is
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from influence_ssl._kept import Embedded
 from influence_ssl._memory import free_memory
+from influence_ssl._numbers import is_one_of
 from influence_ssl.errors import InfluenceTypeError, InfluenceValueError
 from influence_ssl.files.tables import frame, save
 
@@ -32,6 +33,11 @@ NORMALISED = "cosine", "centred"
 _ENTRIES = 2**25
 _CPU = torch.device("cpu")
 _NAN = float("nan")
+_UNUSABLE = TypeError, ValueError, RuntimeError
+_PLAIN = (
+    "group must hold one plain label per training image, such as a string or an integer, for "
+    "instance [str(label) for label in group]."
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,13 +90,13 @@ def refuse(
     kept: Embedded,
     queries: int,
     top: int | None,
-    group: Sequence[Hashable] | np.ndarray | Tensor | None,
+    group: list[Hashable] | None,
     normalise: str | None,
 ) -> None:
     """Raise before any pass if :func:`products` could not do what is asked."""
     if top is not None and (not isinstance(top, Integral) or top < 1):
         raise InfluenceValueError(f"top={top!r} must be None or an integer ≥ 1.")
-    if normalise not in (None, *NORMALISED):
+    if normalise is not None and not is_one_of(normalise, NORMALISED):
         raise InfluenceValueError(
             f"normalise={normalise!r} must be None or one of {', '.join(map(repr, NORMALISED))}."
         )
@@ -123,7 +129,7 @@ def products(
     asked: Embedded,
     kept: Embedded,
     top: int | None,
-    group: Sequence[Hashable] | np.ndarray | Tensor | None,
+    group: list[Hashable] | None,
     normalise: str | None,
     provenance: dict[str, Any],
 ) -> Influence:
@@ -137,8 +143,8 @@ def products(
         phi = phi * kept.signs.repeat(phi.shape[1] // len(kept.signs))
     index, names, member = kept.index, kept.names, None
     if group is not None:
-        labels, member = _groups(group)
-        index, names = np.arange(len(labels)), list(map(str, labels))
+        different, member = _groups(group)
+        index, names = np.arange(len(different)), list(map(str, different))
     n, q, start = len(index), len(phi), 0
     whole = None if top is not None and member is None else np.zeros((q, n))
     ends = None if top is None else _Ends(q, min(top, n))
@@ -200,21 +206,24 @@ class _Ends:
         return np.stack(self.values), np.stack(self.places)
 
 
-def _named(group: Sequence[Hashable] | np.ndarray | Tensor) -> dict[str, Hashable]:
+def labels(group: Iterable[Hashable] | Tensor) -> list[Hashable]:
+    """Plain values, because tensors of equal labels differ, as NaN differs from itself."""
+    try:
+        values: Any = group.tolist() if isinstance(group, Tensor | np.ndarray) else list(group)
+        plain = [one.item() if isinstance(one, Tensor | np.generic) else one for one in values]
+        return [_NAN if one != one else one for one in plain]
+    except _UNUSABLE as error:  # a number, rows, a missing value of pandas
+        raise InfluenceTypeError(_PLAIN) from error
+
+
+def _named(group: list[Hashable]) -> dict[str, Hashable]:
     """The different labels by name. Raises where they name no groups."""
     found: dict[str, Hashable] = {}
     try:
-        labels = dict.fromkeys(_labels(group))
-    except (
-        TypeError,
-        ValueError,
-        RuntimeError,
-    ) as error:  # a list, a row, a missing value of pandas
-        raise InfluenceTypeError(
-            "group must hold one plain label per training image, such as a string or an integer, "
-            "for instance [str(label) for label in group]."
-        ) from error
-    for label in labels:
+        different = dict.fromkeys(group)
+    except TypeError as error:  # a list
+        raise InfluenceTypeError(_PLAIN) from error
+    for label in different:
         if (other := found.setdefault(str(label), label)) is not label:
             raise InfluenceValueError(
                 f"group holds {other!r} and {label!r}, two labels of one name; give labels of one "
@@ -223,18 +232,8 @@ def _named(group: Sequence[Hashable] | np.ndarray | Tensor) -> dict[str, Hashabl
     return found
 
 
-def _groups(
-    group: Sequence[Hashable] | np.ndarray | Tensor,
-) -> tuple[list[Hashable], Int64[np.ndarray, " n"]]:
+def _groups(group: list[Hashable]) -> tuple[list[Hashable], Int64[np.ndarray, " n"]]:
     """The labels in order of first appearance, and the place of each image's label among them."""
     number: dict[Hashable, int] = {}
-    member = [number.setdefault(label, len(number)) for label in _labels(group)]
+    member = [number.setdefault(label, len(number)) for label in group]
     return list(number), np.array(member, dtype=np.int64)
-
-
-def _labels(group: Sequence[Hashable] | np.ndarray | Tensor) -> list[Hashable]:
-    """Plain values, because tensors of equal labels differ, as NaN differs from itself."""
-    if isinstance(group, Tensor | np.ndarray):
-        group = group.tolist()
-    labels = [one.item() if isinstance(one, Tensor | np.generic) else one for one in group]
-    return [_NAN if one != one else one for one in labels]

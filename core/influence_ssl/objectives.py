@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from influence_ssl._numbers import is_one_of
 from influence_ssl._seeds import example_seeds
 from influence_ssl.errors import (
     InfluenceError,
@@ -161,7 +162,7 @@ def _shown(function: object) -> str:
 
 
 def _check_distance(distance: object, owner: str) -> None:
-    if not callable(distance) and distance not in ("cosine", "squared"):
+    if not callable(distance) and not is_one_of(distance, ("cosine", "squared")):
         raise InfluenceValueError(
             f"{owner}: distance={distance!r} is unknown; give 'cosine', 'squared' or a callable "
             "(z, z_hat) -> (B,)."
@@ -206,7 +207,7 @@ class Supervised:
     loss: str | Callable[[Tensor, Tensor], Tensor] = "cross_entropy"
 
     def __post_init__(self) -> None:
-        if not callable(self.loss) and self.loss != "cross_entropy":
+        if not callable(self.loss) and not is_one_of(self.loss, ["cross_entropy"]):
             raise InfluenceValueError(
                 f"Supervised: loss={self.loss!r} is unknown; give 'cross_entropy' or a callable "
                 "(output, y) -> (B,)."

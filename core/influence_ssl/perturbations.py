@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -22,18 +23,27 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from influence_ssl._numbers import plain
+from influence_ssl._numbers import plain, refuse_no_number
 from influence_ssl._seeds import example_seed, example_seeds
-from influence_ssl.errors import InfluenceValueError
+from influence_ssl.errors import InfluenceTypeError, InfluenceValueError
 
 
-def example_generator(seed: int, index: int, draw: int) -> torch.Generator:
+def example_generator(seed: int, index: int | Tensor, draw: int) -> torch.Generator:
     """The random generator of one example in one draw, determined by (seed, index, draw).
 
     NumPy's ``SeedSequence`` hashes the three numbers, so that neighbours get independent streams.
     PyTorch uses 32 bits of the hash; among 100,000 examples, about one pair shares its noise.
     """
-    return torch.Generator().manual_seed(example_seed(seed, index, draw))
+    try:
+        numbers = [operator.index(number) for number in (seed, index, draw)]
+    except TypeError as error:
+        raise InfluenceTypeError(
+            f"example_generator: seed={seed!r:.60}, index={index!r:.60} and draw={draw!r:.60} must "
+            "be integers, as a perturbation gets them for each image."
+        ) from error
+    if min(numbers) < 0:
+        raise InfluenceValueError(f"example_generator: {min(numbers)} is negative; count from 0.")
+    return torch.Generator().manual_seed(example_seed(*numbers))
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,7 @@ class GaussianNoise:
 
     def __post_init__(self) -> None:
         plain(self)
+        refuse_no_number(self, "mean", "std")
         if not math.isfinite(self.mean):
             raise InfluenceValueError(f"GaussianNoise: mean={self.mean} is not finite.")
         if not (math.isfinite(self.std) and self.std >= 0):

@@ -24,25 +24,32 @@ from influence_ssl._fit import Fit, foreign, made, project, projections, read, w
 from influence_ssl._gradients import Capture, refuse_unusable, untouched
 from influence_ssl._kept import HALVES, Embedded, Room
 from influence_ssl._passes import Gradients
-from influence_ssl._state import State
 from influence_ssl._store import (
     ENCODER,
     Probe,
     Store,
     differing,
     fingerprint,
+    is_same,
     origin,
+    settings_of,
     steady,
     variables,
 )
 from influence_ssl.curvature import Curvature, LoGra
-from influence_ssl.errors import InfluenceError, InfluenceTypeError, InfluenceValueError
-from influence_ssl.influence import Influence, products, refuse
+from influence_ssl.errors import (
+    InfluenceError,
+    InfluenceTypeError,
+    InfluenceValueError,
+    path_of,
+)
+from influence_ssl.influence import Influence, labels, products, refuse
 from influence_ssl.objectives import Invariance, Objective
 from influence_ssl.processes import gather, place, together
 from influence_ssl.provenance import device_used, made_with
-from influence_ssl.scores import Scores, check_names
+from influence_ssl.scores import Scores, checked_names
 
+_METHODS = {"objective": ("__call__", "Invariance()"), "curvature": ("fit", "LoGra()")}
 _BATCH, _LEAST = 256, 8  # images of 3 x 64 x 64, and at least so many of any size
 
 
@@ -95,8 +102,7 @@ class InfluenceScorer:
         store: str | Path | None = None,
         workers: int | None = None,
     ) -> None:
-        if not isinstance(encoder, nn.Module):
-            raise InfluenceTypeError(f"encoder is a {type(encoder).__name__}; give an nn.Module.")
+        _refuse_no_module(encoder)
         at_once = 1 if batch_size is None else batch_size
         threads = 0 if workers is None else workers
         counts = (
@@ -106,15 +112,13 @@ class InfluenceScorer:
         for name, number, least in counts:
             if not isinstance(number, Integral) or number < least:
                 raise InfluenceValueError(f"{name}={number!r} must be an integer ≥ {least}.")
-        if dtype and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise InfluenceValueError(f"dtype={dtype!r} must be a floating-point torch.dtype.")
         self.encoder = encoder
         self.objective = Invariance() if objective is None else objective
         self.curvature = LoGra() if curvature is None else curvature
-        parts = ("objective", "__call__", "Invariance()"), ("curvature", "fit", "LoGra()")
-        for name, method, example in parts:
-            if isinstance(part := getattr(self, name), type) or not hasattr(part, method):
-                raise InfluenceTypeError(f"{name}={part!r} must be an instance, such as {example}.")
+        _refuse_no_instance("objective", self.objective)
+        _refuse_no_instance("curvature", self.curvature)
         self.draws = int(draws)
         self.seed = int(seed)
         self.batch_size = None if batch_size is None else int(batch_size)
@@ -122,7 +126,7 @@ class InfluenceScorer:
         self.dtype = dtype
         self.layers = _listed(layers)
         self.progress = progress
-        self.store = None if store is None else Path(store)
+        self.store = None if store is None else path_of(store, "store")
         self.workers = None if workers is None else int(workers)
 
     fit_: Fit  # set by fit or load
@@ -161,12 +165,12 @@ class InfluenceScorer:
 
         If the encoder or a setting changes afterwards, all calls fail until the next fit.
         """
-        if not isinstance(keep, bool) and keep not in HALVES:
+        if not isinstance(keep, bool) and not any(keep is half for half in HALVES):
             raise InfluenceValueError(
                 f"keep={keep!r} must be True, False, torch.float16 or torch.bfloat16."
             )
         with self._gradients(images, index, "fit", objective=objective) as gradients:
-            self._check_names(names, gradients)
+            names = self._checked(names, gradients)
             if keep:
                 gradients.keep()
             form = self.curvature.fit(gradients)
@@ -195,7 +199,7 @@ class InfluenceScorer:
         """
         fit = getattr(self, "fit_", None)
         with self._gradients(images, index, "score", fit) as gradients:
-            self._check_names(names, gradients)
+            names = self._checked(names, gradients)
             gradients.representations = representations
             if fit is None:
                 gradients.keep()
@@ -272,7 +276,7 @@ class InfluenceScorer:
         index: Indices | None = None,
         names: Sequence[str] | None = None,
         top: int | None = None,
-        group: Sequence[Hashable] | np.ndarray | Tensor | None = None,
+        group: Iterable[Hashable] | Tensor | None = None,
         objective: Objective | None = None,
         normalise: str | None = None,
     ) -> Influence:
@@ -300,12 +304,13 @@ class InfluenceScorer:
             raise InfluenceValueError(
                 "no training images were kept; call fit(images, keep=True) before influence."
             )
+        group = None if group is None else labels(group)
         if hasattr(queries, "__len__"):  # what has no length is refused below
             refuse(fit.kept, len(queries), top, group, normalise)
             if index is None:
                 index = torch.arange(len(queries)) + int(fit.kept.index.max()) + 1
         with self._gradients(queries, index, "influence", fit, objective) as gradients:
-            self._check_names(names, gradients)
+            names = self._checked(names, gradients)
             asked = self._embedded(gradients, fit.form, names)
             provenance = self._provenance(gradients, fit.form, fit.n)
             provenance["query objective"] = _described(gradients.capture.objective)
@@ -326,13 +331,13 @@ class InfluenceScorer:
         fit = getattr(self, "fit_", None)
         if fit is None:
             raise InfluenceValueError("the scorer is not fitted; call fit(images) before save.")
-        if fit.objective != self.objective:
+        if not is_same(fit.objective, self.objective):
             raise InfluenceTypeError(
                 f"the fit uses another objective than the scorer, {fit.objective!r}, and a folder "
                 "can hold only one; fit a scorer that has this objective and save that."
             )
         names = "objective", "curvature", "draws", "seed", "dtype", "layers"
-        write(Path(folder), fit, {name: getattr(self, name) for name in names})
+        write(path_of(folder, "folder"), fit, {name: getattr(self, name) for name in names})
 
     @classmethod
     def load(
@@ -353,9 +358,11 @@ class InfluenceScorer:
         argument differs from the fit's. An attribute of the encoder is compared at the first call,
         which shows whether a forward pass changes it.
         """
+        _refuse_no_module(encoder)
         refuse_unusable(encoder)
-        place = Capture(encoder, [], Invariance(), 0).device if device is None else device
-        words, fit = read(Path(folder), torch.device(place))
+        folder = path_of(folder, "folder")
+        own = Capture(encoder, [], Invariance(), 0).device
+        words, fit = read(folder, _usable(device, own))
         try:
             settings: dict[str, Any] = {
                 "objective": made(words["objective"], "objective", objective),
@@ -367,7 +374,7 @@ class InfluenceScorer:
         except InfluenceError:
             raise
         except Exception as error:
-            raise foreign(Path(folder), error) from error
+            raise foreign(folder, error) from error
         found = cls(
             encoder, **settings, batch_size=batch_size, device=device, progress=progress,
             workers=workers,
@@ -418,10 +425,11 @@ class InfluenceScorer:
         return room.embedded(gradients.index.numpy(), names, getattr(form, "signs", None))
 
     @staticmethod
-    def _check_names(names: Sequence[str] | None, gradients: Gradients) -> None:
+    def _checked(names: Sequence[str] | None, gradients: Gradients) -> Sequence[str] | None:
+        names = checked_names(names)
         if names is not None and len(names) != gradients.examples.n:
             raise InfluenceValueError(f"names holds {len(names)} names; give one per image.")
-        check_names(names)
+        return names
 
     @contextmanager
     def _gradients(
@@ -434,45 +442,46 @@ class InfluenceScorer:
     ) -> Iterator[Gradients]:
         with together():
             if fit is not None:
-                now = self._settings()
-                self._refuse(name for name in now if now[name] != fit.settings[name])
+                self._refuse(differing(self._settings(), fit.settings))
             examples = Examples(images, index)
             asked = self.objective if objective is None else objective
+            _refuse_no_instance("objective", asked)
             own = Capture(self.encoder, [], asked, self.seed)
-            try:
-                device = torch.empty(0, device=self.device or own.device).device
-            except (RuntimeError, AssertionError) as error:
-                reason = f"device={str(self.device)!r} cannot be used: {str(error).splitlines()[0]}"
-                raise InfluenceValueError(reason) from None
+            device = _usable(self.device, own.device)
             dtype = self.dtype or own.dtype
             choose = self.curvature.project if fit is None else partial(project, fit.projections)
-            with untouched(self.encoder), _without_autocast({"cpu", own.device.type, device.type}):
+            cast = {"cpu", own.device.type, device.type}
+            with untouched(self.encoder) as restore, _without_autocast(cast):
                 sample = examples.first()
                 named = fit is not None or self.store is not None or stage == "fit"
                 before = variables(self.encoder, asked) if named else {}
                 capture, exact = prepare(own, self.layers, choose, *sample, device, dtype)
+                restore()  # what the checks wrote into buffers is no part of the encoder
                 store, parts = None, {}
                 if named:
                     parts = origin(self.encoder, capture)
                     parts |= steady(before, variables(self.encoder, asked))
                 if fit is not None:
-                    self._refuse(differing(parts, fit.origin, asked == fit.objective))
+                    self._refuse(differing(parts, fit.origin, is_same(asked, fit.objective)))
                     if not fit.probe.agrees(replace(exact, objective=fit.objective)):
                         self._refuse(["the objective or the encoder's forward pass"])
                 if self.store is not None and objective is None:  # it holds the scorer's objective
                     store = Store(self.store, parts, exact, *sample, self.draws)
                 step = self.images_at_once(examples.values)
                 shown = stage if self.progress and place()[0] == 0 else None
-                yield Gradients(
-                    capture, exact, examples, self.draws, step, store, shown, self.workers, parts
-                )
-                if named:
-                    steady(before, variables(self.encoder, asked))
+                try:
+                    yield Gradients(
+                        capture, exact, examples, self.draws, step, store, shown, self.workers,
+                        parts,
+                    )  # fmt: skip
+                finally:
+                    if named:
+                        steady(before, variables(self.encoder, asked))
 
     def _settings(self) -> dict[str, Any]:
         """The current settings that must not change between a fit and its use."""
         names = "objective", "curvature", "draws", "seed", "device", "dtype", "layers"
-        return {name: State(id).of(getattr(self, name)) for name in names}
+        return settings_of(self, names)
 
     def _refuse(self, changed: Iterable[str]) -> None:
         if names := list(changed):
@@ -499,6 +508,27 @@ class InfluenceScorer:
             **made_with(),
             **getattr(fitted, "provenance", {}),
         }
+
+
+def _refuse_no_module(encoder: object) -> None:
+    if not isinstance(encoder, nn.Module):
+        raise InfluenceTypeError(f"encoder is a {type(encoder).__name__}; give an nn.Module.")
+
+
+def _refuse_no_instance(name: str, part: object) -> None:
+    """Raise for a class or for what lacks the method of an objective or a curvature."""
+    method, example = _METHODS[name]
+    if isinstance(part, type) or not hasattr(part, method):
+        raise InfluenceTypeError(f"{name}={part!r} must be an instance, such as {example}.")
+
+
+def _usable(device: str | torch.device | None, own: torch.device) -> torch.device:
+    """The device, with its number; ``None`` stands for the encoder's own."""
+    try:
+        return torch.empty(0, device=own if device is None else device).device
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
+        reason = f"device={str(device)!r} cannot be used: {str(error).splitlines()[0]}"
+        raise InfluenceValueError(reason) from None
 
 
 def _described(part: object) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
+from influence_ssl._numbers import is_one_of
 from influence_ssl.errors import (
     InfluenceOSError,
     InfluenceTypeError,
     InfluenceValueError,
     described,
+    path_of,
 )
 from influence_ssl.files.tables import frame, read_csv, read_parquet, save
 
@@ -54,9 +56,15 @@ class Scores:
     representations: Float32[np.ndarray, "n d"] | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.names, Sequence | None):  # a pandas.Series finds by its own labels
-            object.__setattr__(self, "names", list(self.names))
-        check_names(self.names)
+        object.__setattr__(self, "names", checked_names(self.names))
+        for name, (_, axes) in _FORMS.items():
+            column = getattr(self, name)
+            if name != "names" and (column is not None or name in _ALWAYS):
+                object.__setattr__(self, name, column := np.asarray(column))
+                if column.ndim != axes:
+                    raise InfluenceValueError(
+                        f"Scores: {name} must be an array with {axes} axes, not {column.ndim}."
+                    )
         rows = self.loss, self.gradient_norm, self.representations, self.names
         lengths = {len(self.values), len(self.standard_error), len(self.index)}
         lengths |= {len(column) for column in rows if column is not None}
@@ -118,7 +126,7 @@ class Scores:
 
     def order(self, which: str = "highest") -> Int64[np.ndarray, " n"]:
         """Positions sorted by magnitude, ``"highest"`` or ``"lowest"`` first; ties by index."""
-        if which not in ("highest", "lowest"):
+        if not is_one_of(which, ("highest", "lowest")):
             raise InfluenceValueError(f"order: which={which!r} must be 'highest' or 'lowest'.")
         key = self.values if which == "highest" else self.magnitude
         return np.lexsort((self.index, key))
@@ -136,7 +144,7 @@ class Scores:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Scores:
         """Read a file that :meth:`save` wrote."""
-        path = Path(path)
+        path = path_of(path, "path")
         read = _READERS.get(path.suffix)
         if read is None:
             raise InfluenceValueError(f"{path}: the suffix must be one of {', '.join(_READERS)}.")
@@ -152,14 +160,19 @@ class Scores:
             ) from error
 
 
-def check_names(names: Sequence[str] | None) -> None:
-    """Raise unless all names are strings, which files give back as they were."""
+def checked_names(names: Iterable[str] | None) -> Sequence[str] | None:
+    """The names. Raises unless all are strings, which files give back as they were."""
+    if names is not None and not isinstance(names, Iterable):
+        raise InfluenceTypeError(f"names={names!r:.60} must hold one name per image.")
+    if not isinstance(names, Sequence | None):  # a pandas.Series finds by its own labels
+        names = list(names)
     for i, name in enumerate(() if names is None else names):
         if not isinstance(name, str):
             raise InfluenceValueError(
                 f"names must be strings, but name {i} is {name!r:.60} ({type(name).__name__}); "
                 "give [str(name) for name in names]."
             )
+    return names
 
 
 def _write_npz(scores: Scores, path: Path) -> None:
@@ -176,6 +189,7 @@ def _write_npz(scores: Scores, path: Path) -> None:
     np.savez_compressed(path, provenance=np.array(json.dumps(scores.provenance)), **columns)
 
 
+_ALWAYS = "values", "standard_error", "index"
 # The kind of numbers and the axes of each array of an .npz.
 _FORMS = dict.fromkeys(("values", "standard_error", "loss", "gradient_norm"), ("f", 1))
 _FORMS |= {"per_draw": ("f", 2), "representations": ("f", 2), "index": ("i", 1), "names": ("U", 1)}

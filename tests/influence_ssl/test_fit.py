@@ -1,5 +1,7 @@
 """A fit that outlives its process."""
 
+import functools
+import importlib
 import json
 import os
 import subprocess
@@ -21,6 +23,7 @@ from influence_ssl import (
     LoGra,
     Relative,
 )
+from influence_ssl.encoders.loading import import_function
 
 CURVATURES = {
     "logra": LoGra(3),
@@ -109,6 +112,73 @@ print(*InfluenceScorer.load({str(tmp_path / "fit")!r}, net, progress=False).scor
     np.testing.assert_allclose(found, scorer_of(net).fit(x).score(x).values, rtol=1e-9)
 
 
+SCRIPT = """
+import torch
+from torch import nn
+from influence_ssl import InfluenceScorer, Invariance
+
+SCALE = 0.3
+x = torch.randn(10, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+def scaled(x):
+    return x * SCALE
+
+class Net(nn.Module):
+    gain = 2.0
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Conv2d(3, 4, 3), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.last(scaled(self.first(x).relu().mean((2, 3)) * self.gain))
+
+class Brighter:
+    share = 0.1
+
+    def __call__(self, x, index, draw, seed):
+        return x + self.share * scaled(x).square()
+
+def net():
+    return Net().double()
+
+if __name__ == "__main__":
+    scorer = InfluenceScorer(net(), Invariance(Brighter()), progress=False, store="store").fit(x)
+    scorer.save("fit")
+    print(*scorer.score(x).values)
+"""
+
+
+@pytest.mark.parametrize("command", [False, True])
+def test_a_script_s_fit_and_store_serve_those_who_import_it(tmp_path, monkeypatch, command):
+    """Its classes are those of ``__main__`` while it runs; a command gives it a name of its own."""
+    (tmp_path / "trained_by_script.py").write_text(SCRIPT)
+    paths = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    done = subprocess.run(
+        [sys.executable, "trained_by_script.py"],
+        capture_output=True, text=True, env=paths, check=True, cwd=tmp_path,
+    )  # fmt: skip
+    expected = [float(number) for number in done.stdout.split()]
+    monkeypatch.chdir(tmp_path)
+    if command:
+        function = import_function("trained_by_script.py:net", "--encoder")
+        script = sys.modules[function.__module__]
+    else:
+        monkeypatch.syspath_prepend(str(tmp_path))
+        script = importlib.import_module("trained_by_script")
+    objective = Invariance(script.Brighter())
+    load = functools.partial(InfluenceScorer.load, "fit", objective=objective, progress=False)
+    stored = functools.partial(scorer_of, objective=objective, store="store")
+    for scorer in (load(encoder=script.net()), stored(script.net())):
+        np.testing.assert_allclose(scorer.score(script.x).values, expected, rtol=1e-9)
+    monkeypatch.setattr(script, "SCALE", 0.4)
+    with pytest.raises(InfluenceError, match=r"trained_by_script\.SCALE changed since fit"):
+        load(encoder=script.net()).score(script.x)
+    with pytest.raises(InfluenceError, match=r"differed in .*trained_by_script\.SCALE"):
+        stored(script.net()).score(script.x)
+
+
 def closure(factor):
     return Invariance(lambda x, index, draw, seed: x * (1 + factor))
 
@@ -122,7 +192,7 @@ def test_a_part_of_one_s_own_is_given_and_checked(tmp_path):
     loaded = InfluenceScorer.load(tmp_path, net, objective=closure(0.1), progress=False)
     np.testing.assert_allclose(loaded.score(x).values, expected.score(x).values, rtol=1e-11)
     other = InfluenceScorer.load(tmp_path, net, objective=closure(0.2), progress=False)
-    with pytest.raises(InfluenceError, match=r"^objective changed since fit"):
+    with pytest.raises(InfluenceError, match=r"^the objective's .*factor changed since fit"):
         other.score(x)
 
 

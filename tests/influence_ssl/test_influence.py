@@ -1,5 +1,7 @@
 """Influence of training images on queries, against explicit matrices, refits and closed forms."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import pandas
 import pytest
@@ -225,6 +227,29 @@ def test_images_without_a_label_are_one_group():
     scorer = scorer_of(build(Sequence)).fit(images(6), keep=True)
     for missing in (np.array([0, np.nan, 1] * 2), [0.0, float("nan"), 1.0, 0.0, float("nan"), 1.0]):
         assert scorer.influence(images(2), group=missing).names == ["0.0", "nan", "1.0"]
+
+
+def test_objectives_that_hold_tensors_are_compared(tmp_path):
+    """``==`` of two data classes with tensors has no answer."""
+
+    @dataclass
+    class Along:
+        step: torch.Tensor
+
+        def __call__(self, x, index, draw, seed):
+            return x + self.step
+
+    net, x = build(Sequence), images(6)
+    step = torch.tensor([0.1, 0.2, 0.3], dtype=x.dtype).view(3, 1, 1)
+    scorer = scorer_of(net, objective=Invariance(Along(step))).fit(x, keep=True)
+    scorer.save(tmp_path)
+    expected = scorer.influence(x).values
+    again = scorer.influence(x, objective=Invariance(Along(step.clone()))).values
+    np.testing.assert_array_equal(again, expected)
+    other = Invariance(Along(2 * step))
+    assert not np.allclose(scorer.influence(x, objective=other).values, expected)
+    with pytest.raises(InfluenceError, match="uses another objective"):
+        scorer_of(net, objective=Invariance(Along(step))).fit(x, objective=other).save(tmp_path)
 
 
 def test_the_query_s_objective_may_be_another():

@@ -21,8 +21,13 @@ from influence_ssl import (
     Invariance,
     LoGra,
     Relative,
+    Scores,
     Supervised,
 )
+from influence_ssl.analysis.ranking import read_rows
+from influence_ssl.encoders.loading import load_encoder
+from influence_ssl.files.images import ImageFiles
+from influence_ssl.perturbations import example_generator
 
 
 class Mixing(nn.Module):
@@ -167,7 +172,25 @@ def test_unusable_images(message):
         (lambda: ExactHessian(-0.1), "damping=-0.1"),
         (lambda: ExactHessian(Relative(0.1)), "must be a float"),
         (lambda: Relative(-1), "c=-1 must be finite"),
+        (lambda: Relative("0.1"), "Relative: c='0.1' must be a number"),
+        (lambda: LoGra(seed="1"), "seed='1' must be an integer"),
+        (lambda: LoGra(joint="no"), "joint='no' must be True or False"),
         (lambda: GaussianNoise(std=-0.1), "std=-0.1"),
+        (lambda: GaussianNoise(None), "GaussianNoise: mean=None must be a number"),
+        (lambda: GaussianNoise(std=[0.2]), r"GaussianNoise: std=\[0.2\] must be a number"),
+        (lambda: Invariance(distance=np.zeros(2)), "distance=.* is unknown"),
+        (lambda: Supervised(np.zeros(2)), "loss=.* is unknown"),
+        (lambda: InfluenceScorer(build(Windows), store=3), "store=3 must be a path"),
+        (lambda: InfluenceScorer(build(Windows), store=b"x"), "store=b'x' must be a path"),
+        (lambda: InfluenceScorer(build(Windows), dtype=np.zeros(2)), "floating-point torch.dtype"),
+        (lambda: InfluenceScorer(build(Windows), dtype=0), "dtype=0 must be a floating"),
+        (lambda: InfluenceScorer.load("x", "encoder"), "encoder is a str"),
+        (lambda: Scores.load(None), "path=None must be a path"),
+        (lambda: ImageFiles(3), "source=3 must be a path"),
+        (lambda: load_encoder(3), "named by a string"),
+        (lambda: read_rows(3), "path=3 must be a path"),
+        (lambda: example_generator(0, "a", 0), "index='a' and draw=0 must be integers"),
+        (lambda: example_generator(0, -1, 0), "-1 is negative"),
         (lambda: Invariance(distance="dot"), "distance='dot' is unknown"),
         (lambda: Invariance(0.2), "perturbation is a float"),
         (lambda: Supervised("hinge"), "loss='hinge' is unknown"),
@@ -198,7 +221,13 @@ def test_bad_arguments_are_refused_at_construction(make, message):
         ),
         ({"layers": ["norm"]}, "'norm' is not a Conv2d or Linear"),
         ({"device": "cuda:99"}, "device='cuda:99' cannot be used"),
+        ({"device": ["cpu"]}, r"device=.* cannot be used"),
         ({"objective": Supervised()}, "needs labels"),
+        ({"objective": lambda encode, batch, *_: 0.5}, "the objective returned a float"),
+        (
+            {"objective": Invariance(distance=lambda z, w: None)},
+            "the objective returned a NoneType",
+        ),
         (
             {"objective": lambda encode, batch, *_: encode(batch[0]).sum()[None]},
             "must return one loss per example",
@@ -239,6 +268,59 @@ def test_a_function_that_makes_no_view_is_named(case, objective, said):
     assert re.search(said, str(caught.value))
     if case == "raises":
         assert isinstance(caught.value.__cause__, KeyError)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"names": 3}, "names=3 must hold one name per image"),
+        ({"names": iter("ab")}, "names holds 2 names"),
+        ({"group": 3}, "group must hold one plain label"),
+        ({"group": torch.tensor(3)}, "group must hold one plain label"),
+        ({"group": iter("ab")}, "group holds 2 labels for 4"),
+        ({"objective": 3}, "objective=3 must be an instance"),
+        ({"objective": Invariance}, "must be an instance, such as Invariance"),
+        ({"normalise": np.zeros(2)}, "normalise=.* must be None or one of"),
+    ],
+)
+def test_bad_arguments_of_influence(arguments, message):
+    scorer = InfluenceScorer(build(Windows), progress=False).fit(x := images(4), keep=True)
+    with pytest.raises(InfluenceError, match=message):
+        scorer.influence(x, **arguments)
+
+
+def test_bad_arguments_of_a_fitted_scorer(tmp_path):
+    scorer, x = InfluenceScorer(net := build(Windows), progress=False), images(4)
+    scores = scorer.fit(x).score(x)
+    for call, message in (
+        (lambda: scorer.fit(x, objective=3), "objective=3 must be an instance"),
+        (lambda: scorer.fit(x, keep=np.zeros(2)), "keep=.* must be True, False"),
+        (
+            lambda: scorer.score(torch.zeros(4)),
+            r"images has shape \(4,\); give a tensor \(N, ...\)",
+        ),
+        (lambda: scorer.score(torch.zeros(())), r"images has shape \(\); give"),
+        (lambda: scorer.save(3), "folder=3 must be a path"),
+        (lambda: scores.save(None), "path=None must be a path"),
+        (lambda: scores.order(np.zeros(2)), "which=.* must be"),
+    ):
+        with pytest.raises(InfluenceError, match=message):
+            call()
+    scorer.save(tmp_path)
+    with pytest.raises(InfluenceError, match="device='nonsense' cannot be used"):
+        InfluenceScorer.load(tmp_path, net, device="nonsense")
+
+
+def test_arguments_of_any_kind_that_holds_them():
+    scorer = InfluenceScorer(build(Windows), progress=False).fit(x := images(4), keep=True)
+    found = scorer.influence(x, names=iter("abcd"), group=iter("aabb"))
+    expected = scorer.influence(x, names=[*"abcd"], group=[*"aabb"])
+    np.testing.assert_array_equal(found.values, expected.values)
+    assert list(found.queries) == [*"abcd"]
+    assert list(scorer.score(x, names=iter("abcd")).names) == [*"abcd"]
+    assert GaussianNoise(std=torch.tensor(0.5)) == GaussianNoise(std=0.5)
+    same = example_generator(1, torch.tensor(2), np.int64(3)), example_generator(1, 2, 3)
+    assert same[0].initial_seed() == same[1].initial_seed()
 
 
 def test_a_perturbation_that_runs_out_of_memory_says_so_itself():

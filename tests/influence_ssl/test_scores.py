@@ -92,6 +92,16 @@ def test_names_that_are_no_strings_are_refused_where_they_enter(names):
                 call(x, names=kind(names))
 
 
+def test_columns_are_arrays_of_their_axes():
+    found = example()
+    assert replace(found, values=found.values.tolist()) == found
+    for name, column in (("values", 3), ("index", None), ("loss", np.zeros((5, 1)))):
+        with pytest.raises(InfluenceError, match=f"Scores: {name} must be an array with 1 axes"):
+            replace(found, **{name: column})
+    with pytest.raises(InfluenceError, match="per_draw must be an array with 2 axes"):
+        replace(found, per_draw=np.zeros(5))
+
+
 def test_table_for_pandas():
     table = example().to_pandas()
     assert list(table.columns) == ["index", "name", "score", "standard_error"]

@@ -54,7 +54,14 @@ def changed_in_place(value, change):
     return value
 
 
+def called(names, body="a - b"):
+    """A function of these parameters; both orders have one code."""
+    return eval(f"lambda {names}: {body}")
+
+
 BANK = Bank(torch.eye(3))
+ONE, OTHER = Bank(torch.eye(3)), Bank(torch.ones(3, 3))
+WEAK, STRONG = closure(0.1), closure(0.2)
 PAIRS = {
     "number": (0.1, 0.2),
     "type of a number": (1, 1.0),
@@ -68,6 +75,12 @@ PAIRS = {
     "module": (nn.Linear(2, 2), nn.Linear(2, 2)),
     "attribute": (BANK, changed_in_place(BANK, lambda one: one.names.add("d"))),
     "rows": (BANK, changed_in_place(BANK, lambda one: one.rows.mul_(2))),
+    "names of parameters": (called("a, b"), called("b, a", "b - a")),
+    "sparse tensor": (torch.eye(2).to_sparse(), torch.tensor([[0.0, 1], [1, 0]]).to_sparse()),
+    "conjugate": (torch.tensor([1j]).conj(), torch.tensor([2j]).conj()),
+    "places of objects": ([ONE, OTHER, ONE], [ONE, OTHER, OTHER]),
+    "places of closures": ([WEAK, STRONG, WEAK], [WEAK, STRONG, STRONG]),
+    "override": (BANK, changed_in_place(BANK, lambda one: setattr(one, "strength", 0.2))),
     "method": (BANK.__call__, changed_in_place(BANK, lambda one: one.rows.mul_(2)).__call__),
 }
 
@@ -270,6 +283,21 @@ def test_a_long_table_takes_less_than_a_second(monkeypatch):
     assert time.process_time() - started < 1
 
 
+def test_many_objects_and_sets_that_hold_one_another_take_less_than_a_second():
+    class Node:
+        def __init__(self, number):
+            self.number, self.others = number, set()
+
+    nodes = [Node(number) for number in range(30)]
+    for node in nodes:
+        node.others |= {*nodes}
+    chain = Node(0), [Node(number) for number in range(3_000)]
+    started = time.process_time()
+    assert state_of(nodes) == state_of(nodes)
+    assert len(state_of(chain)) == 64
+    assert time.process_time() - started < 1
+
+
 def test_another_process_finds_the_same_state(tmp_path):
     """Whatever the order of its sets, and wherever it keeps things."""
     (tmp_path / "own.py").write_text(
@@ -279,11 +307,20 @@ def test_another_process_finds_the_same_state(tmp_path):
         SCALE = 0.5
         WORDS = {"one": {"d", "e", "f"}, "two": frozenset("xyz")}
 
+        class Part:
+            def __init__(self, name):
+                self.name = name
+
+            def __hash__(self):
+                return hash(self.name)
+
         class Own:
             words = {"g", "h", "i"}
 
             def __init__(self):
                 self.kinds = {"red", "green", "blue", "grey"}
+                self.parts = {Part(name) for name in self.kinds}
+                self.found = {part: part.name for part in self.parts}
                 self.scale = lambda x: x * SCALE if x in {"a", "b", "c"} else WORDS
 
             def __call__(self, x):

@@ -12,7 +12,7 @@ import numpy as np
 import pandas
 from jaxtyping import Float64, Int64
 
-from influence_ssl.errors import InfluenceOSError, InfluenceValueError, described
+from influence_ssl.errors import InfluenceOSError, InfluenceValueError, described, path_of
 from influence_ssl.files.sources import PATH_COLUMNS, separator
 from influence_ssl.files.tables import read_csv, read_parquet
 from influence_ssl.scores import Scores
@@ -72,11 +72,12 @@ class Table:
         return [name for name, found in columns.items() if found is None]
 
 
-def read_rows(path: Path) -> Table:
+def read_rows(path: str | Path) -> Table:
     """A score file as :func:`read_scores` reads it, or one of ``influence-ssl check``.
 
     The latter has no scores: ``scored`` is False, and score, rank and percentile are meaningless.
     """
+    path = path_of(path, "path")
     if path.suffix not in (".csv", ".parquet") or not path.is_file():
         return read_scores(path)
     try:
@@ -98,11 +99,12 @@ def read_rows(path: Path) -> Table:
     return replace(_table(path, scores, frame), scored=False)
 
 
-def read_scores(path: Path) -> Table:
+def read_scores(path: str | Path) -> Table:
     """Read a score file of any of the forms that ``Scores.save`` and ``influence-ssl score`` write.
 
     Rank and percentile are computed if the file has none. Raises :class:`InfluenceError`.
     """
+    path = path_of(path, "path")
     scores = Scores.load(path)
     n = len(scores)
     if n == 0:

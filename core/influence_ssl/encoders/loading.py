@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from influence_ssl._layers import refuse_lazy
+from influence_ssl._state import LOADED
 from influence_ssl.encoders.builtin import LIMITS, from_package
 from influence_ssl.encoders.checkpoints import kind, read_tensors
 from influence_ssl.encoders.parts import Part, few, find_part
@@ -63,6 +64,10 @@ def load_encoder(
     or torchvision offer, and downloads them if they are not cached. ``untrained`` is set if an
     encoder by name was given no weights. Raises :class:`InfluenceError`.
     """
+    if not isinstance(spec, str):
+        raise InfluenceTypeError(
+            f"an encoder is named by a string, such as 'timm:resnet18', instead of {spec!r:.60}."
+        )
     pretrained = weights == "pretrained"
     if part is not None and (weights is None or pretrained):
         raise InfluenceValueError("--weights-part requires --weights FILE; give a file.")
@@ -136,7 +141,7 @@ def import_function(spec: str, option: str) -> Callable[..., Any]:
         sys.path.insert(0, folder)
     try:
         if is_file:
-            loader = _AsItStands(f"_loaded_{Path(place).stem}", str(Path(place).absolute()))
+            loader = _AsItStands(f"{LOADED}{Path(place).stem}", str(Path(place).absolute()))
             found = importlib.util.spec_from_loader(loader.name, loader)
             assert found is not None
             module = sys.modules[found.name] = importlib.util.module_from_spec(found)

@@ -38,6 +38,7 @@ from influence_ssl.errors import (
     InfluenceTypeError,
     InfluenceValueError,
     one_line,
+    path_of,
 )
 from influence_ssl.files.decoding import (
     DEPTHS,
@@ -141,7 +142,7 @@ class ImageFiles(Dataset[tuple[Tensor]]):
     def __init__(
         self, source: str | Path, preprocess: Preprocess | None = None, bits: int | None = None
     ) -> None:
-        self.source = Path(source)
+        self.source = path_of(source, "source")
         self.preprocess = to_tensor if preprocess is None else preprocess
         self._files, names, self.ignored = open_source(self.source)
         if not names:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from influence_ssl.errors import InfluenceTypeError, InfluenceValueError
+from influence_ssl.errors import InfluenceTypeError, InfluenceValueError, path_of
 from influence_ssl.files.writing import replacing
 
 if TYPE_CHECKING:
@@ -60,7 +60,10 @@ def save(
 
     ``others`` are writers of further suffixes.
     """
-    path, writers = Path(path), {**(others or {}), ".csv": write_csv, ".parquet": write_parquet}
+    path, writers = (
+        path_of(path, "path"),
+        {**(others or {}), ".csv": write_csv, ".parquet": write_parquet},
+    )
     write = writers.get(path.suffix)
     if write is None:
         raise InfluenceValueError(f"{path}: the suffix must be one of {', '.join(writers)}.")
