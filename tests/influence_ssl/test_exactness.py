@@ -214,6 +214,20 @@ def test_identity_is_the_squared_gradient_norm():
     np.testing.assert_allclose(score(net, x, Identity()).magnitude, (g**2).sum(1), rtol=1e-8)
 
 
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_the_cosine_does_not_depend_on_the_length_of_representations(scale):
+    """Nor does its gradient; the squares of these lengths are 0 or infinite."""
+
+    class Scaled(Windows):
+        def forward(self, x):
+            return scale * super().forward(x)
+
+    x = images()
+    expected = np.concatenate(brute_force_gradients(build(Windows), x, perturbed(x)), 1)
+    found = score(build(Scaled), x, Identity())
+    np.testing.assert_allclose(found.magnitude, (expected**2).sum(1), rtol=1e-8)
+
+
 def test_several_draws_average_scores_under_one_curvature():
     net, x = build(Windows), images(12)
     per_draw = [

@@ -308,6 +308,30 @@ def test_alignment_is_the_distance_of_two_seeded_views():
     np.testing.assert_allclose(one.loss, losses, rtol=1e-9)
 
 
+def test_each_seed_and_each_draw_of_alignment_has_its_own_views():
+    net, x = build(Sequence), images(6)
+    one, both, other = (
+        scorer_of(net, objective=Alignment(AUGMENT), draws=draws, seed=seed).score(x).loss
+        for draws, seed in ((1, 0), (2, 0), (1, 1))
+    )
+    assert not np.isclose(one, both).any()  # the mean of two draws
+    assert not np.isclose(one, other).any()
+
+
+def test_an_augmentation_may_work_in_place():
+    net, x = build(Sequence), images(6)
+    before = x.clone()
+    found, expected = (
+        scorer_of(net, objective=Alignment(augment)).score(x).values
+        for augment in (
+            lambda one: one.mul_(1 + torch.rand(())).add_(0.1),
+            lambda one: one * (1 + torch.rand(())) + 0.1,
+        )
+    )
+    np.testing.assert_array_equal(found, expected)
+    assert torch.equal(x, before)
+
+
 def test_alignment_refuses_what_it_cannot_use():
     net, x = build(Sequence), images(4)
     with pytest.raises(InfluenceError, match="augment is a str"):

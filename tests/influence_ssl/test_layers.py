@@ -2,6 +2,7 @@
 
 import copy
 import threading
+from types import MethodType
 
 import numpy as np
 import pytest
@@ -64,6 +65,24 @@ def of_its_own(kind):
     return nn.Sequential(kind(3, 6, 3, 2), nn.GELU(), nn.Flatten(), Doubled(54, 5)).double()
 
 
+class Halved(nn.Conv2d):
+    def _conv_forward(self, x, weight, bias):
+        return super()._conv_forward(x, weight * 0.5 + weight.square(), bias)
+
+
+def patched(*arguments):
+    """A module whose forward was replaced, as some libraries do."""
+    conv = nn.Conv2d(*arguments)
+    conv.forward = MethodType(lambda own, x: F.conv2d(x, own.weight.sin(), own.bias, 2), conv)
+    return conv
+
+
+@pytest.mark.parametrize("kind", [Halved, patched])
+def test_modules_whose_forward_computes_something_else(kind):
+    torch.manual_seed(0)
+    check(of_its_own(kind), images(7), batch_size=3)
+
+
 @pytest.mark.parametrize("kind", [SamePadding, Standardised])
 def test_modules_with_a_forward_of_their_own(kind):
     torch.manual_seed(0)
@@ -71,6 +90,22 @@ def test_modules_with_a_forward_of_their_own(kind):
         kind(3, 6, 3, 2), nn.GELU(), nn.Flatten(), Doubled(96, 5)
     ).double()  # fmt: skip
     check(net, images(7), batch_size=3)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_the_input_of_a_module_with_its_own_forward_may_change_later(batch_size):
+    class Emptied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.head = SamePadding(3, 6, 3, 2), nn.Linear(96, 5)
+
+        def forward(self, x):
+            x = x * 1.5
+            y = self.conv(x)
+            x.zero_()
+            return self.head(y.tanh().flatten(1))
+
+    check(build(Emptied), images(7), batch_size=batch_size)
 
 
 def test_a_forward_that_vmap_does_not_know():
@@ -202,6 +237,40 @@ class Transformer(nn.Module):
 
     def forward(self, x):
         return self.block(self.embed(x).flatten(2).permute(2, 0, 1)).mean(0)
+
+
+class Frames(nn.Module):
+    """Four parts of each image, the first of all images before the second of all, as in videos."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 5, 3), nn.Linear(20, 4)
+
+    def forward(self, x):
+        parts = self.conv(torch.cat([half for part in x.split(4, 2) for half in part.split(4, 3)]))
+        return self.head(parts.unflatten(0, (4, -1)).tanh().mean(0).flatten(1))
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_a_convolution_on_frames_of_all_images(batch_size):
+    check(build(Frames), images(6), batch_size=batch_size)
+
+
+class Padded(nn.Sequential):
+    """Paddings in words, with kernels that need more on one side."""
+
+    def __init__(self, mode):
+        super().__init__(
+            nn.Conv2d(3, 4, (4, 2), padding="same", padding_mode=mode), nn.Tanh(),
+            nn.Conv2d(4, 5, 3, padding="valid"), nn.Tanh(),
+            nn.Conv2d(5, 3, 3, padding=(2, 1), padding_mode=mode), nn.Flatten(), nn.Tanh(),
+            nn.Linear(144, 4),
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "circular", "replicate"])
+def test_paddings_of_every_kind(mode):
+    check(build(Padded, mode=mode), images(5))
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -364,27 +433,30 @@ def test_layers_fed_by_constants_are_left_out_and_those_behind_detach_are_not():
 class Normed(nn.Module):
     """DoRA: beside the image's rows, two layers take an identity, for norms that are detached."""
 
-    def __init__(self):
+    def __init__(self, inputs):
         super().__init__()
         self.a, self.b = nn.Linear(12, 3, bias=False), nn.Linear(3, 8, bias=False)
+        self.register_buffer("inputs", inputs)
 
     def forward(self, x):
-        norms = self.b(self.a(torch.eye(12, dtype=x.dtype))).norm(dim=0).detach()
+        norms = self.b(self.a(self.inputs)).view(-1, 8).norm(dim=0).detach()
         rows = F.unfold(x, 2, stride=2).transpose(1, 2)
         return (self.b(self.a(rows)) / norms).tanh().mean(1)
 
 
-def test_calls_to_which_no_gradient_comes_may_take_what_is_no_image():
-    assert list(check(build(Normed), images(6), batch_size=4)["layers"]) == ["a", "b"]
+@pytest.mark.parametrize("inputs", [torch.eye(12), torch.ones(12)])
+def test_calls_to_which_no_gradient_comes_may_take_what_is_no_image(inputs):
+    net = build(Normed, inputs=inputs)
+    assert list(check(net, images(6), batch_size=4)["layers"]) == ["a", "b"]
 
 
 @pytest.mark.parametrize(
     ("layers", "kept"),
     [
-        (["-mlp"], ["head", "0.qkv", "1.qkv"]),
-        (["-blocks"], ["head"]),
-        (["-blocks.0"], ["head", "1.mlp.fc", "1.qkv"]),
-        (["-head", "-1.qkv"], ["0.mlp.fc", "0.qkv", "1.mlp.fc"]),
+        (["-mlp"], ["head", "header", "1.head", "0.qkv", "1.qkv"]),
+        (["-blocks"], ["head", "header"]),
+        (["-blocks.0"], ["head", "header", "1.head", "1.mlp.fc", "1.qkv"]),
+        (["-head", "-1.qkv"], ["header", "1.head", "0.mlp.fc", "0.qkv", "1.mlp.fc"]),
     ],
 )
 def test_layers_are_left_out_by_name(layers, kept):
@@ -397,7 +469,8 @@ def test_layers_are_left_out_by_name(layers, kept):
         block.mlp.fc = nn.Linear(12, 12)
         blocks.append(block)
     net = nn.Sequential(nn.Flatten())
-    net.blocks, net.head = nn.Sequential(*blocks), nn.Linear(12, 3)
+    blocks[1].head = nn.Linear(12, 12)
+    net.blocks, net.head, net.header = nn.Sequential(*blocks), nn.Linear(12, 3), nn.Linear(3, 3)
     found = score(net.double(), images(5, size=2), layers=layers).provenance["layers"]
     assert {name.removeprefix("blocks.") for name in found} == set(kept)
 
@@ -417,6 +490,7 @@ def test_layers_come_in_any_iterable(kind, tmp_path):
     [
         (["-hed"], "'-hed' leaves out nothing, .* encoder has: stem, down"),
         (["-norm"], "'-norm' leaves out nothing"),
+        (["-ste"], "'-ste' leaves out nothing"),  # it is no whole part of 'stem'
         (["-head", "stem"], "mixes names to keep and names to leave out"),
         (["-stem", "-down", "-twice", "-depthwise", "-head"], "leaves out every"),
         ("head", "layers='head' must be a list"),
@@ -459,6 +533,27 @@ def test_layers_that_depend_on_the_image_are_refused(whole, first, alternating):
         score(Experts(whole).double(), x, objective=still, batch_size=3)
     if not whole:  # then the encoder does map each image on its own
         assert len(score(Experts(whole).double(), x, objective=still, layers=["-experts"])) == 8
+
+
+def test_a_layer_on_fewer_rows_of_later_images_is_refused():
+    """Batches of bright images alone have half the tokens."""
+
+    class Pruned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.head = nn.Linear(12, 8), nn.Linear(8, 4)
+
+        def forward(self, x):
+            tokens = F.unfold(x, 2, stride=2).transpose(1, 2)
+            tokens = tokens[:, : 8 if (x.mean((1, 2, 3)) > 0).all() else 16]
+            rows = self.embed(tokens.flatten(0, 1)).tanh()  # as windows are, along the first axis
+            return self.head(rows.unflatten(0, (len(x), -1)).mean(1))
+
+    x = images(8).abs()
+    x[:2] *= -1
+    message = r"layer 'embed' is called on 16 rows per image .* and on 8 rows per image for later"
+    with pytest.raises(InfluenceError, match=message):
+        score(build(Pruned), x, objective=Invariance(lambda x, *_: x * 0.9), batch_size=3)
 
 
 class Single(nn.Module):
@@ -577,14 +672,18 @@ def test_an_image_that_takes_from_a_later_one_is_found():
             score(build(kind), images(), objective=squared)
 
 
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad:UserWarning")
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_checkpointed_activations(reentrant):
     class Checkpointed(Residual):
         def forward(self, x):
             x = F.relu(self.norm(self.stem(x)))
-            x = checkpoint(self.down, x, use_reentrant=reentrant).relu()
-            x = self.depthwise(self.twice(x))
+            x = checkpoint(self.block, x, use_reentrant=reentrant).relu()
+            x = self.depthwise(x)
             return self.head(x.mean((2, 3)))
+
+        def block(self, x):  # called again in the backward pass
+            return self.twice(self.down(x).sin())
 
     net = build(Checkpointed)
     if reentrant:
@@ -605,10 +704,13 @@ def test_a_quantised_encoder_is_named():
 
 
 def test_an_encoder_made_under_inference_mode_is_named():
+    net = build(Residual)
     with torch.inference_mode():
-        net = build(Windows)
-    with pytest.raises(InfluenceError, match=r"'mix.weight' .* created under torch.inference_mode"):
-        score(net, images(4))
+        other = build(Windows)
+        net.norm.running_var = torch.ones(8)
+    for made, name in ((other, "mix.weight"), (net, "norm.running_var")):
+        with pytest.raises(InfluenceError, match=f"'{name}' .* created under torch.inference_mode"):
+            score(made, images(4))
 
 
 def test_a_default_device_changes_nothing():
@@ -649,6 +751,7 @@ def test_a_buffer_that_is_assigned_anew_is_restored():
 
         def forward(self, x):
             self.seen = self.seen + len(x)
+            self.register_buffer("last", x[0])
             return super().forward(x)
 
     net = build(Counts)
@@ -656,6 +759,7 @@ def test_a_buffer_that_is_assigned_anew_is_restored():
     score(net, images(5))
     assert net.seen is before
     assert before == 0
+    assert [name for name, _ in net.named_buffers()] == ["seen"]
 
 
 class Waiting(Windows):

@@ -362,6 +362,17 @@ def test_code_between_two_batches_of_gradients_runs_in_its_own_modes():
     assert all(p.requires_grad for p in net.parameters())
 
 
+def test_scores_between_two_batches_of_gradients_change_nothing():
+    net, x = build(Sequence), images(40)
+    scorer = InfluenceScorer(net, batch_size=4, progress=False)
+    expected, values = torch.cat(list(scorer.gradients(x))), score(net, x).values
+    rows = scorer.gradients(x)
+    first = next(rows)
+    np.testing.assert_array_equal(score(net, x).values, values)
+    assert torch.equal(torch.cat([first, *rows]), expected)
+    np.testing.assert_array_equal(score(net, x).values, values)
+
+
 def test_a_scorer_says_what_it_is():
     net, x = build(Sequence), images(12)
     scorer = InfluenceScorer(net, curvature=LoGra(rank=2), dtype=torch.float32, progress=False)

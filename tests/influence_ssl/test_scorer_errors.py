@@ -16,6 +16,7 @@ from influence_ssl import (
     EmpiricalFisher,
     ExactHessian,
     GaussianNoise,
+    Identity,
     InfluenceError,
     InfluenceScorer,
     Invariance,
@@ -97,6 +98,12 @@ BAD_ENCODERS = {
     "the module changes its input in place": nn.Sequential(nn.Flatten(), Doubling(12, 4)),
     "representation of the clean image 0 is zero": Lambda(lambda linear, x: linear(x) * 0),
     "representation of the clean image 0 is not finite": Lambda(lambda linear, x: linear(x) / 0),
+    "clean image 0 is not finite; check": Lambda(
+        lambda linear, x: linear(x) / torch.tensor([1.0, 1.0, 0.0, 1.0])
+    ),
+    r"maps \(2, 3, 2, 2\) to \(4, 4\); it must return": Lambda(
+        lambda linear, x: torch.cat([linear(x), linear(x)])
+    ),
     "the input of layer 'linear' is random, because two passes over one image differ": Lambda(
         lambda linear, x: linear(nn.functional.dropout(x, 0.5))
     ),
@@ -232,6 +239,10 @@ def test_bad_arguments_are_refused_at_construction(make, message):
             {"objective": lambda encode, batch, *_: encode(batch[0]).sum()[None]},
             "must return one loss per example",
         ),
+        (
+            {"objective": lambda encode, batch, *_: encode(batch[0]).square().sum(1, keepdim=True)},
+            r"returned shape \(1, 1\) for 1 examples; it must return one loss per example",
+        ),
         ({"objective": Invariance(lambda x, *_: x[:, :2])}, "must keep the shape"),
     ],
 )
@@ -323,11 +334,14 @@ def test_arguments_of_any_kind_that_holds_them():
     assert same[0].initial_seed() == same[1].initial_seed()
 
 
-def test_a_perturbation_that_runs_out_of_memory_says_so_itself():
-    def greedy(*_):
-        raise torch.OutOfMemoryError("too much")
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError, InfluenceError])
+def test_a_perturbation_that_runs_out_of_memory_says_so_itself(error):
+    """So does one that raises an error of the library's own kind."""
 
-    with pytest.raises(torch.OutOfMemoryError, match="too much"):
+    def greedy(*_):
+        raise error("too much")
+
+    with pytest.raises(error, match=r"^too much$"):
         score(build(Residual), images(4), objective=Invariance(greedy))
 
 
@@ -358,6 +372,31 @@ def test_labels_come_as_numbers_columns_or_probabilities():
     found = [score(net, TensorDataset(X.double(), y), objective=Supervised()).values for y in kinds]
     for values in found[1:]:
         np.testing.assert_allclose(values, found[0], rtol=1e-9)
+
+
+def test_an_image_without_a_label_scores_zero():
+    """PyTorch's cross-entropy leaves out the label -100; the others score as without it."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 4)).double()
+    settings = {"objective": Supervised(), "curvature": Identity()}
+    whole = score(net, TensorDataset(X.double(), CLASSES), **settings).values
+    some = torch.where(torch.arange(6) == 3, -100, CLASSES)
+    found = score(net, TensorDataset(X.double(), some), **settings).values
+    np.testing.assert_allclose(found, np.where(np.arange(6) == 3, 0, whole), rtol=1e-12)
+    assert whole.all()
+
+
+def test_a_bad_image_or_label_is_named_by_its_index():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 4, bias=False))
+    black, labels = X.clone(), CLASSES.clone()
+    black[4], labels[3] = 0, 7
+    cases = [
+        (black, Invariance(lambda x, *_: x + 1), "representation of the clean image 14 is zero"),
+        (TensorDataset(X, labels), Supervised(), "image 13 has the label 7"),
+    ]
+    for data, objective, message in cases:
+        with pytest.raises(InfluenceError, match=message):
+            InfluenceScorer(net, objective, progress=False).score(data, index=range(10, 16))
 
 
 def test_an_objective_that_differentiates_its_input():

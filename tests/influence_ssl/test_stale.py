@@ -1,5 +1,6 @@
 """What was fitted or stored is never used for anything else: each change is refused by name."""
 
+import copy
 import functools
 import itertools
 import shutil
@@ -7,6 +8,7 @@ import threading
 from collections import deque
 from dataclasses import FrozenInstanceError, dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
@@ -24,7 +26,9 @@ from influence_ssl import (
     Invariance,
     LoGra,
     Supervised,
+    _store,
 )
+from influence_ssl._store import differing, fingerprint
 from influence_ssl.errors import InfluenceValueError
 
 
@@ -44,6 +48,7 @@ class Scaled:
 
 TABLE = {0: 0.1, 1: 0.2}
 PEAKS = {}
+LIGHT = {"most": 9.0}
 
 
 @dataclass(frozen=True)
@@ -82,9 +87,10 @@ class Clamped(nn.Module):
     def __init__(self, most):
         super().__init__()
         self.inner, self.most = build(Sequence), most
+        self.cap, self.last = nn.Hardtanh(-9.0, 9.0), nn.Threshold(-9.0, 0.0)
 
     def forward(self, x):
-        return self.inner(self.darker(x))
+        return self.inner(self.last(self.cap(self.darker(x))).clamp(max=LIGHT["most"]))
 
     def darker(self, x):
         return x.clamp(max=self.most if self.ceiling is None else self.ceiling[0])
@@ -232,10 +238,11 @@ def noise(x, index, draw, seed, factor):
     return x + factor * x.square()
 
 
-def test_a_changed_forward_pass_shows_in_the_probe(tmp_path):
+@pytest.mark.parametrize("change", [0.1, 1e-5])
+def test_a_changed_forward_pass_shows_in_the_probe(tmp_path, change):
     net, x = build(Sequence), images(12)
     fitted = scorer_of(net, tmp_path).fit(x)
-    net.register_forward_pre_hook(lambda module, args: (args[0].abs() ** 1.1,))
+    net.register_forward_pre_hook(lambda module, args: (args[0].abs() ** change * args[0],))
     with pytest.raises(InfluenceValueError, match="forward pass"):
         scorer_of(net, tmp_path).score(x)
     with pytest.raises(InfluenceValueError, match="forward pass changed since fit"):
@@ -276,7 +283,13 @@ def test_a_change_of_the_data_that_a_perturbation_names_is_refused(tmp_path, mon
     np.testing.assert_array_equal(scorer_of(net, tmp_path, **settings).score(x).values, before)
 
 
-@pytest.mark.parametrize("part", ["attribute", "attribute of the class", "method"])
+@pytest.mark.parametrize(
+    "part",
+    [
+        "attribute", "attribute of the class", "method", "variable", "number of a library's module",
+        "kind of a library's module",
+    ],
+)  # fmt: skip
 def test_a_changed_encoder_that_spares_the_first_two_images_is_refused(tmp_path, monkeypatch, part):
     net, x = Clamped(1.4), 0.3 * images(12).clamp(0, 1)
     x[5:] *= 5
@@ -288,6 +301,12 @@ def test_a_changed_encoder_that_spares_the_first_two_images_is_refused(tmp_path,
         monkeypatch.setattr(net, "most", 1.0)
     elif part == "method":
         monkeypatch.setattr(Clamped, "darker", lambda self, x: x.clamp(max=1.0))
+    elif part == "variable":
+        monkeypatch.setitem(LIGHT, "most", 1.0)
+    elif part == "number of a library's module":
+        monkeypatch.setattr(net.cap, "max_val", 1.0)
+    elif part == "kind of a library's module":
+        monkeypatch.setattr(net, "last", nn.Hardtanh(-9.0, 1.0))
     else:
         monkeypatch.setattr(Clamped, "ceiling", (1.0,))
     assert not np.allclose(scorer_of(net, **settings).score(x).values, before)
@@ -445,17 +464,51 @@ def test_an_encoder_as_trained_elsewhere_is_the_same(tmp_path):
         def __init__(self, epoch, place, file):
             super().__init__()
             self.inner, self.epoch, self.place = build(Sequence), epoch, place
+            self.last = nn.Identity()
+            self.last.origin = f"epoch {epoch}"  # a library's module tells of itself
             self.options, self.most = {"weights": file, "device": torch.device("cpu")}, 3.0
 
         def forward(self, x):
             assert self.options["weights"]
-            return self.inner(x.to(self.options["device"]).clamp(max=self.most))
+            return self.last(self.inner(x.to(self.options["device"]).clamp(max=self.most)))
 
     x = images(12)
     fitted = scorer_of(Trained(3, "cuda:1", "/data/a.pt")).fit(x)
     fitted.save(tmp_path)
     loaded = InfluenceScorer.load(tmp_path, Trained(0, "cpu", "/tmp/b.pt"), progress=False)
     np.testing.assert_allclose(loaded.score(x).values, fitted.score(x).values, rtol=1e-9)
+
+
+def named(**buffers):
+    net = nn.Module()
+    for name, value in buffers.items():
+        net.register_buffer(name, value)
+    return net
+
+
+ZEROS = torch.zeros(6)
+ENCODERS = {
+    "value": (named(a=ZEROS), named(a=ZEROS + 1e-7)),
+    "name": (named(a=ZEROS), named(b=ZEROS)),
+    "shape": (named(a=ZEROS.view(2, 3)), named(a=ZEROS.view(3, 2))),
+    "dtype": (named(a=ZEROS), named(a=ZEROS.int())),
+    "order": (named(a=ZEROS, b=ZEROS + 1), named(a=ZEROS + 1, b=ZEROS)),
+    "kind": (nn.Sequential(nn.ReLU()), nn.Sequential(nn.ReLU6())),
+    "place": (nn.Sequential(nn.ReLU(), nn.GELU()), nn.Sequential(nn.GELU(), nn.ReLU())),
+}
+
+
+@pytest.mark.parametrize("pair", ENCODERS.values(), ids=ENCODERS)
+def test_a_fingerprint_tells_encoders_apart(pair):
+    one, other = map(fingerprint, pair)
+    assert one == fingerprint(copy.deepcopy(pair[0])) != other
+
+
+def test_of_two_runs_a_variable_that_one_does_not_name_is_no_difference():
+    """It is one that running changes; each setting must be named by both."""
+    now = {"seed": "0", "the encoder's attribute 'passes' (Net)": "3"}
+    assert differing(now, {"seed": "0"}) == differing({"seed": "0"}, now) == []
+    assert differing(now, {"seed": "1"}) == differing(now, {}) == ["seed"]
 
 
 def test_a_store_serves_another_damping_and_other_images(tmp_path):
@@ -478,6 +531,31 @@ def test_arrays_of_unknown_origin_and_a_damaged_probe_are_refused(tmp_path):
     probe.unlink()
     with pytest.raises(InfluenceValueError, match="the origin of their"):
         scorer_of(net, tmp_path).score(x)
+
+
+def test_no_damage_to_a_stored_batch_goes_unnoticed(tmp_path):
+    """A flipped bit, or another type or shape in the header: the batch is missing or the same."""
+    columns = {"gradients": torch.arange(6.0).view(2, 3), "loss": torch.ones(2)}
+    path = tmp_path / "batch.safetensors"
+    store = SimpleNamespace(folder=tmp_path)
+    _store.Store.keep(store, path.name, columns)
+    content = path.read_bytes()
+    damaged = [
+        content[:k] + bytes([content[k] ^ 1 << k % 8]) + content[k + 1 :]
+        for k in range(len(content))
+    ]
+    damaged += [content.replace(b"F32", b"I32"), content.replace(b"[2,3]", b"[3,2]")]
+    for other in damaged:
+        path.write_bytes(other)
+        found = _store.Store.find(store, path.name, {"gradients"})
+        if found is not None:
+            assert found.keys() == columns.keys()
+            for name, column in columns.items():
+                assert found[name].dtype == column.dtype
+                assert torch.equal(found[name], column)
+    path.write_bytes(content)
+    assert _store.Store.find(store, path.name, {"gradients"}) is not None
+    assert _store.Store.find(store, path.name, {"gradients", "representations"}) is None
 
 
 def test_a_store_that_another_process_begins_at_the_same_moment_is_shared(tmp_path, monkeypatch):
