@@ -16,6 +16,7 @@ import pytest
 import torch
 from nets import Residual, Sequence, build, images, score
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from influence_ssl import (
     EmpiricalFisher,
@@ -518,6 +519,35 @@ def test_a_store_serves_another_damping_and_other_images(tmp_path):
     kept = scorer_of(net, tmp_path, curvature=LoGra(3, damping=0.5)).fit(x).score(y).values
     fresh = scorer_of(net, curvature=LoGra(3, damping=0.5)).fit(x).score(y).values
     np.testing.assert_allclose(kept, fresh, rtol=1e-12)
+
+
+@pytest.mark.parametrize("objective", [Invariance(GaussianNoise()), Supervised()])
+def test_a_stored_batch_serves_its_own_images_labels_numbers_and_draws(tmp_path, objective):
+    """Each run finds the batches of all earlier ones in the store, and its scores are its own."""
+    net, x, labels = build(Sequence), images(8), torch.arange(8) % 3
+    runs = {
+        "first": ((x, labels), 1, None),
+        "two draws": ((x, labels), 2, None),
+        "other images": ((x.flip(0), labels), 1, None),
+        "other labels": ((x, labels.flip(0)), 1, None),
+        "one image of the second batch differs": (
+            (x * (1 + (torch.arange(8) == 6))[:, None, None, None], labels),
+            1,
+            None,
+        ),
+        "other numbers": ((x, labels), 1, range(3, 11)),
+        "numbers in another order": ((x, labels), 1, range(7, -1, -1)),
+    }
+    for what, (data, draws, index) in runs.items():
+        kept, fresh = (
+            scorer_of(net, store, objective=objective, curvature=Identity(), draws=draws)
+            .score(
+                TensorDataset(*data) if isinstance(objective, Supervised) else data[0], index=index
+            )
+            .values
+            for store in (tmp_path, None)
+        )
+        np.testing.assert_allclose(kept, fresh, rtol=1e-12, err_msg=what)
 
 
 def test_arrays_of_unknown_origin_and_a_damaged_probe_are_refused(tmp_path):
