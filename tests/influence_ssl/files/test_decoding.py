@@ -1,17 +1,26 @@
 """Images that are not plain RGB of 8 bits, against their 8-bit copies and formulas; fast JPEGs."""
 
+import errno
 import io
 import struct
+import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import ExifTags, Image, ImageOps, PngImagePlugin
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageError, features
 
 from influence_ssl.errors import InfluenceOSError
-from influence_ssl.files.decoding import BACKGROUND, DEPTHS, decode, decode_jpeg
+from influence_ssl.files.decoding import (
+    BACKGROUND,
+    DEPTHS,
+    TooLarge,
+    decode,
+    decode_jpeg,
+    reason,
+)
 from influence_ssl.files.images import ImageFiles
 
 RNG = np.random.default_rng(0)
@@ -167,18 +176,18 @@ def test_images_that_come_out_nearly_black_are_told(tmp_path: Path) -> None:
 def test_rotations_of_exif_are_counted_and_not_applied(tmp_path: Path, suffix: str) -> None:
     """As Pillow writes them; orientation 1 and a missing or damaged tag are none."""
     image = Image.fromarray(RNG.integers(0, 256, (5, 7, 3), np.uint8))
-    for orientation in (1, 3, 6, 8):
+    for orientation in range(1, 9):
         exif = Image.Exif()
         exif[ExifTags.Base.Orientation] = orientation
         image.save(tmp_path / f"{orientation}{suffix}", exif=exif)
     image.save(tmp_path / f"none{suffix}")
     image.save(tmp_path / f"torn{suffix}", exif=b"Exif\0\0II*\0\xff")
     images = ImageFiles(tmp_path).readable()
-    assert images.rotated == 3
+    assert images.rotated == 7
     assert images.converted == {}
     assert {images.image(k).size for k in range(len(images))} == {(7, 5)}
     if suffix == ".png":
-        for k in range(4):
+        for k in range(8):
             np.testing.assert_array_equal(np.asarray(images.image(k)), np.asarray(image))
 
 
@@ -323,8 +332,103 @@ def test_cut_outs_of_16_bits_lie_on_mid_grey(tmp_path: Path) -> None:
 def test_full_opacity_of_16_bits_beside_colours_of_12(tmp_path: Path) -> None:
     array = values("RGBA", 12)
     array[..., 3] = 65535
-    (tmp_path / "a.png").write_bytes(png(array))
-    np.testing.assert_array_equal(np.asarray(ImageFiles(tmp_path).image(0)), upper(array, 12))
+    for data in (png(array), tiff(array, opacity=2), tiff(array, opacity=1)):
+        (tmp_path / "a.png").write_bytes(data)
+        np.testing.assert_array_equal(np.asarray(ImageFiles(tmp_path).image(0)), upper(array, 12))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_only_pixels_that_have_every_value_of_the_key_are_transparent(channels: int) -> None:
+    array = np.full((1, channels + 2, channels), 7 << 8, np.uint16)
+    for k in range(channels):
+        array[0, k, k] = 200 << 8
+    array[0, -1] = 90 << 8
+    key = array[0, channels]
+    image, kinds = decode(png(array, chunk(b"tRNS", key.astype(">u2").tobytes()))).rgb()
+    expected = upper(array, 16).copy()
+    expected[0, channels] = BACKGROUND
+    np.testing.assert_array_equal(np.asarray(image), expected)
+    assert "with transparency (placed on mid-grey)" in kinds
+
+
+def test_values_above_the_bits_in_use_are_white() -> None:
+    array = values("RGB", 16)
+    image, _ = decode(png(array)).rgb(12)
+    np.testing.assert_array_equal(np.asarray(image), np.minimum(array // 16, 255))
+
+
+def test_a_fourth_channel_without_meaning_is_left_out() -> None:
+    """ExtraSamples 0 of a TIFF."""
+    array = values("RGBA", 16)
+    array[..., 3] = 0
+    image, _ = decode(tiff(array, opacity=0)).rgb()
+    np.testing.assert_array_equal(np.asarray(image), upper(array, 16))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize("largest", [255, 4095])
+def test_dark_portable_maps_stay_dark(tmp_path: Path, mode: str, largest: int) -> None:
+    """The largest value that the file declares is white, not the largest that it holds."""
+    array = RNG.integers(0, largest // 16, (5, 7, DEEP[mode])).astype(np.uint16)
+    data = pgm(array, largest)
+    if largest < 256:
+        data = data[: -2 * array.size] + array.astype(np.uint8).tobytes()
+    (tmp_path / "a.ppm").write_bytes(data)
+    expected = np.broadcast_to(array * (255 / largest), (5, 7, 3))
+    found = np.asarray(ImageFiles(tmp_path).image(0)).astype(float)
+    np.testing.assert_allclose(found, expected, atol=0 if largest < 256 else 1)
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_grey_values_of_32_bits_are_refused(kind: type) -> None:
+    data = io.BytesIO()
+    Image.fromarray(np.arange(12).reshape(3, 4).astype(kind)).save(data, "TIFF")
+    with pytest.raises(ValueError, match="no fixed range"):
+        decode(data.getvalue())
+
+
+@pytest.mark.parametrize("form", ["BMP", "PNG", "PPM", "TIFF", "WEBP", "JPEG2000"])
+def test_lossless_formats_give_the_pixels_that_were_saved(form: str) -> None:
+    if form == "JPEG2000" and not features.check("jpg_2000"):
+        pytest.skip("this Pillow cannot read JPEG 2000")
+    array = RNG.integers(0, 256, (33, 47, 3), np.uint8)
+    data = io.BytesIO()
+    Image.fromarray(array).save(data, form, **({"lossless": True} if form == "WEBP" else {}))
+    np.testing.assert_array_equal(np.asarray(decode(data.getvalue()).rgb()[0]), array)
+
+
+@pytest.mark.parametrize("form", ["EPS", "ICO", "TGA"])
+def test_other_formats_of_pillow_are_refused(form: str) -> None:
+    """Whatever the file is called; EPS would start Ghostscript."""
+    data = io.BytesIO()
+    Image.fromarray(RNG.integers(0, 256, (16, 16, 3), np.uint8)).save(data, form)
+    with pytest.raises(UnidentifiedImageError) as error:
+        decode(data.getvalue())
+    assert reason(error.value) == "not an image of a known format"
+
+
+@pytest.mark.parametrize("action", ["ignore", "error"])
+@pytest.mark.parametrize("pixels", [100, 101, 200, 201])
+def test_images_above_pillow_s_limit_are_too_large(
+    monkeypatch: pytest.MonkeyPatch, pixels: int, action: str
+) -> None:
+    """From the first pixel above it, whatever is done with Pillow's warning."""
+    data = io.BytesIO()
+    Image.new("RGB", (pixels, 1), (1, 2, 3)).save(data, "PNG")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with warnings.catch_warnings():
+        warnings.simplefilter(action, Image.DecompressionBombWarning)
+        if pixels > 100:
+            with pytest.raises(TooLarge):
+                decode(data.getvalue())
+        else:
+            assert decode(data.getvalue()).rgb()[0].size == (100, 1)
+
+
+def test_the_reason_of_a_system_error_is_that_of_the_system() -> None:
+    error = PermissionError(errno.EACCES, "Permission denied", "/folder/a.png")
+    assert reason(error) == "permission denied"
+    assert reason(OSError("image file is truncated")) == "image file is truncated"
 
 
 def test_each_way_of_converting_is_counted(tmp_path: Path) -> None:
