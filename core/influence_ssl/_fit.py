@@ -154,8 +154,8 @@ def read(folder: Path, device: torch.device) -> tuple[dict[str, Any], Fit]:
         tensors = load(content)
         blocks = [_block(number, x, tensors, device) for number, x in enumerate(words["blocks"])]
         form = Fitted(blocks, words["provenance"])
-        parts = sorted(name for name in tensors if name.startswith("probe batch "))
-        batch = tuple(tensors[name] for name in parts)
+        count = sum(name.startswith("probe batch ") for name in tensors)
+        batch = tuple(tensors[f"probe batch {n}"] for n in range(count))
         fit = Fit(
             form=form,
             n=words["n"],

@@ -274,8 +274,8 @@ def _read(path: Path) -> tuple[dict[str, str], Probe]:
     try:
         tensors, words = _tensors(path)
         parts = json.loads(words["parts"])
-        columns = sorted(name for name in tensors if name.startswith("batch "))
-        batch = tuple(tensors[name] for name in columns)
+        count = sum(name.startswith("batch ") for name in tensors)
+        batch = tuple(tensors[f"batch {number}"] for number in range(count))
         return parts, Probe(batch, tensors["index"], tensors["gradients"])
     except _DAMAGED as error:
         raise InfluenceOSError(

@@ -91,7 +91,16 @@ class Clamped(nn.Module):
         self.cap, self.last = nn.Hardtanh(-9.0, 9.0), nn.Threshold(-9.0, 0.0)
 
     def forward(self, x):
-        return self.inner(self.last(self.cap(self.darker(x))).clamp(max=LIGHT["most"]))
+        x = self.shade(self.darker(x)).clamp(max=self.bright)
+        return self.inner(self.last(self.cap(x)).clamp(max=LIGHT["most"]))
+
+    @property
+    def bright(self):
+        return 9.0
+
+    @staticmethod
+    def shade(x):
+        return x.clamp(max=9.0)
 
     def darker(self, x):
         return x.clamp(max=self.most if self.ceiling is None else self.ceiling[0])
@@ -288,7 +297,7 @@ def test_a_change_of_the_data_that_a_perturbation_names_is_refused(tmp_path, mon
     "part",
     [
         "attribute", "attribute of the class", "method", "variable", "number of a library's module",
-        "kind of a library's module",
+        "kind of a library's module", "property", "static method",
     ],
 )  # fmt: skip
 def test_a_changed_encoder_that_spares_the_first_two_images_is_refused(tmp_path, monkeypatch, part):
@@ -302,6 +311,10 @@ def test_a_changed_encoder_that_spares_the_first_two_images_is_refused(tmp_path,
         monkeypatch.setattr(net, "most", 1.0)
     elif part == "method":
         monkeypatch.setattr(Clamped, "darker", lambda self, x: x.clamp(max=1.0))
+    elif part == "property":
+        monkeypatch.setattr(Clamped, "bright", property(lambda self: 1.0))
+    elif part == "static method":
+        monkeypatch.setattr(Clamped, "shade", staticmethod(lambda x: x.clamp(max=1.0)))
     elif part == "variable":
         monkeypatch.setitem(LIGHT, "most", 1.0)
     elif part == "number of a library's module":
@@ -320,6 +333,24 @@ def test_a_changed_encoder_that_spares_the_first_two_images_is_refused(tmp_path,
     monkeypatch.undo()
     loaded = InfluenceScorer.load(tmp_path / "fit", Clamped(1.4), progress=False)
     np.testing.assert_allclose(loaded.score(x).values, before, rtol=1e-9)
+
+
+@pytest.mark.parametrize("reader", ["hook before", "hook after", "function"])
+def test_an_attribute_that_a_hook_or_a_function_reads_is_the_encoder_s(reader):
+    """It spares the first two images."""
+    net, x = Clamped(9.0), 0.3 * images(12).clamp(0, 1)
+    x[5:] *= 5
+    net.limit = 1.4
+    if reader == "hook before":
+        net.register_forward_pre_hook(lambda module, args: (args[0].clamp(max=module.limit),))
+    elif reader == "hook after":
+        net.cap.register_forward_hook(lambda module, args, output: output.clamp(max=net.limit))
+    else:
+        net.darker = lambda x: x.clamp(max=net.limit)
+    fitted = scorer_of(net, objective=Invariance(GaussianNoise(0, 0.05))).fit(x)
+    net.limit = 1.0
+    with pytest.raises(InfluenceValueError, match=r"attribute 'limit' .* changed since fit"):
+        fitted.score(x)
 
 
 @pytest.mark.parametrize("dtype", [None, torch.float32])
@@ -550,6 +581,23 @@ def test_a_stored_batch_serves_its_own_images_labels_numbers_and_draws(tmp_path,
         np.testing.assert_allclose(kept, fresh, rtol=1e-12, err_msg=what)
 
 
+def test_items_of_twelve_parts_keep_their_order(tmp_path):
+    """In a store and in a saved fit, whose parts have numbers of one and two digits."""
+    net, x = build(Sequence), images(12)
+    items = [(image, *(float(i + 10 * k) for k in range(1, 12))) for i, image in enumerate(x)]
+
+    def weighted(encode, batch, index, draw, seed):
+        return encode(batch[0]).square().sum(1) * batch[2] + batch[11]
+
+    fitted = scorer_of(net, tmp_path / "store", objective=weighted).fit(items)
+    expected = fitted.score(items).values
+    again = scorer_of(net, tmp_path / "store", objective=weighted).fit(items)
+    again.save(tmp_path / "fit")
+    loaded = InfluenceScorer.load(tmp_path / "fit", net, weighted, progress=False)
+    for scorer in (again, loaded):
+        np.testing.assert_allclose(scorer.score(items).values, expected, rtol=1e-9)
+
+
 def test_arrays_of_unknown_origin_and_a_damaged_probe_are_refused(tmp_path):
     net, x = build(Sequence), images(12)
     scorer_of(net, tmp_path).score(x)
@@ -741,4 +789,5 @@ def test_labels_of_numpy_are_labels(label):
     plain = [(image, int(y)) for image, y in zip(x, classes, strict=True)]
     other = [(image, label(int(y))) for image, y in zip(x, classes, strict=True)]
     expected = score(net, plain, objective=Supervised()).values
-    np.testing.assert_array_equal(score(net, other, objective=Supervised()).values, expected)
+    for items in (other, [[*item] for item in other]):
+        np.testing.assert_array_equal(score(net, items, objective=Supervised()).values, expected)
