@@ -194,6 +194,18 @@ def test_a_weight_made_anew_is_checked_against_autograd(wrap, trouble):
     np.testing.assert_allclose(found.magnitude, magnitudes(plain, x, ["last"]), rtol=1e-8)
 
 
+@pytest.mark.parametrize("share", [1e-3, 1e-5])
+def test_a_use_of_a_weight_that_adds_little_is_found(share):
+    """A small part of the layer's gradient, which is itself a small part of all."""
+    torch.manual_seed(0)
+    net = Tail().double()
+    net.layer.weight.data *= 1e-3
+    net.last.weight.data *= 1e-3
+    net.after = lambda layer, x: share * borrowed(layer, x)
+    with pytest.raises(InfluenceError, match=r"layer 'layer' .* autograd's gradient of its weight"):
+        score(net, images(5, size=2), objective=MOVED)
+
+
 def test_a_module_without_a_weight_that_is_never_called():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(12, 4), nn.Tanh()).double()

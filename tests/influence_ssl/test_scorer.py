@@ -74,6 +74,28 @@ def test_a_data_set_and_a_tensor_score_the_same_and_are_read_once():
     np.testing.assert_array_equal(in_one_line.values, score(net, x, batch_size=6).values)
 
 
+class Several(Counted):
+    """A data set that reads several items at once, some too many or too few."""
+
+    extra = 0
+
+    def __getitems__(self, rows):
+        return [self[i] for i in range(rows[0], rows[-1] + 1 + self.extra * (len(rows) == 4))]
+
+
+@pytest.mark.parametrize("extra", [-1, 0, 1])
+def test_items_that_are_read_at_once_must_be_as_many_as_asked_for(extra):
+    net, x = build(Sequence), images(20)
+    data = Several(x)
+    data.extra = extra
+    if extra:
+        with pytest.raises(ValueError, match=r"zip\(\) argument 2 is (longer|shorter)"):
+            score(net, data, batch_size=4)
+    else:
+        expected = score(net, x, batch_size=4).values
+        np.testing.assert_array_equal(score(net, data, batch_size=4).values, expected)
+
+
 class Counting:
     """A perturbation that counts its calls and stops the run at one of them."""
 
@@ -304,6 +326,7 @@ def test_scores_carry_what_the_pass_computed(tmp_path, stored, batch_size):
     settings = {"draws": 2, "batch_size": batch_size, "store": tmp_path if stored else None}
     scorer = InfluenceScorer(net, curvature=LoGra(None), progress=False, **settings)
     for _ in range(1 + stored):  # the second time from the store
+        scorer.score(x)  # what this one stores lacks the representations
         found = scorer.score(x, representations=True)
         with torch.no_grad():
             z = net.eval()(x)

@@ -134,6 +134,16 @@ def test_a_layer_whose_rows_do_not_divide_is_refused_or_left_out():
     assert len(score(Odd(), images(7, size=2).float(), layers=["head"])) == 7
 
 
+class Mixed:
+    """One of its images is made of integers."""
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, i):
+        return X[i].byte() if i == 3 else X[i]
+
+
 class Ragged:
     def __len__(self):
         return 3
@@ -154,6 +164,7 @@ BAD_IMAGES = {
     "image 4 has NaN or infinite": spoiled(float("nan")),
     "image 4 has NaN or infinite values": spoiled(float("inf")),
     "images are torch.uint8": X.byte(),
+    "images are torch.uint8; convert": Mixed(),
     "lacks a length": iter([X]),
     "or items by number": DataLoader(TensorDataset(X)),
     r"item 0 of images does not begin with a tensor: \('a.png',\)": ["a.png"],
