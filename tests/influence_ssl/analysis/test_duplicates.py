@@ -151,6 +151,23 @@ def test_planted_copies_of_every_kind_are_found(nets: dict[str, torch.nn.Module]
             assert measured["recall by kind"][kind] == 1, kind
 
 
+@pytest.mark.parametrize(("contrast", "found"), [(3.0, []), (6.0, [[0, 1]])])
+def test_pictures_that_show_too_little_make_no_group(
+    contrast: float, found: list[list[int]]
+) -> None:
+    """Two versions of one picture among others, by their standard deviation in grey levels."""
+    rng = np.random.default_rng(0)
+    seen = rng.normal(size=(12, 8, 8)).repeat(8, 1).repeat(8, 2)
+    seen = (seen - seen.mean((1, 2), keepdims=True)) / seen.std((1, 2), keepdims=True)
+    grey = [(120 + contrast * one).round().astype(np.uint8) for one in seen]
+    grey.insert(1, grey[0] + 1)
+    drawn = [Image.fromarray(one).convert("RGB") for one in grey]
+    pictures = Pictures([lookalikes.file_of(picture) for picture in drawn])
+    z = torch.from_numpy(rng.normal(size=(13, 6)))
+    z[1] = z[0]
+    assert [group.members for group in duplicate_groups(z, pictures)] == found
+
+
 def test_a_chain_of_neighbours_is_no_group(nets: dict[str, torch.nn.Module]) -> None:
     """Each picture is nearly the next one; the first and the last are not the same."""
     rng = np.random.default_rng(0)

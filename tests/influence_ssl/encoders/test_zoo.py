@@ -171,6 +171,7 @@ def test_a_tag_names_the_preprocessing() -> None:
         ("torchvision:resnet18.V9", (), "similar names: .*IMAGENET1K_V1"),
         ("torchvision:fasterrcnn_resnet50_fpn", (), "no such model"),
         ("mine.py:swin", ("--weights", "pretrained"), "pretrained requires timm:NAME"),
+        ("builtin:cifar-simclr", ("--weights", "a.pt"), "has its own weights; leave it out"),
     ],
 )
 def test_bad_names_are_one_line(
