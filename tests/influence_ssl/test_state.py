@@ -13,6 +13,7 @@ import time
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torchvision.transforms import v2
 
@@ -59,18 +60,47 @@ def called(names, body="a - b"):
     return eval(f"lambda {names}: {body}")
 
 
+def listed(*values):
+    """An array of objects, whose bytes are their addresses."""
+    found = np.empty(len(values), object)
+    found[:] = [[value] for value in values]
+    return found
+
+
+class Two:
+    def one(self, x):
+        return x
+
+    def other(self, x):
+        return x + 1
+
+
 BANK = Bank(torch.eye(3))
 ONE, OTHER = Bank(torch.eye(3)), Bank(torch.ones(3, 3))
 WEAK, STRONG = closure(0.1), closure(0.2)
+TWO = Two()
 PAIRS = {
     "number": (0.1, 0.2),
     "type of a number": (1, 1.0),
     "tensor": (torch.zeros(3), torch.tensor([0.0, 0.0, 1e-7])),
     "dtype": (torch.zeros(2), torch.zeros(4, dtype=torch.bfloat16)),
+    "dtype of as many bytes": (torch.zeros(2), torch.zeros(2, dtype=torch.int32)),
     "shape": (torch.zeros(2, 3), torch.zeros(3, 2)),
     "array": (np.arange(3), np.arange(3) + 1),
+    "array's dtype": (np.zeros(2), np.zeros(2, np.int64)),
+    "array's shape": (np.zeros((2, 3)), np.zeros((3, 2))),
+    "array of objects": (listed(1, 2), listed(1, 3)),
+    "key": ({"a": 1}, {"b": 1}),
+    "order": ([[1], [2]], [[2], [1]]),
     "closure": (closure(0.1), closure(0.2)),
     "code": (lambda x: x + 1, lambda x: x + 2),
+    "operation": (lambda x: x + 1, lambda x: x - 1),
+    "method that is called": (lambda x: x.sin(), lambda x: x.cos()),
+    "method of an object": (TWO.one, TWO.other),
+    "function of a library": (F.relu, F.silu),
+    "class of a library": (nn.ReLU(), nn.SiLU()),
+    "partial's function": (functools.partial(torch.sin), functools.partial(torch.cos)),
+    "partial's argument": (functools.partial(torch.mul, 1), functools.partial(torch.mul, 2)),
     "augmentation": (grey(0.0), grey(0.2)),
     "module": (nn.Linear(2, 2), nn.Linear(2, 2)),
     "attribute": (BANK, changed_in_place(BANK, lambda one: one.names.add("d"))),
@@ -173,8 +203,34 @@ p = P()
 --- slots
 class P:
     __slots__ = ('__s',)
-    def __init__(self): self.__s = [VALUE]
+    def __init__(self, s): self.__s = [s]
     def __call__(self, x): return x * self.__s[0]
+p = P(VALUE)
+--- inherited slots
+class B:
+    __slots__ = ('s',)
+class P(B):
+    __slots__ = ()
+    def __call__(self, x): return x * self.s
+p = P()
+p.s = VALUE
+--- default
+def p(x, s=VALUE): return x * s
+--- keyword's default
+def p(x, *, s=VALUE): return x * s
+--- function
+def s(): return VALUE
+def p(x): return x * s()
+--- cached property
+class P:
+    @functools.cached_property
+    def s(self): return VALUE
+    def __call__(self, x): return x * self.s
+p = P()
+--- private class variable
+class P:
+    _s = (0.1, VALUE)
+    def __call__(self, x): return x * self._s[1]
 p = P()
 --- frozen class
 @dataclasses.dataclass(frozen=True)
@@ -213,6 +269,20 @@ def p(x): return scale(x)
 --- helper's class
 import helper
 p = helper.Scale()
+--- helper's private data
+import helper
+def p(x): return x * helper._S[1]
+--- helper as an attribute
+import helper
+class P:
+    def __init__(self): self.own = helper
+    def __call__(self, x): return x * self.own.S[1]
+p = P()
+--- helper in a closure
+def made():
+    import helper
+    return lambda x: x * helper.S[1]
+p = made()
 --- helper inside a function
 def p(x):
     import helper
@@ -222,7 +292,7 @@ F = torch.sin if VALUE < 0.5 else torch.cos
 def p(x): return F(x)
 """
 HELPER = """
-S = [0.1, VALUE]
+S = _S = [0.1, VALUE]
 
 def scale(x):
     return x * S[1]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import tracemalloc
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -151,23 +149,6 @@ def test_planted_copies_of_every_kind_are_found(nets: dict[str, torch.nn.Module]
             assert measured["recall by kind"][kind] == 1, kind
 
 
-@pytest.mark.parametrize(("contrast", "found"), [(3.0, []), (6.0, [[0, 1]])])
-def test_pictures_that_show_too_little_make_no_group(
-    contrast: float, found: list[list[int]]
-) -> None:
-    """Two versions of one picture among others, by their standard deviation in grey levels."""
-    rng = np.random.default_rng(0)
-    seen = rng.normal(size=(12, 8, 8)).repeat(8, 1).repeat(8, 2)
-    seen = (seen - seen.mean((1, 2), keepdims=True)) / seen.std((1, 2), keepdims=True)
-    grey = [(120 + contrast * one).round().astype(np.uint8) for one in seen]
-    grey.insert(1, grey[0] + 1)
-    drawn = [Image.fromarray(one).convert("RGB") for one in grey]
-    pictures = Pictures([lookalikes.file_of(picture) for picture in drawn])
-    z = torch.from_numpy(rng.normal(size=(13, 6)))
-    z[1] = z[0]
-    assert [group.members for group in duplicate_groups(z, pictures)] == found
-
-
 def test_a_chain_of_neighbours_is_no_group(nets: dict[str, torch.nn.Module]) -> None:
     """Each picture is nearly the next one; the first and the last are not the same."""
     rng = np.random.default_rng(0)
@@ -241,80 +222,6 @@ def edges_of(ends: np.ndarray, apart: np.ndarray) -> duplicates._Pairs:
     near = torch.from_numpy(apart.astype(np.float32))
     turn = torch.zeros(len(ends), dtype=torch.int64)
     return duplicates._Pairs(torch.from_numpy(ends), turn, 1 - near, near, torch.ones_like(near))
-
-
-@pytest.mark.parametrize(
-    ("pair", "outsiders", "holds"),
-    [
-        ({}, (0.5, 0.5), True),
-        ({"apart": 0.049}, (0.5, 0.5), True),
-        ({"apart": 0.051}, (0.5, 0.5), False),
-        ({"same": 0.31}, (0.5, 0.5), True),
-        ({"same": 0.29}, (0.5, 0.5), False),
-        ({"apart": 0.014}, (0.5, 0.03), True),  # of either with a picture known to be different
-        ({"apart": 0.016}, (0.5, 0.03), False),
-        ({"apart": 0.016}, (0.03, 0.5), False),
-        ({"cosine": 0.01}, (0.5, 0.5), True),
-        ({"cosine": -0.01}, (0.5, 0.5), False),
-        ({"cosine": -0.01, "turn": 3}, (0.5, 0.5), True),
-        ({"cosine": -0.01, "apart": 0.001, "same": 0.95}, (0.5, 0.5), True),  # equal pixels
-        ({"cosine": -0.01, "apart": 0.003, "same": 0.95}, (0.5, 0.5), False),
-        ({"cosine": -0.01, "apart": 0.001, "same": 0.85}, (0.5, 0.5), False),
-    ],
-)
-def test_each_criterion_alone_decides(
-    pair: dict[str, float], outsiders: tuple[float, float], holds: bool
-) -> None:
-    one = {"turn": 0, "cosine": 0.5, "apart": 0.01, "same": 0.9, **pair}
-    columns = (torch.tensor([one[name]]) for name in ("turn", "cosine", "apart", "same"))
-    edge = duplicates._Pairs(torch.tensor([[0, 1]]), *columns)
-    found = duplicates._hold(edge, torch.tensor(outsiders), duplicates.LIMITS)
-    assert found.tolist() == [holds]
-
-
-def test_the_nearest_picture_known_to_be_different() -> None:
-    """One below the correlation or with a tile too different; without any, one at 0.9."""
-    ends = torch.tensor([[0, 1], [1, 2], [2, 3], [3, 4]])
-    apart, same = torch.tensor([0.06, 0.04, 0.02, 0.08]), torch.tensor([0.9, 0.9, 0.2, -1.0])
-    edges = duplicates._Pairs(ends, torch.zeros(4), torch.zeros(4), apart, same)
-    search: Any = SimpleNamespace(rows=range(6))
-    found = duplicates.Search._outsiders(search, edges, duplicates.LIMITS)
-    np.testing.assert_allclose(found, [0.06, 0.06, 0.02, 0.02, 0.08, 0.1], rtol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("cosine", "turn", "reason"),
-    [
-        (0.41, 0, "pixels and representation"),
-        (0.39, 0, "pixels alone"),
-        (0.41, 1, "pixels, turned or mirrored"),
-    ],
-)
-def test_representations_confirm_straight_pairs_from_the_support_on(
-    cosine: float, turn: int, reason: str
-) -> None:
-    edge = edges_of(np.array([[0, 1]]), np.array([0.01]))
-    edge = edge._replace(cosine=torch.tensor([cosine]), turn=torch.tensor([turn]))
-    (group,) = duplicates._cliques(2, edge)
-    assert group.reasons == [reason]
-    assert group.representation == pytest.approx(cosine)
-
-
-@pytest.mark.parametrize(("outside", "sure"), [(0.7, False), (0.5, True)])
-@pytest.mark.parametrize("ends", [[[0, 1], [1, 2]], [[0, 1], [2, 0]]])
-def test_a_look_alike_nearly_as_close_leaves_a_group_to_its_pixels(
-    ends: list[list[int]], outside: float, sure: bool
-) -> None:
-    """1 − 0.8 is at most half of 1 − 0.5, and more than half of 1 − 0.7."""
-    edges = edges_of(np.array(ends), np.array([0.01, 0.1]))
-    edges = edges._replace(cosine=torch.tensor([0.8, outside]))
-    search: Any = SimpleNamespace(
-        rows=range(3), pairs=edges.rows(slice(1)), _more=edges.rows(slice(1, 2))
-    )
-    groups = [Group([0, 1], ["pixels and representation"], 0.99, 0.8), Group([2], [], 1.0, 1.0)]
-    found = duplicates.Search._doubted(search, groups, duplicates.LIMITS)
-    assert found[0].reasons == ["pixels and representation" if sure else "pixels alone"]
-    assert found[1] == groups[1]
 
 
 @pytest.mark.parametrize("ties", [False, True])
