@@ -126,6 +126,16 @@ def exact(work: Work, path: Path) -> tuple[Float64[np.ndarray, "q n"], float]:
     return kept["influence"], float(kept["damping"])
 
 
+def usable(found: Tensor, shape: tuple[int, ...]) -> Float64[np.ndarray, "q n"]:
+    """What a script returned. Raises where it has another shape or is not finite."""
+    values = found.detach().double().cpu().numpy()
+    if values.shape != shape:
+        raise ValueError(f"a result of shape {values.shape}, not {shape}")
+    if not np.isfinite(values).all():
+        raise ValueError("a result that is not finite")
+    return values
+
+
 def agreement(
     found: Float64[np.ndarray, "q n"], reference: Float64[np.ndarray, "q n"]
 ) -> dict[str, Any]:
@@ -160,11 +170,7 @@ def run(path: Path, work: Work, reference: Float64[np.ndarray, "q n"], λ: float
             begin = time.process_time()
             record["bytes"] = peak(call)
         seconds = time.process_time() - begin
-        values = found[""].detach().double().cpu().numpy()
-        if values.shape != reference.shape:
-            raise ValueError(f"a result of shape {values.shape}, not {reference.shape}")
-        if not np.isfinite(values).all():
-            raise ValueError("a result that is not finite")
+        values = usable(found[""], reference.shape)
         again = _plain(work)
         record |= {
             "seconds": round(seconds, 1),

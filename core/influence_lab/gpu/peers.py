@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from influence_lab.benchmark.timing import LAYOUTS, in_layout, layouts_of, plain_pass
-from influence_lab.experiments.pairwise import Pair, agreement, exact, work_of
+from influence_lab.experiments.pairwise import Pair, agreement, exact, usable, work_of
 from influence_lab.experiments.peers import lines, words_of
 from influence_lab.experiments.task import Task
 from influence_lab.gpu.budget import OutOfTime, ending
@@ -67,23 +67,29 @@ def reference(work: Workplace) -> dict[str, Any]:
 
 
 def run(work: Workplace, name: str) -> dict[str, Any]:
-    """What a script's process finds. Raises if it ends otherwise, with the end of what it says."""
+    """What a script's process finds, with one encoder if it comes no further.
+
+    Raises if it finds nothing, with the end of what it says.
+    """
     if absent := PEERS[name].absent():
         return {"left out": f"{', '.join(absent)}: not installed here"}
     out = work.folder / "peers" / f"{name}.json"
     out.unlink(missing_ok=True)
-    done = subprocess.run(
-        [
-            sys.executable, "-W", "ignore", "-m", "influence_lab.gpu.peers",
-            str(SCRIPTS / f"{name}.py"), str(out.resolve()), str(_kept(work).resolve()),
-            work.sizes.pairs, str(work.sizes.width), str(work.device),
-        ],
-        cwd=ROOT, env=environment(), capture_output=True, text=True, check=False,
-        timeout=2 * LIMIT + START,
-    )  # fmt: skip
+    try:
+        done = subprocess.run(
+            [
+                sys.executable, "-W", "ignore", "-m", "influence_lab.gpu.peers",
+                str(SCRIPTS / f"{name}.py"), str(out.resolve()), str(_kept(work).resolve()),
+                work.sizes.pairs, str(work.sizes.width), str(work.device),
+            ],
+            cwd=ROOT, env=environment(), capture_output=True, text=True, check=False,
+            timeout=2 * LIMIT + START,
+        )  # fmt: skip
+        said = f"exit code {done.returncode}; {(done.stdout + done.stderr).strip()[-500:]}"
+    except subprocess.TimeoutExpired as error:
+        said = f"stopped after {error.timeout:g} s"
     if not out.is_file():
-        said = (done.stdout + done.stderr).strip()
-        raise RuntimeError(f"{name}: exit code {done.returncode}; {said[-500:]}")
+        raise RuntimeError(f"{name}: {said}")
     return json.loads(out.read_text(encoding="utf-8"))
 
 
@@ -118,7 +124,7 @@ def measured(
         encoder = copy.deepcopy(own).requires_grad_()
         found = influence(encoder, (x, noisy), (y, copies), damping, **options)
         if not values:
-            values.append(found.detach().double().cpu())
+            values.append(found.detach().cpu())
 
     batches = BATCHES if "batch" in inspect.signature(influence).parameters else (0,)
     if device.type == "cuda":
@@ -192,13 +198,14 @@ def main() -> None:
             row, values = measured(
                 script["influence"], encoder.to(options.device), train, queries, λ
             )
-            if values is not None and words == "recorded":
-                row |= agreement(values.numpy(), expected)
+            if values is not None:
+                found = usable(values, expected.shape)
+                row |= agreement(found, expected) if words == "recorded" else {}
         except Exception as error:  # whatever a foreign library raises is the finding
             row = {"error": words_of(error)}
         record[words] = row
-    with replacing(options.out, parents=True) as temporary:
-        temporary.write_text(json.dumps(record), encoding="utf-8")
+        with replacing(options.out, parents=True) as temporary:
+            temporary.write_text(json.dumps(record), encoding="utf-8")
 
 
 if __name__ == "__main__":

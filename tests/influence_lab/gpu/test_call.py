@@ -179,7 +179,7 @@ def test_the_fastest_of_a_script_s_calls_counts(pairs, monkeypatch):
     assert sorted(set(asked)) == [2, 4]
     assert row["calls"].keys() == row["plain"].keys()
     assert row["seconds"] == min(row["calls"].values()) < 0.3 <= max(row["calls"].values())
-    assert torch.equal(values, expected.double())
+    assert torch.equal(values, expected)
 
 
 def test_a_script_without_memory_or_time_is_recorded(pairs, monkeypatch):
@@ -196,6 +196,38 @@ def test_a_script_without_memory_or_time_is_recorded(pairs, monkeypatch):
         assert values is None
         assert row["calls"].items() >= calls.items()
         assert row["error"] == "no call done in 0.5 s and the memory at hand"
+
+
+SCRIPT = """
+import os
+import torch
+PACKAGE, METHOD, CALLS = "torch", "none", []
+def influence(encoder, train, queries, damping):
+    CALLS.append(1)
+    {body}
+    return torch.rand(len(queries[0]), len(train[0]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "rows"),
+    [
+        ("pass", {"recorded": None, "wide": None}),
+        ("queries = [train[0]]", {"recorded": "a result of shape (48, 48), not (6, 48)"}),
+        ("return torch.full((6, 48), torch.nan)", {"recorded": "a result that is not finite"}),
+        ("len(CALLS) > 2 and os._exit(7)", {"recorded": None}),
+    ],
+)  # fmt: skip
+def test_what_a_script_finds_before_it_fails_is_kept(work, tmp_path, monkeypatch, body, rows):
+    """The last one ends its process with the second encoder."""
+    (tmp_path / "peer.py").write_text(SCRIPT.format(body=body))
+    monkeypatch.setattr(peers, "SCRIPTS", tmp_path)
+    monkeypatch.setattr(peers, "PEERS", {"peer": Library(("torch",))})
+    found = peers.run(work, "peer")
+    for words, error in rows.items():
+        assert ("error" in found[words]) == (error is not None)
+        assert error is None or error in found[words]["error"]
+    assert ("wide" in found) == ("_exit" not in body)
 
 
 def test_the_version_of_ours_needs_no_installation(monkeypatch):
