@@ -4,7 +4,8 @@ The execution cache is keyed on a chapter's own cells. After a change in the cod
 would go on showing the old numbers. A run therefore leaves, beside the outputs, a digest of every
 file of the project that its Python executed or read (``tests/notebooks/tracing`` notes them), and
 this extension drops the outputs of which a digest no longer holds. Whoever reads recorded results
-also depends on which there are, and on the weights, which are not read through Python.
+also depends on which there are. Weights are not read through Python: those of the records count for
+whoever reads records, those beside a module for whoever executes it.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 CACHE = "_build/.jupyter_cache"
 ALWAYS = ("requirements.lock",)
 RESULTS = "book/results/"
+WEIGHTS = "*.safetensors"
 RESULTS_READER = b"INFLUENCE_SSL_RESULTS"
 """What a module names that looks for recorded results."""
 _IGNORED = {".git", ".venv", "_build", "data", "__pycache__"}
@@ -42,9 +44,12 @@ def inputs(root: Path, used: Iterable[str]) -> dict[str, str]:
     """
     names = {name for name in used if (root / name).is_file()} | {*ALWAYS}
     names = {name for name in names if not _IGNORED & set(Path(name).parts)}
-    if any(RESULTS_READER in (root / name).read_bytes() for name in names if name[-3:] == ".py"):
-        weights = (root / RESULTS).rglob("*.safetensors")
-        names |= {RESULTS, *(path.relative_to(root).as_posix() for path in weights)}
+    modules = {root / name for name in names if name.endswith(".py")}
+    weights = [path for folder in {m.parent for m in modules} for path in folder.glob(WEIGHTS)]
+    if any(RESULTS_READER in module.read_bytes() for module in modules):
+        weights += (root / RESULTS).rglob(WEIGHTS)
+        names.add(RESULTS)
+    names |= {path.relative_to(root).as_posix() for path in weights if path.is_relative_to(root)}
     return {name: _digest(root, name) for name in sorted(names)}
 
 

@@ -83,11 +83,14 @@ class Scores:
             )
         if hasattr(rows, "__array__"):  # NumPy takes a tensor of one position for a number
             rows = np.asarray(rows)
-        kept = None if isinstance(rows, tuple) else np.arange(len(self))[rows]
+        n = len(self)
+        ways = f"scores[{rows!r:.60}]: give a slice, a mask or a list of positions below {n}."
+        try:
+            kept = None if isinstance(rows, tuple) else np.arange(n)[rows]
+        except (IndexError, TypeError, ValueError) as error:
+            raise InfluenceValueError(ways) from error
         if kept is None or kept.ndim != 1:
-            raise InfluenceTypeError(
-                f"scores[{rows!r:.60}]: give a slice, a mask or a list of positions."
-            )
+            raise InfluenceTypeError(ways)
         found: dict[str, Any] = {name: column[kept] for name, column in self._columns().items()}
         names = None if self.names is None else [self.names[i] for i in kept]
         per_draw = None if self.per_draw is None else self.per_draw[:, kept]

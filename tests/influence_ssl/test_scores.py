@@ -179,7 +179,11 @@ def test_rows_keep_their_index_names_and_columns(rows):
 
 
 @pytest.mark.parametrize(
-    "rows", [np.array(3), None, np.zeros((2, 2), int), (0, 1), (), np.array(True), torch.tensor(1)]
+    "rows",
+    [
+        *(np.array(3), None, np.zeros((2, 2), int), (0, 1), (), np.array(True), torch.tensor(1)),
+        *(1.5, "loss", {1}, [1.5], [9], [-6], [True], [None], slice(1.5, 2), slice(None, None, 0)),
+    ],
 )
 def test_rows_that_are_no_list_of_positions(rows):
     with pytest.raises(

@@ -152,7 +152,7 @@ def main() -> None:
     cats = np.flatnonzero(test.labels == test.classes.index("cat"))
     sources = np.random.default_rng(seed).permutation(cats)[:300]
     slim = ["--encoder", "influence_lab.pretrain.resnets:cifar_slim"]
-    weights = results.folder_of("cpu", "simclr", 0) / "encoder.safetensors"
+    weights = results.weights_of("cpu", "simclr", 0)
     record = {
         "SimCLR, slim ResNet-18": run(pixels, sources, [*slim, "--weights", str(weights)], seed),
         "untrained, slim ResNet-18": run(pixels, sources, slim, seed),

@@ -35,7 +35,6 @@ from influence_ssl.scorer import Dataset
 
 SUBSET = 5000
 RIVALS = ("loss", "gradient norm")
-WEIGHTS = "encoder.safetensors"
 
 
 def fixed_set(n: int) -> Int64[np.ndarray, " m"]:
@@ -100,9 +99,10 @@ class Scored:
         self.part = images.subset(self.index)
         folder = results.folder_of(task.profile, method, seed, task.root)
         recorded = vectors_of(task.profile, method, seed, task.root).origin
-        if recorded is None or selection is not None or (folder / WEIGHTS).is_file():
+        path = results.weights_of(task.profile, method, seed, task.root)
+        if recorded is None or selection is not None or path.is_file():
             _ = self.encoder
-            weights = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+            weights = hashlib.sha256(path.read_bytes()).hexdigest()
         else:
             weights = recorded["encoder_sha256"]
         origin = {

@@ -1,8 +1,9 @@
 """Recorded results: small files under ``book/results`` that chapters read, each with provenance.
 
 One folder per run, ``PROFILE/METHOD-SEED``: ``run.json`` (curves, accuracies, provenance),
-``encoder.safetensors`` (the weights in float16) and ``scores-SPLIT.npz`` (ranks, quantiles and
-provenance). A missing result is ``None``, and chapters show it as missing.
+``encoder.safetensors`` (the weights in float16; where ``run.json`` names the built-in encoder, the
+file is that of ``influence_ssl``, so that it is tracked once) and ``scores-SPLIT.npz`` (ranks,
+quantiles and provenance). A missing result is ``None``, and chapters show it as missing.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from safetensors.torch import load_file, save_file
 
 from influence_lab.pretrain.resnets import STEMS, CifarResNet18, LargeResNet18
 from influence_ssl import Scores
+from influence_ssl.encoders import builtin
 from influence_ssl.errors import InfluenceOSError, InfluenceValueError
 from influence_ssl.files.writing import replacing
 from influence_ssl.provenance import made_with
@@ -134,11 +136,21 @@ def save_encoder(encoder: CifarResNet18, path: Path) -> None:
         save_file(state, temporary, {"width": str(encoder.width), "classes": str(classes)})
 
 
+def weights_of(profile: str, method: str, seed: int, root: Path | None = None) -> Path:
+    """The file with the weights of a recorded run, which may be missing."""
+    own = folder_of(profile, method, seed, root) / "encoder.safetensors"
+    if not own.is_file():  # A run that is recorded again has its own until it is packaged.
+        run = load_run(profile, method, seed, root) or {}
+        if run.get("encoder") == builtin.PREFIX + builtin.NAME:
+            return builtin.WEIGHTS
+    return own
+
+
 def load_encoder(
     profile: str, method: str, seed: int, root: Path | None = None
 ) -> CifarResNet18 | None:
     """The recorded encoder of a run in float32 and eval mode, or ``None`` if there is none."""
-    path = folder_of(profile, method, seed, root) / "encoder.safetensors"
+    path = weights_of(profile, method, seed, root)
     if not path.is_file():
         return None
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.resources import as_file, files
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 PREFIX = "builtin:"
 NAME = "cifar-simclr"
+WEIGHTS = Path(__file__).with_name("cifar_simclr.safetensors")
 LIMITS = (
     "builtin:cifar-simclr sees every image at 32 x 32 pixels and was trained only on photographs "
     "of CIFAR-10; an encoder trained on your kind of images is more informative"
@@ -38,8 +39,7 @@ def from_package(spec: str) -> tuple[CifarResNet18, Callable[[Image.Image], Tens
         raise InfluenceValueError(
             f"--encoder {spec!r}: the only built-in encoder is {PREFIX}{NAME}."
         )
-    with as_file(files("influence_ssl.encoders") / "cifar_simclr.safetensors") as path:
-        state = load_file(path)
+    state = load_file(WEIGHTS)
     encoder = CifarResNet18(len(state["conv1.weight"]))
     encoder.load_state_dict(state)
     return encoder.eval(), _preprocess

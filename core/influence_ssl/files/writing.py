@@ -21,20 +21,24 @@ def replacing(path: Path, *, parents: bool = False) -> Iterator[Path]:
 
     After an error, including a full disk, the temporary file is removed and an existing ``path`` is
     unchanged. An ``OSError`` becomes an :class:`InfluenceOSError` that names the file. ``parents``:
-    whether missing parent folders are created.
+    whether missing parent folders are created. Where ``path`` is a link, it stays, and the file
+    that it names is replaced.
     """
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():  # Such as /dev/null.
+        raise InfluenceOSError(f"{str(path)!r} is not a file, so it is not replaced; name a file.")
     # Each process of a group has its own, with the suffix by which writers choose a format.
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    temporary = target.with_name(f".{os.getpid()}-{path.name}")
     try:
         try:
             if parents:
-                path.parent.mkdir(parents=True, exist_ok=True)
+                target.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
             # safetensors creates files that only the owner can read; these are for everyone.
             mask = os.umask(0)
             os.umask(mask)
             temporary.chmod(0o666 & ~mask)
-            temporary.replace(path)
+            temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
@@ -50,8 +54,10 @@ def replacing(path: Path, *, parents: bool = False) -> Iterator[Path]:
 def replacing_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder beside ``folder`` that replaces it and its contents if the block succeeds.
 
-    After an error, ``folder`` is unchanged and the temporary folder is removed.
+    After an error, ``folder`` is unchanged and the temporary folder is removed. Where it
+    is a link, that stays, and the folder that it names is replaced.
     """
+    folder = Path(os.path.realpath(folder))
     temporary, before = (folder.with_name(f".{os.getpid()}-{x}-{folder.name}") for x in "ab")
     try:
         try:

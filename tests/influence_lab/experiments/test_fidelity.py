@@ -101,10 +101,12 @@ def test_recorded_numbers_follow_from_the_recorded_vectors():
         assert record["reliability"]["2"][0] == pytest.approx(found, abs=1e-4)
 
 
-def test_a_part_that_is_nowhere_says_what_to_run(root):
-    assert fidelity.recorded("reliability", root)[0] == "tiny"
+def test_a_part_that_is_nowhere_says_what_to_run(tmp_path):
+    record = {"reliability": {"1": [0.9, 0, 1]}}
+    results.save_json(tmp_path / "tiny" / "fidelity.json", record)
+    assert fidelity.recorded("reliability", tmp_path)[0] == "tiny"
     with pytest.raises(InfluenceError, match="'nothing' is not recorded; run influence-lab"):
-        fidelity.recorded("nothing", root)
+        fidelity.recorded("nothing", tmp_path)
 
 
 def test_lines_of_code_are_counted_without_words(tmp_path):

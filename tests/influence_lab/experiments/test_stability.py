@@ -147,7 +147,7 @@ def test_recorded_vectors_serve_without_the_second_encoder(tmp_path):
     for seed in (0, 1):
         place = results.folder_of("tiny", "simclr", seed, tmp_path)
         shutil.copytree(results.folder_of("tiny", "simclr", seed), place)
-    (place / scored.WEIGHTS).unlink()
+    (place / "encoder.safetensors").unlink()
     where = ["--results", str(tmp_path), "--out", str(tmp_path / "figure.svg")]
     assert main(["reproduce", "fig-2", "--profile", "tiny", *where]) == 0
     made, tracked = (results.load_record("tiny", "stability", root) for root in (tmp_path, None))

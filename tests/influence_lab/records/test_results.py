@@ -16,6 +16,7 @@ from influence_lab.pretrain.checkpoint import read_checkpoint
 from influence_lab.pretrain.resnets import cifar_resnet18
 from influence_lab.records import recording, results
 from influence_ssl import InfluenceError, Scores
+from influence_ssl.encoders import builtin
 from influence_ssl.provenance import made_with
 
 
@@ -71,6 +72,18 @@ def test_slim_encoders_stay_small(tmp_path):
     path = tmp_path / "encoder.safetensors"
     results.save_encoder(cifar_resnet18(16, num_classes=10), path)
     assert path.stat().st_size < 1.5e6
+
+
+def test_a_run_whose_encoder_is_packaged_takes_that_one_until_it_is_recorded_again(tmp_path):
+    assert results.weights_of("cpu", "simclr", 0) == builtin.WEIGHTS
+    place = results.folder_of("cpu", "simclr", 0, tmp_path)
+    results.save_json(place / "run.json", {})
+    assert results.load_encoder("cpu", "simclr", 0, tmp_path) is None
+    results.save_json(place / "run.json", {"encoder": "builtin:cifar-simclr"})
+    packaged = results.load_encoder("cpu", "simclr", 0, tmp_path)
+    assert packaged.width == 16
+    results.save_encoder(cifar_resnet18(4), place / "encoder.safetensors")
+    assert results.load_encoder("cpu", "simclr", 0, tmp_path).width == 4
 
 
 def test_broken_and_foreign_encoders_are_named(tmp_path):

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from influence_ssl import InfluenceError
-from influence_ssl.files.writing import replacing
+from influence_ssl.files.writing import replacing, replacing_folder
 
 
 def test_after_an_error_the_earlier_file_stands_and_nothing_else(tmp_path: Path) -> None:
@@ -62,3 +62,40 @@ def test_folders_are_made_where_that_is_asked_for(tmp_path: Path) -> None:
     with replacing(path, parents=True) as temporary:
         temporary.write_text("x")
     assert path.read_text() == "x"
+
+
+def test_a_link_stays_and_what_it_names_is_replaced(tmp_path: Path) -> None:
+    elsewhere, here = tmp_path / "elsewhere", tmp_path / "here"
+    (elsewhere / "folder").mkdir(parents=True)
+    here.mkdir()
+    (elsewhere / "folder" / "old").write_text("old")
+    (here / "table.csv").symlink_to(elsewhere / "versioned")
+    (here / "folder").symlink_to(elsewhere / "folder")
+    for text in ("first", "second"):  # The link leads nowhere at first.
+        with replacing(here / "table.csv") as temporary:
+            assert temporary.suffix == ".csv"
+            temporary.write_text(text)
+        with replacing_folder(here / "folder") as temporary:
+            (temporary / "new").write_text(text)
+        assert (elsewhere / "versioned").read_text() == text
+        assert (elsewhere / "folder" / "new").read_text() == text
+        assert (here / "table.csv").is_symlink()
+        assert (here / "folder").is_symlink()
+        assert sorted(os.listdir(here)) == ["folder", "table.csv"]
+        assert sorted(os.listdir(elsewhere)) == ["folder", "versioned"]
+        assert os.listdir(elsewhere / "folder") == ["new"]
+
+
+def test_what_is_not_a_file_is_not_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    (tmp_path / "folder").mkdir()
+    for path in (pipe, tmp_path / "folder", Path("/dev/null")):
+        with (
+            pytest.raises(InfluenceError, match=f"'{path}' is not a file"),
+            replacing(path) as temporary,
+        ):
+            temporary.write_text("x")
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
+    assert sorted(os.listdir(tmp_path)) == ["folder", "pipe"]
