@@ -252,6 +252,11 @@ class Capture:
                     f"leave it out with layers=['-{layer.name}']."
                 )
 
+    def seen(self, batch: Batch, index: Index) -> tuple[Seen, list[Tensor]]:
+        """The gradients of the first draw, and what their pass showed."""
+        seen = Seen()
+        return seen, self.gradients(batch, index, 0, seen)
+
     def flat(self, batch: Batch, index: Index, draw: int) -> Float[Tensor, "b k"]:
         """The projected gradients of all layers, concatenated."""
         return torch.cat([g.flatten(1) for g in self.gradients(batch, index, draw)], 1)
