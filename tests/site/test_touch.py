@@ -30,7 +30,7 @@ def value(view: Any, selector: str) -> float:
     return float(view.locator(selector).get_attribute("value"))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def drag(chromium: Any) -> Iterator[Any]:
     with opened(chromium, address(HOMES["drag"]), viewport=DESKTOP) as view:
         yield view
@@ -126,7 +126,7 @@ def test_a_point_follows_the_pointer_and_goes_back(drag: Any) -> None:
     assert shown(drag, "C") == pytest.approx(start, rel=1e-9)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def damping(chromium: Any) -> Iterator[Any]:
     with opened(chromium, address(HOMES["damping"]), viewport=DESKTOP) as view:
         yield view
@@ -215,7 +215,7 @@ def test_a_query_shows_what_is_recorded_of_it(chromium: Any) -> None:
         assert view.complaints == []
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def explorer(chromium: Any) -> Iterator[Any]:
     with opened(chromium, address(HOMES["explorer"]), viewport=DESKTOP) as view:
         yield view
