@@ -77,6 +77,8 @@ def test_the_readme_counts_the_trainings_that_are_recorded():
         assert found == (f"{distance[0]:.2f}", f"{score[0]:.2f}", f"{runs:,}")
         assert distance[0] > score[0]  # "better"; with crops alone, the intervals do not meet
         assert regime != "crops" or distance[1] > score[2]
+    loss = record["predictors"][regime]["alignment loss"]["alignment loss"]["1"]
+    assert f"the training loss reaches {loss[0]:.2f}" in text
 
 
 def test_the_finding_is_what_is_recorded():
