@@ -18,7 +18,16 @@ from jaxtyping import Bool, Float32, Float64, Int64
 
 from influence_lab.datasets import Images
 from influence_lab.experiments import embedding
-from influence_lab.experiments.claims import Reading, Region, above, agrees, below, reading, weakest
+from influence_lab.experiments.claims import (
+    FIRST,
+    Reading,
+    Region,
+    above,
+    agrees,
+    below,
+    reading,
+    weakest,
+)
 from influence_lab.experiments.concept import LOW, truth_of
 from influence_lab.experiments.distributions import LABELS, METHODS, PAPER, TELLING, moments
 from influence_lab.experiments.galleries import EXTENT, TOP, ends, sample
@@ -291,11 +300,12 @@ def claims(root: Path | None = None) -> list[Reading]:
 
     def row(
         name: str, words: str, paper: str, values: list[Estimate], claimed: Region, link: str,
-        stand_in: bool = False, **rules: Any,
+        stand_in: bool = False, near: str = "", **rules: Any,
     ) -> Reading:  # fmt: skip
         return reading(
-            name, words, paper, values or None, claimed, link, data, "one encoder per method",
-            profile, stand_in=stand_in or profile == "tiny", **rules,
+            name, words, paper, values or None, claimed, link, data,
+            f"one encoder per method{near}", profile, stand_in=stand_in or profile == "tiny",
+            **rules,
         )  # fmt: skip
 
     def each(method: str, *place: str) -> list[Estimate]:
@@ -333,10 +343,12 @@ def claims(root: Path | None = None) -> list[Reading]:
                 each(method, "bridges", "drawn together")[:1], above(0.0), GALLERIES),
             row(f"bridges-{method}", f"{label}: the highest have more neighbours of another class "
                 "than random images have (share, gap)", "> 0",
-                beside(method, "another class", "highest", "random"), above(0.0), GALLERIES),
+                beside(method, "another class", "highest", "random"), above(0.0), GALLERIES,
+                near=FIRST),
             row(f"bridges-plain-{method}", f"{label}: the highest have more uniform neighbours "
                 "than uniform images of middling score have (share, gap)",
-                "> 0", beside(method, "uniform", "highest", "plain"), above(0.0), GALLERIES),
+                "> 0", beside(method, "uniform", "highest", "plain"), above(0.0), GALLERIES,
+                near=FIRST),
             row(f"natural-{method}", f"{label}: the lowest have fewer uniform borders than random "
                 "images (share, gap)", "< 0",
                 each(method, "looks", "uniform, lowest minus random"), below(0.0), GALLERIES),
@@ -345,7 +357,8 @@ def claims(root: Path | None = None) -> list[Reading]:
                 each(method, "looks", "border deviation, lowest"), above(0.0), GALLERIES),
             row(f"clear-{method}", f"{label}: the lowest have fewer neighbours of another class "
                 "than random images have (share, gap)", "< 0",
-                beside(method, "another class", "lowest", "random"), below(0.0), GALLERIES),
+                beside(method, "another class", "lowest", "random"), below(0.0), GALLERIES,
+                near=FIRST),
             row(f"fig-12-{method}-more", f"{label}: more near duplicates among the 18 lowest than "
                 "in the class (share)", "> class",
                 each(method, "duplicates", "18"), above(record.get("class", 0.0)), DUPLICATES),
@@ -380,7 +393,7 @@ def claims(root: Path | None = None) -> list[Reading]:
             Region(2, 2, printed=True, counted=True), DUPLICATES),
         row("fig-14-easier", "SimCLR: the 400 lowest are easier, with fewer neighbours of another "
             "class than random images (share, gap)", "< 0", easier, below(0.0),
-            GALLERIES.replace("5", "14"), stand_in=True),
+            GALLERIES.replace("5", "14"), stand_in=True, near=FIRST),
         row("fig-15-noise", "with labels, the highest have more neighbours of another class, under "
             "an encoder that saw no label, than random images (share, gap)", "> 0",
             [Estimate(*noisy)] if noisy else [], above(0.0), GALLERIES.replace("5", "15"),

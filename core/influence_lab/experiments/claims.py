@@ -35,6 +35,8 @@ REPRODUCED, CONTRADICTED, INCONCLUSIVE, NOT_TESTED = VERDICTS = (
 )
 PUBLISHED = "published numbers"
 POWER = 0.8
+FIRST = ", neighbours under the first run"
+"""The second run's weights are not recorded: both rankings are measured in one representation."""
 
 
 class Region(NamedTuple):

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float16, Float32, Int64, UInt8, UInt16
 from sklearn.manifold import TSNE
 
-from influence_lab.experiments.claims import Reading, above, others, reading
+from influence_lab.experiments.claims import FIRST, Reading, above, others, reading
 from influence_lab.experiments.distributions import LABELS
 from influence_lab.experiments.task import Task
 from influence_lab.measures.agreement import Estimate, gap, rounded
@@ -297,7 +297,7 @@ def claims(root: Path | None = None) -> list[Reading]:
                     f"fig-3-{method}-{name}", f"{LABELS[method]}, CIFAR-10{which}: {words}", "> 0",
                     [gap_of(one, name) for one in sets] or None, above(0.0), LINK,
                     record.get("provenance", {}).get("data", ""),
-                    f"{LABELS[method]} encoder", profile, stand_in=profile == "tiny",
+                    f"{LABELS[method]} encoder{FIRST}", profile, stand_in=profile == "tiny",
                 )
             )  # fmt: skip
     return rows

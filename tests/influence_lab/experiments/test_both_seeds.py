@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from influence_lab.experiments import both_seeds, claims
+from influence_lab.experiments import both_seeds, claims, concept, embedding
 from influence_lab.experiments.claims import CONTRADICTED, INCONCLUSIVE, NOT_TESTED, REPRODUCED
 from influence_lab.experiments.task import Task
 from influence_lab.measures.neighbourhoods import nearest, unit
@@ -150,3 +150,14 @@ def test_the_ledger_finds_the_second_seed(tmp_path):
     assert claims.verdict(found, claims.above(0.5)) == INCONCLUSIVE
     assert claims.both(None, "cpu", "byol", "concept", "atypical", root=tmp_path) is None
     assert claims.both(first, "cpu", "simclr", "concept", "atypical", root=tmp_path) == [first]
+
+
+def test_a_row_says_that_both_rankings_share_the_first_encoder_s_neighbours():
+    """Rows of two pre-trainings that a ranking and pixels alone decide share nothing."""
+    shared = ("hard-negative", "atypical", "bridges-", "clear-", "easier", "fig-3-")
+    rows = [one for module in (both_seeds, concept, embedding) for one in module.claims()]
+    said = {one.id: "neighbours under the first run" in one.model for one in rows if one.found}
+    assert {name for name, says in said.items() if says} == {
+        name for name in said if any(part in name for part in shared)
+    }
+    assert len(said) > sum(said.values()) > 30
