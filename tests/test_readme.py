@@ -79,6 +79,11 @@ def test_the_readme_counts_the_trainings_that_are_recorded():
         assert regime != "crops" or distance[1] > score[2]
     loss = record["predictors"][regime]["alignment loss"]["alignment loss"]["1"]
     assert f"the training loss reaches {loss[0]:.2f}" in text
+    images = [
+        str(results.largest_record(name)[1]["images"])
+        for name in ("memorisation", "memorisation-cifar10")
+    ]
+    assert re.findall(r"on (\d+) (?:digits|CIFAR-10 images)", text) == images
 
 
 def test_the_finding_is_what_is_recorded():
