@@ -37,6 +37,8 @@ def test_cuda_agrees_with_the_cpu(dtype, joint, draws):
             np.testing.assert_allclose(found.standard_error, expected.standard_error, rtol=1e-6)
 
 
+# PyTorch warns once and yet sets the mode: where that is an error, the next tests would meet it.
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype feature")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_no_batch_waits_for_the_device(dtype):
     """CUDA reports every call that waits, as an error, from the images to the gradients."""
@@ -44,8 +46,8 @@ def test_no_batch_waits_for_the_device(dtype):
     scorer = InfluenceScorer(net, device="cuda", dtype=dtype, batch_size=64, progress=False)
     gradients = scorer.gradients(x)
     found = [next(gradients)]  # kernels are chosen in the first batches
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         found.append(next(gradients))
     finally:
         torch.cuda.set_sync_debug_mode("default")
@@ -55,9 +57,13 @@ def test_no_batch_waits_for_the_device(dtype):
 
 
 def test_memory_does_not_grow_with_the_number_of_images():
-    """In two passes; what does grow is a score and an index, tens of bytes an image."""
-    net, peaks = build(Residual).float(), []
-    for n in (512, 2048):
+    """In two passes; what does grow is a score and an index, tens of bytes an image.
+
+    The smaller number fills the chunks that the curvature takes. PyTorch's own work space is first
+    allocated in a run that does not count.
+    """
+    net, peaks, (few, many) = build(Residual).float(), [], (2 * CHUNK, 4 * CHUNK)
+    for n in (few, few, many):
         x = images(n).float()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -65,7 +71,7 @@ def test_memory_does_not_grow_with_the_number_of_images():
         scorer = InfluenceScorer(net, device="cuda", batch_size=64, progress=False)
         scorer.fit(x).score(x)
         peaks.append(torch.cuda.max_memory_allocated() - before)
-    assert peaks[1] - peaks[0] < 64 * (2048 - 512) + 2**20
+    assert peaks[2] - peaks[1] < 64 * (many - few) + 2**20
 
 
 def test_an_image_without_a_representation_is_named_at_the_end_of_the_pass():

@@ -21,7 +21,7 @@ from PIL import Image
 from influence_lab.datasets import load, make_scenes
 from influence_lab.experiments import pairwise
 from influence_lab.gpu import __main__ as command
-from influence_lab.gpu import large, many, packages, packing, peers, training
+from influence_lab.gpu import large, many, packages, packing, peers, suite, training
 from influence_lab.gpu.archive import unpacked
 from influence_lab.gpu.budget import Budget
 from influence_lab.gpu.packages import NEEDED, ROOT, THERE, Library, Missing, provide
@@ -33,8 +33,8 @@ from influence_lab.pretrain.resnets import cifar_resnet18
 from influence_lab.records import results
 from influence_ssl import InfluenceError, __version__
 
-# Two calls with nothing to import but Python, PyTorch with what it needs, and NEEDED.
-TWICE = """
+# Nothing to import but Python and what the first argument names.
+IMPORTS = """
 import sys
 from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
 
@@ -51,7 +51,11 @@ class Few:
 
 ALLOWED |= set(sys.stdlib_module_names) | {"influence_ssl", "influence_lab"}
 sys.meta_path = [BuiltinImporter, FrozenImporter, Few]
-
+"""
+# Two calls with PyTorch, what it needs, and NEEDED.
+TWICE = (
+    IMPORTS
+    + """
 from influence_lab.gpu import clocks
 from influence_lab.gpu.__main__ import main
 
@@ -60,13 +64,16 @@ for _ in range(2):
     assert main(sys.argv[1:]) == 0
     print("END OF CALL")
 """
+)
 # What PyTorch itself asks for.
 TORCH = (
     "filelock", "fsspec", "jinja2", "markupsafe", "mpmath", "networkx", "sympy", "torchgen",
     "typing_extensions", "functorch", "triton",
 )  # fmt: skip
+# The tests' own modules.
+OWN = ("conftest", "shapes", "durations", "nets", "test_gpu")
 # What the packages of NEEDED ask for.
-THEIRS = ("wadler_lindig", "_pytest", "iniconfig", "packaging", "pluggy", "pygments")
+THEIRS = ("wadler_lindig", "_pytest", "py", "iniconfig", "packaging", "pluggy", "pygments")
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +113,40 @@ def test_every_test_for_a_card_is_found_and_skipped_on_a_cpu(found):
     tests = found["tests"]
     assert tests["tests"] == tests["skipped"] == len(tests["seconds"]) > 10
     assert not tests["failures"]
+
+
+def test_tests_for_a_card_import_only_what_is_brought_along():
+    allowed = " ".join([*THERE, *NEEDED, *TORCH, *THEIRS, *OWN])
+    collect = IMPORTS + "import pytest\nsys.exit(pytest.main(sys.argv[1:]))"
+    done = subprocess.run(
+        [
+            sys.executable, "-c", collect, allowed, "--collect-only", "-m", "gpu",
+            "-p", "pytest_timeout", "-p", "no:cacheprovider", *suite.files(),
+        ],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+        env=packages.environment() | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "test_gpu.py" in done.stdout
+
+
+# Spelt so that this file is none with tests for a card.
+WARNS = """
+import warnings
+import pytest
+
+@pytest.mark.{marker}
+def test_of_a_card():
+    warnings.warn("only this machine's PyTorch says so")
+"""
+
+
+def test_a_warning_fails_no_test_on_the_machine_with_a_card(work, tmp_path, monkeypatch):
+    (tmp_path / "test_warns.py").write_text(WARNS.format(marker="gpu"))
+    settings = ["-c", str(ROOT / "pyproject.toml"), str(tmp_path / "test_warns.py")]
+    monkeypatch.setattr(suite, "files", lambda: settings)
+    found = suite.run(work, Budget(60))
+    assert found["tests"] == found["passed"] == 1
 
 
 def test_costs_and_agreement(found):
