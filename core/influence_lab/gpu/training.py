@@ -7,6 +7,7 @@ same steps say whether ``torch.compile`` pays.
 
 from __future__ import annotations
 
+import shutil
 import time
 from typing import Any
 
@@ -41,7 +42,8 @@ def steps(work: Workplace, method: str, share: float = 1.0) -> list[Step]:
 def pace(work: Workplace, method: str) -> dict[str, Any]:
     """Seconds of a step, eager and compiled, and the losses, which show that both train alike.
 
-    Of three epochs of a few steps each, the last two count: the first one also compiles.
+    Of three epochs of a few steps each, the last two count: the first one also compiles. Nothing
+    of a pace that was stopped is kept, so that both have these three epochs.
     """
     settings = work.sizes.settings(method)
     n = work.sizes.steps * settings.batch
@@ -49,6 +51,7 @@ def pace(work: Workplace, method: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, backend in (("eager", None), ("compiled", work.sizes.backend)):
         folder = run_folder(f"{method}-{name}", "pace", 0, work.runs)
+        shutil.rmtree(folder, ignore_errors=True)
         begin = time.perf_counter()
         try:
             run = pretrain(
@@ -82,6 +85,8 @@ def train(work: Workplace, method: str, budget: Budget, share: float) -> dict[st
     name, device = f"{method}, training", str(work.device)
     end = budget.left * (1 - share)
     plan = (work.journal.value(name) or {}).get("plan") or _plan(work, method, budget, share)
+    # Noted before the first checkpoint, which belongs to this plan alone.
+    work.journal.note(name, "partly", 0.0, value=(work.journal.value(name) or {}) | {"plan": plan})
     settings = work.sizes.settings(method, plan["epochs"])
     folder = run_folder(method, settings.profile, 0, work.runs)
     copied = budget.clock()

@@ -23,7 +23,7 @@ from influence_lab.experiments import pairwise
 from influence_lab.gpu import __main__ as command
 from influence_lab.gpu import large, many, packages, packing, peers, suite, training
 from influence_lab.gpu.archive import unpacked
-from influence_lab.gpu.budget import Budget
+from influence_lab.gpu.budget import Budget, OutOfTime
 from influence_lab.gpu.packages import NEEDED, ROOT, THERE, Library, Missing, provide
 from influence_lab.gpu.sizes import DRY, FULL
 from influence_lab.gpu.steps import Journal, Partly
@@ -321,6 +321,46 @@ def test_a_training_stops_with_the_time_and_the_next_call_goes_on(work, monkeypa
     assert after["plan"] == before.value["plan"]
     assert after["knn"][0] == before.value["knn"][0]
     assert [text.split(",")[0] for text in said] == ["byol: epoch 1 of 2", "byol: epoch 2 of 2"]
+
+
+def test_a_pace_that_was_stopped_begins_anew(work, monkeypatch):
+    """Both trainings have three epochs each, so their losses can be compared."""
+    settings = replace(DRY.settings("byol"), epochs=100)
+    monkeypatch.setattr(type(DRY), "settings", lambda self, method: settings)
+    work.sizes = replace(DRY, backend=None)
+    whole, begun = training.pretrain, []
+
+    def stopped(*arguments, **how):
+        begun.append(how)
+        if len(begun) == 2:
+            raise OutOfTime
+        return whole(*arguments, **how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "pretrain", stopped)
+        with pytest.raises(OutOfTime):
+            training.pace(work, "byol")
+    found = training.pace(work, "byol")
+    assert [len(found[name]["losses"]) for name in ("eager", "compiled")] == [3, 3]
+    assert found["alike"]
+
+
+def test_a_training_that_stops_before_its_first_note_keeps_its_plan(work, monkeypatch):
+    """Its checkpoint belongs to the plan, so the next call must not make another one."""
+    pace = {"eager": {"seconds a step": 1e-6}, "faster": "eager"}
+    work.journal.note("byol, pace", "done", 0, value=pace)
+    work.__dict__ |= {"train": make_scenes(64, 0).images, "test": make_scenes(32, 1).images}
+
+    def over(text):
+        raise OutOfTime
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Workplace, "say", lambda self, text: over(text))
+        with pytest.raises(OutOfTime):
+            training.train(work, "byol", Budget(100, lambda: 0.0), 1.0)
+    assert (work.runs / "tiny" / "byol-0" / "checkpoint.pt").is_file()
+    found = training.train(work, "byol", Budget(-1, lambda: 0.0), 1.0)
+    assert found["plan"] == {"epochs": 2, "compiled": False}
 
 
 class Halves:
