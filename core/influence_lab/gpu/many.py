@@ -14,8 +14,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import torch
-
 from influence_lab.experiments.memorisation import RECORDS, Study
 from influence_lab.experiments.predictors import Predictors
 from influence_lab.experiments.small_encoders import train_together
@@ -63,8 +61,7 @@ def pace(work: Workplace) -> dict[str, Any]:
     study, found = study_of(work), {}
     recipe = replace(study.recipes[study.plan.regimes[0]], epochs=1)
     for together in work.sizes.together:
-        if work.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(work.device)
+        cost.forget_peak(work.device)
         job = partial(train_together, recipe, study.images, *study.runs(range(together)))
         took = fits(partial(seconds, job, work.device, 1))
         found[str(together)] = None if took is None else {

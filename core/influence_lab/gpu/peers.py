@@ -127,8 +127,7 @@ def measured(
             values.append(found.detach().cpu())
 
     batches = BATCHES if "batch" in inspect.signature(influence).parameters else (0,)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+    cost.forget_peak(device)
     try:
         with ending(LIMIT):
             for words, own, ordered, batch in _settings(encoder, tensors, batches):

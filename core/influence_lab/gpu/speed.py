@@ -143,8 +143,7 @@ class Speed:
         if sizes is None or rates is None:
             raise ValueError(f"no batch size and no rate of {precision} yet; see the steps before")
         batch, n = int(sizes["best"]), len(self.images)
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
+        cost.forget_peak(self.device)
         with computing(PRECISIONS[precision]):
             self.score(self.images[: 2 * batch], rank, precision, batch)
             job = partial(self.score, self.images, rank, precision, batch)

@@ -173,8 +173,14 @@ def _weights(settings: Settings, classes: int) -> tuple[int, int, int]:
     return encoder, head, predictor
 
 
+def forget_peak(device: torch.device) -> None:
+    """Have :func:`peak_bytes` count from here on a card; a process's own peak stays."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def peak_bytes(device: torch.device) -> int:
-    """The peak memory so far: tensors on a card, or the whole process."""
+    """The peak memory: tensors on a card since :func:`forget_peak`, or the whole process so far."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -100,6 +100,7 @@ def pretrain(
         if writes:
             checkpoint.save(run, optimiser, digest, place)
 
+    cost.forget_peak(device)
     for epoch in range(first, last):
         record = _epoch(run, optimiser, epoch, images, labels, bf16, place, bar, save, save_seconds)
         if writes and test is not None:
@@ -213,8 +214,8 @@ def _epoch(
             seconds = place.seconds + now - begin
             state = generator.get_state()
             save(Place(i + 1, _finite(run, losses), seconds, state, device.type))
-    seconds = place.seconds + time.perf_counter() - begin
-    return {"loss": _finite(run, losses) / per_epoch, "seconds": seconds}
+    mean = _finite(run, losses) / per_epoch  # waits for the device, whose last step counts as well
+    return {"loss": mean, "seconds": place.seconds + time.perf_counter() - begin}
 
 
 def _finite(run: Run, losses: Tensor) -> float:

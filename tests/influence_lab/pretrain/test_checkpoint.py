@@ -107,6 +107,20 @@ def test_a_checkpoint_from_before_a_setting_existed_had_its_default(tmp_path, sc
         pretrain(settings, 0, *scenes, tmp_path / "old", progress=False)
 
 
+def test_the_seconds_of_an_epoch_end_when_the_device_does(tmp_path, scenes, monkeypatch):
+    """The loss waits for a card, which is still at work when its last step has been started."""
+    now, finite = [0.0], training._finite
+
+    def wait(run, losses):
+        now[0] += 5
+        return finite(run, losses)
+
+    monkeypatch.setattr(training, "_finite", wait)
+    monkeypatch.setattr(training.time, "perf_counter", lambda: now[0])
+    run = train("supervised", tmp_path, scenes)
+    assert [epoch["seconds"] for epoch in run.epochs] == [5, 5]
+
+
 @pytest.mark.parametrize("fast", [False, True])
 def test_bf16_only_where_it_is_fast_and_recorded(fast, tmp_path, scenes, monkeypatch):
     monkeypatch.setattr(training, "fast_in_bf16", lambda device: fast)

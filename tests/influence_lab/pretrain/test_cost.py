@@ -108,6 +108,22 @@ def test_more_units_take_less_time_and_less_memory_each():
     assert memory[0] / 8 < memory[1] < memory[0]
 
 
+def test_a_training_s_peak_on_a_card_is_its_own(tmp_path, monkeypatch):
+    card, peak = torch.device("cuda", 1), {torch.device("cuda", 1): 9e9}
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", peak.get)
+    monkeypatch.setattr(
+        torch.cuda, "reset_peak_memory_stats", lambda device: peak.__setitem__(device, 1e9)
+    )
+    forget, asked = cost.forget_peak, cost.peak_bytes
+    monkeypatch.setattr(cost, "forget_peak", lambda device: forget(card))
+    monkeypatch.setattr(cost, "peak_bytes", lambda device: asked(card))
+    data = make_scenes(64, 0).images
+    run = pretrain(settings_for("supervised", "tiny"), 0, data, None, tmp_path, progress=False)
+    assert {epoch["bytes"] for epoch in run.epochs} == {1e9}
+    forget(torch.device("cpu"))
+    assert asked(torch.device("cpu")) > 1e6
+
+
 def test_stated_before_and_compared_after(tmp_path, capsys):
     data = make_scenes(64, 0).images, make_scenes(20, 1).images
     run = pretrain(settings_for("supervised", "tiny"), 0, *data, tmp_path)
