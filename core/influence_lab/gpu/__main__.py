@@ -9,6 +9,7 @@ import argparse
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -53,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> int:
+    begin = time.monotonic()
     if options.dry and options.state is None:
         with tempfile.TemporaryDirectory() as folder:
             options.state = Path(folder)
@@ -70,8 +72,10 @@ def _run(options: argparse.Namespace) -> int:
     from influence_lab.gpu.call import call
     from influence_ssl.errors import InfluenceError
 
+    # To install wheels and to read PyTorch from a cold disk is part of the call.
+    seconds = options.budget - (time.monotonic() - begin)
     try:
-        left = call(options.parts, options.state, options.out, options.budget, options.dry)
+        left = call(options.parts, options.state, options.out, seconds, options.dry)
     except InfluenceError as error:
         print(f"influence_lab.gpu: {error}", file=sys.stderr)
         return 1

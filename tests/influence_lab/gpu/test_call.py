@@ -1,5 +1,6 @@
 """All parts in miniature: what they find, what they import, that they go on; and how they stop."""
 
+import importlib
 import json
 import os
 import re
@@ -524,6 +525,18 @@ def test_peers_without_their_wheels_are_left_out(tmp_path, monkeypatch):
     assert packages.environment()["PYTHONPATH"].split(os.pathsep) == [
         str(ROOT / "core"), "before", str(tmp_path / "site"),
     ]  # fmt: skip
+
+
+def test_what_a_call_installs_counts_in_its_time(tmp_path, monkeypatch):
+    now, asked = [7.0], []
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(packages, "provide", lambda *folders: now.__setitem__(0, 47.0))
+    monkeypatch.setattr(
+        importlib.import_module("influence_lab.gpu.call"), "call",
+        lambda parts, state, out, seconds, dry: asked.append(seconds) or [],
+    )  # fmt: skip
+    assert command.main(["run", "a", "--state", str(tmp_path), "--budget", "500"]) == 0
+    assert asked == [460]
 
 
 def test_without_a_card_the_command_says_so(tmp_path, capsys, monkeypatch):
