@@ -9,7 +9,6 @@ import torch
 
 from influence_lab.gpu.archive import unpacked
 from influence_lab.gpu.budget import RESERVE, Budget, OutOfTime, ending
-from influence_lab.gpu.packing import pack
 from influence_lab.gpu.parts import PARTS
 from influence_lab.gpu.sizes import DRY, FULL
 from influence_lab.gpu.steps import Journal, carry_out
@@ -27,8 +26,9 @@ def call(
 ) -> list[str]:
     """Do the steps of ``parts`` that are not done, in ``seconds``, the last of them for packing.
 
-    Results are brought to ``out`` after each step. Returns the names of the steps that are left.
-    Raises :class:`InfluenceError` where there is no card and no ``dry``.
+    Results are brought to ``out`` at the beginning, as it may be a new folder, and after each step.
+    Returns the names of the steps that are left. Raises :class:`InfluenceError` where there is no
+    card and no ``dry``.
     """
     budget = Budget(seconds - RESERVE)
     if not dry and not torch.cuda.is_available():
@@ -42,19 +42,19 @@ def call(
         "torch": torch.__version__,
     }
     journal = Journal(folder / "steps.json", origin, results.code_version())
-    work = Workplace(DRY if dry else FULL, device, folder, journal)
+    work = Workplace(DRY if dry else FULL, device, folder, journal, out)
     unpacked(folder / "data")
     steps = [step for part in parts for step in PARTS[part](work)]
 
     def written() -> None:
-        if left := pack(folder, work.names(), out):
-            work.say(f"no room to bring back {', '.join(left)}")
+        work.bring_back()
         if device.type == "cuda":
             torch.cuda.empty_cache()
 
     work.say(f"parts {' '.join(parts)} on {origin['device']}, {seconds:.0f} s")
     try:
         with ending(budget.left):
+            work.bring_back()
             carry_out(steps, journal, budget, work.say, written)
     except OutOfTime:
         work.say("the time is over between two steps")

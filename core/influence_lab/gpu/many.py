@@ -94,6 +94,7 @@ def train(work: Workplace, budget: Budget) -> dict[str, Any] | Partly:
         study.advance(together)
         share = (time.perf_counter() - begin) / epochs[together]
         work.journal.note(TRAININGS, "partly", 0.0, value=_so_far(study))
+        work.bring_back()
         work.say(f"small encoders: {work.journal.value(TRAININGS)}")
     return _so_far(study)
 

@@ -80,7 +80,8 @@ def pace(work: Workplace, method: str) -> dict[str, Any]:
 def train(work: Workplace, method: str, budget: Budget, share: float) -> dict[str, Any] | Partly:
     """Train to the end of the plan or of the time, then measure and record the encoder.
 
-    On the way a copy of the encoder is among the records, newer than :data:`COPY` seconds.
+    On the way a copy of the encoder is among the records, newer than :data:`COPY` seconds, and
+    brought back.
     """
     name, device = f"{method}, training", str(work.device)
     end = budget.left * (1 - share)
@@ -102,6 +103,7 @@ def train(work: Workplace, method: str, budget: Budget, share: float) -> dict[st
         if budget.clock() - copied >= COPY:
             copied = budget.clock()
             results.save_encoder(run.encoder, _place(work, settings) / "encoder.safetensors")
+            work.bring_back()
         return budget.left - end < RECORDING * work.sizes.least + 2 * epoch["seconds"]
 
     run = pretrain(

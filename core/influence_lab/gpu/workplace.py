@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from influence_lab.datasets import Images
+from influence_lab.gpu.packing import pack
 from influence_lab.gpu.sizes import Sizes
 from influence_lab.gpu.steps import Journal
 from influence_lab.records.recording import data_for
@@ -20,14 +21,15 @@ class Workplace:
     """What all steps of a call share.
 
     ``folder`` keeps what a later call goes on from: the journal, the log and records under
-    ``results``, which are brought back, and checkpoints under ``runs``, which are too large for
-    that.
+    ``results``, which are brought back to ``out`` if there is one, and checkpoints under ``runs``,
+    which are too large for that.
     """
 
     sizes: Sizes
     device: torch.device
     folder: Path
     journal: Journal
+    out: Path | None = None
 
     @property
     def results(self) -> Path:
@@ -60,6 +62,11 @@ class Workplace:
         """A file of text among the records."""
         with replacing(self.results / name, parents=True) as temporary:
             temporary.write_text(text, encoding="utf-8")
+
+    def bring_back(self) -> None:
+        """Bring what there is so far to ``out``: a call may be ended from outside at any time."""
+        if self.out is not None and (left := pack(self.folder, self.names(), self.out)):
+            self.say(f"no room to bring back {', '.join(left)}")
 
     def names(self) -> list[str]:
         """What is brought back: the journal, the log, and records, the newest first."""

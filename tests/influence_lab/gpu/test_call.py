@@ -26,8 +26,9 @@ from influence_lab.gpu import large, many, packages, packing, peers, suite, trai
 from influence_lab.gpu.archive import unpacked
 from influence_lab.gpu.budget import Budget, OutOfTime
 from influence_lab.gpu.packages import NEEDED, ROOT, THERE, Library, Missing, provide
+from influence_lab.gpu.packing import unpack
 from influence_lab.gpu.sizes import DRY, FULL
-from influence_lab.gpu.steps import Journal, Partly
+from influence_lab.gpu.steps import Journal, Partly, Step
 from influence_lab.gpu.workplace import Workplace
 from influence_lab.pretrain.methods import build
 from influence_lab.pretrain.resnets import cifar_resnet18
@@ -362,6 +363,44 @@ def test_a_training_that_stops_before_its_first_note_keeps_its_plan(work, monkey
     assert (work.runs / "tiny" / "byol-0" / "checkpoint.pt").is_file()
     found = training.train(work, "byol", Budget(-1, lambda: 0.0), 1.0)
     assert found["plan"] == {"epochs": 2, "compiled": False}
+
+
+def test_what_a_call_has_found_is_there_while_it_goes_on(work, tmp_path, monkeypatch):
+    """Earlier results in a new folder, and a copy of an encoder that is still in training."""
+    monkeypatch.setattr(training, "COPY", 0)
+    work.out, work.__dict__["train"] = tmp_path / "out", make_scenes(64, 0).images
+    work.__dict__["test"] = make_scenes(32, 1).images
+    pace = {"eager": {"seconds a step": 1e-6}, "faster": "eager"}
+    work.journal.note("byol, pace", "done", 0, value=pace)
+    whole, seen = training.pretrain, []
+
+    def watched(*arguments, after_epoch, **how):
+        def after(run):
+            after_epoch(run)
+            seen.append(unpack(work.out, tmp_path / f"after {len(run.epochs)}"))
+            return True
+
+        return whole(*arguments, after_epoch=after, **how)
+
+    monkeypatch.setattr(training, "pretrain", watched)
+    training.train(work, "byol", Budget(100, lambda: 0.0), 1.0)
+    assert {"steps.json", "results/tiny/byol-0/encoder.safetensors"} <= set(seen[0])
+    steps = json.loads((tmp_path / "after 1" / "steps.json").read_text())["steps"]
+    assert steps["byol, training"]["value"]["epochs"] == 1
+
+
+def test_a_new_folder_gets_what_earlier_calls_found(tmp_path, monkeypatch):
+    module, found = importlib.import_module("influence_lab.gpu.call"), []
+    monkeypatch.setattr(module, "unpacked", lambda folder: None)
+    monkeypatch.setitem(
+        module.PARTS, "a",
+        lambda work: [Step("look", 0, lambda budget: found.extend(unpack(out, tmp_path / "back")))],
+    )  # fmt: skip
+    out = tmp_path / "new"
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "earlier.txt").write_text("found")
+    assert module.call(["a"], tmp_path, out, 100, True) == []
+    assert "results/earlier.txt" in found
 
 
 class Halves:
