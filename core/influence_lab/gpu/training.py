@@ -24,8 +24,10 @@ from influence_lab.records import recording, results
 RECORDING, COPY = 60.0, 60.0
 # Losses of the first epochs of an eager and of a compiled training differ by less.
 ALIKE = 0.05
-# Of an epoch's steps: for its checkpoint and its point of the kNN curve.
-BETWEEN = 1.15
+# Of an epoch's steps: for its checkpoint and its point of the kNN curve, together about a second.
+BETWEEN = 1.25
+# Epochs' steps that have to be left for another epoch to begin.
+SPARE = 2
 
 
 def steps(work: Workplace, method: str, share: float = 1.0) -> list[Step]:
@@ -104,7 +106,7 @@ def train(work: Workplace, method: str, budget: Budget, share: float) -> dict[st
             copied = budget.clock()
             results.save_encoder(run.encoder, _place(work, settings) / "encoder.safetensors")
             work.bring_back()
-        return budget.left - end < RECORDING * work.sizes.least + 2 * epoch["seconds"]
+        return budget.left - end < RECORDING * work.sizes.least + SPARE * epoch["seconds"]
 
     run = pretrain(
         settings, 0, work.train, work.test, folder, work.device, progress=False,
@@ -119,16 +121,15 @@ def train(work: Workplace, method: str, budget: Budget, share: float) -> dict[st
 
 
 def _plan(work: Workplace, method: str, budget: Budget, share: float) -> dict[str, Any]:
-    """Epochs that fit into the time by the measured pace, and whether to compile."""
+    """Epochs that end in the time by the measured pace, and whether to compile."""
     found = work.journal.value(f"{method}, pace")
     if found is None:
         raise ValueError(f"no pace of {method} yet; see the step before")
     settings = work.sizes.settings(method)
     faster = found[found["faster"]]
-    steps = len(work.train) // settings.batch
-    epoch = BETWEEN * steps * faster["seconds a step"]
-    time_left = share * budget.left - RECORDING * work.sizes.least
-    epochs = max(1, min(settings.epochs, int(time_left / epoch)))
+    epoch = len(work.train) // settings.batch * faster["seconds a step"]
+    time_left = share * budget.left - RECORDING * work.sizes.least - SPARE * epoch
+    epochs = max(1, min(settings.epochs, int(time_left / (BETWEEN * epoch))))
     return {"epochs": epochs, "compiled": found["faster"] == "compiled"}
 
 

@@ -446,13 +446,44 @@ def test_the_plan_fills_the_time_that_is_left(work):
     pace = {"eager": {"seconds a step": 2.0}, "compiled": {"seconds a step": 1.0}}
     work.journal.note("byol, pace", "done", 0, value=pace | {"faster": "compiled"})
     steps = len(work.train) // sizes.settings("byol").batch
-    budget = Budget(training.RECORDING + 10 * training.BETWEEN * steps + 0.1, lambda: 0.0)
+    needed = training.RECORDING + (10 * training.BETWEEN + training.SPARE) * steps
+    budget = Budget(needed + 0.1, lambda: 0.0)
     assert training._plan(work, "byol", budget, 1.0) == {"epochs": 10, "compiled": True}
     assert training._plan(work, "byol", budget, 0.5)["epochs"] < 5
     assert sizes.settings("byol", 10).epochs == 10
     assert replace(FULL.settings("byol", 10), profile="paper", epochs=1000) == replace(
         sizes.settings("byol"), profile="paper"
     )
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_a_planned_training_ends_in_its_call(work, monkeypatch, share):
+    """Where an epoch takes as long as planned, none is left for another call."""
+    work.sizes, now = replace(DRY, least=1.0, table="paper"), [0.0]
+    work.journal.note(
+        "byol, pace", "done", 0, value={"eager": {"seconds a step": 2.0}, "faster": "eager"}
+    )
+    seconds = 2.0 * (len(work.train) // work.sizes.settings("byol").batch)
+
+    def pretrain(settings, *rest, after_epoch, **how):
+        run = SimpleNamespace(epochs=[], settings=settings, encoder=None, done=False)
+        for _ in range(settings.epochs):
+            now[0] += training.BETWEEN * seconds
+            run.epochs.append({"seconds": seconds, "loss": 1.0, "knn": 0.5})
+            if after_epoch(run):
+                break
+        run.done = len(run.epochs) == settings.epochs
+        return run
+
+    monkeypatch.setattr(training, "pretrain", pretrain)
+    monkeypatch.setattr(results, "save_encoder", lambda encoder, path: None)
+    monkeypatch.setattr(training.recording, "record", lambda *rest: {"accuracy": 0.5, "cost": {}})
+    for budget in (150.0, 400.0, 500.0, 507.0):
+        work.journal.steps.pop("byol, training", None)
+        now[0] = 0.0
+        found = training.train(work, "byol", Budget(budget, lambda: now[0]), share)
+        assert not isinstance(found, Partly)
+        assert now[0] + training.RECORDING <= share * budget
 
 
 @pytest.mark.parametrize("method", ["simclr", "byol", "barlow", "supervised"])
