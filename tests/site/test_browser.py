@@ -341,6 +341,17 @@ def test_search_works_from_disk(chromium: Any) -> None:
         assert view.complaints == []
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_row_under_the_pointer_can_be_read(chromium: Any, scheme: str) -> None:
+    with opened(chromium, address("book/theory/ledger.html"), scheme, viewport=DESKTOP) as view:
+        row = view.locator("table.statement-ledger tbody tr").nth(3)
+        colour = "e => getComputedStyle(e).backgroundColor"
+        before = row.evaluate(colour)
+        row.hover()
+        assert row.evaluate(colour) != before
+        assert violations(view) == []
+
+
 def test_the_checks_see_what_they_are_for(chromium: Any, tmp_path: Path) -> None:
     bad = tmp_path / "bad.html"
     bad.write_text(
