@@ -55,7 +55,12 @@ def prepare(
     except InfluenceError:
         raise
     except Exception:  # an encoder or device without doubles, or an error that will recur
-        checked, pairs = _checked(_laid_out(own, batch, index), False, *settings)
+        try:
+            checked, pairs = _checked(_laid_out(own, batch, index), False, *settings)
+        except Exception as error:
+            if not isinstance(error, InfluenceError):
+                error.add_note(f"in a first pass over images of shape {tuple(batch[0].shape[1:])}")
+            raise
     encoder = own.encoder
     if (device, dtype) != (own.device, own.dtype):
         if not copies:
