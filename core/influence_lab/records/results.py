@@ -43,8 +43,8 @@ def results_root() -> Path:
     book = Path(__file__).resolve().parents[3] / "book"
     if not book.is_dir():
         raise InfluenceOSError(
-            "no book/results beside this package; work in a clone of the repository or set "
-            "INFLUENCE_SSL_RESULTS to the folder of recorded results"
+            "no book/results beside this package; install it from a clone of the repository with "
+            "pip install -e, or set INFLUENCE_SSL_RESULTS to the clone's book/results"
         )
     return book / "results"
 

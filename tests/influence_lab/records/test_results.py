@@ -118,6 +118,16 @@ def places(tmp_path_factory):
     return root, runs, where
 
 
+def test_records_that_are_not_installed_are_found_in_a_clone(tmp_path, monkeypatch):
+    book = results.results_root()
+    monkeypatch.delenv("INFLUENCE_SSL_RESULTS", raising=False)
+    monkeypatch.setattr(results, "__file__", str(tmp_path / "a/b/c/results.py"))
+    with pytest.raises(InfluenceError, match="pip install -e"):
+        results.load_encoder("tiny", "simclr", 0)
+    monkeypatch.setenv("INFLUENCE_SSL_RESULTS", str(book))
+    assert results.load_encoder("tiny", "simclr", 0) is not None
+
+
 def test_the_command_records_a_run_with_its_provenance(places):
     record = results.load_run("tiny", "simclr", 0, places[0])
     origin = record["provenance"]
