@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas
+import pyarrow.parquet
 import pytest
 import torch
 from nets import Windows, build, images
@@ -137,6 +138,16 @@ def test_unusable_files(tmp_path):
             Scores.load(path)
     with pytest.raises(InfluenceError, match="different lengths"):
         Scores(np.zeros(2), np.zeros(2), np.arange(3))
+
+
+def test_a_table_that_pandas_wrote_has_lost_its_provenance(tmp_path):
+    table, bare = example().to_pandas(), tmp_path / "bare.parquet"
+    table.to_csv(tmp_path / "table.csv", index=False)
+    table.to_parquet(tmp_path / "table.parquet")
+    pyarrow.parquet.write_table(pyarrow.table({"score": [-1.0]}), bare)  # without any metadata
+    for path in (tmp_path / "table.csv", tmp_path / "table.parquet", bare):
+        with pytest.raises(InfluenceError, match="no provenance, which is lost when pandas"):
+            Scores.load(path)
 
 
 def whole():

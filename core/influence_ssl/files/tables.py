@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     import pandas
 
 _COMMENT = "# provenance: "
+_LOST = (
+    "it has no provenance, which is lost when pandas writes a table; give the file that was "
+    "written first"
+)
 
 
 class Tabular(Protocol):
@@ -88,7 +92,7 @@ def read_csv(path: Path) -> tuple[pandas.DataFrame, dict[str, Any]]:
     with path.open(encoding="utf-8", newline="") as file:
         first = file.readline()
         if not first.startswith(_COMMENT):
-            raise ValueError("its first line is not a provenance")
+            raise ValueError(_LOST)
         # As text, so that a name such as "NA" stays a name and Python's float restores every digit.
         table = _pandas().read_csv(file, dtype=str, keep_default_na=False)
     return table, json.loads(first.removeprefix(_COMMENT))
@@ -124,4 +128,6 @@ def read_parquet(path: Path) -> tuple[pandas.DataFrame, dict[str, Any]]:
     import pyarrow.parquet
 
     table = pyarrow.parquet.read_table(path)
-    return table.to_pandas(), json.loads(table.schema.metadata[b"provenance"])
+    if (found := (table.schema.metadata or {}).get(b"provenance")) is None:
+        raise ValueError(_LOST)
+    return table.to_pandas(), json.loads(found)
