@@ -35,7 +35,8 @@ class Examples:
         if not hasattr(images, "__len__") or not hasattr(images, "__getitem__"):
             raise InfluenceTypeError(
                 f"images is a {type(images).__name__}, which lacks a length or items by number; "
-                "give a tensor (N, ...) or a map-style data set such as DataLoader.dataset."
+                "give a tensor (N, ...) or a map-style data set such as DataLoader.dataset; if "
+                "that is iterable only, list(dataset) is map-style."
             )
         if isinstance(images, Tensor) and images.ndim < 2:
             raise InfluenceValueError(

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from nets import Residual, Windows, build, images, score
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from influence_ssl import (
     Alignment,
@@ -144,6 +144,11 @@ class Mixed:
         return X[i].byte() if i == 3 else X[i]
 
 
+class Iterated(IterableDataset):
+    def __iter__(self):
+        return iter(X)
+
+
 class Ragged:
     def __len__(self):
         return 3
@@ -167,6 +172,7 @@ BAD_IMAGES = {
     "images are torch.uint8; convert": Mixed(),
     "lacks a length": iter([X]),
     "or items by number": DataLoader(TensorDataset(X)),
+    r"iterable only, list\(dataset\) is map-style": Iterated(),
     r"item 0 of images does not begin with a tensor: \('a.png',\)": ["a.png"],
 }
 
@@ -178,6 +184,12 @@ def test_unusable_images(message):
     with pytest.raises(InfluenceError, match=message) as caught:
         score(net, BAD_IMAGES[message], batch_size=2)
     assert "\n" not in str(caught.value)
+
+
+def test_an_iterable_data_set_is_scored_as_a_list():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 4))
+    assert np.array_equal(score(net, list(Iterated())).values, score(net, X).values)
 
 
 @pytest.mark.parametrize(
