@@ -45,7 +45,7 @@ def summarise(
     if images.ignored:
         print(f"left out by their names: {counted(images.ignored)}")
     if images.skipped:
-        print(f"{len(images.skipped)} skipped because they cannot be read:")
+        print(f"{len(images.skipped)} skipped as unreadable:")
         for name, reason in images.skipped[:_LISTED]:
             print(f"  {printable(name)}: {reason}")
         if len(images.skipped) > _LISTED:

@@ -207,7 +207,7 @@ def _summarise(
     if kept.untrained:
         print("untrained: random weights, because score was given no --weights")
     if queries.skipped:
-        print(f"{_queries(len(queries.skipped))} skipped because they cannot be read:")
+        print(f"{_queries(len(queries.skipped))} skipped as unreadable:")
         for name, reason in queries.skipped[:20]:
             print(f"  {printable(name)}: {reason}")
     for one in found.found[:3]:

@@ -173,7 +173,7 @@ def test_unreadable_images_are_skipped_counted_and_listed(
     found = scored()
     output = capsys.readouterr().out
     assert "23 images (3 x 10 x 10) scored on cpu" in output
-    assert "1 skipped" in output
+    assert "1 skipped as unreadable:" in output
     assert f"{lost}: not an image of a known format" in output
     assert "left out by their names: 1 .txt" in output
     assert found.provenance["data"]["skipped"] == [[lost, "not an image of a known format"]]
