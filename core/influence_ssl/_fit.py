@@ -100,6 +100,7 @@ def write(folder: Path, fit: Fit, settings: dict[str, Any]) -> None:
     for number, (columns, block) in enumerate(fit.form.blocks):
         words: dict[str, Any] = {"kind": type(block).__name__}
         words["columns"] = [columns.start, columns.stop]
+        # Every block is a dataclass, which the type of a callable cannot say.
         for field in dataclasses.fields(block):  # type: ignore[arg-type]
             value = getattr(block, field.name)
             if isinstance(value, Tensor):

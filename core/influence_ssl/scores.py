@@ -111,8 +111,6 @@ class Scores:
             and self.provenance == other.provenance
         )
 
-    __hash__ = None  # type: ignore[assignment]
-
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.array(self.values, dtype=dtype, copy=copy)
 

@@ -164,6 +164,13 @@ def test_an_npz_keeps_all_that_the_pass_computed(tmp_path):
     assert Scores.load(tmp_path / "scores.npz") == whole()
 
 
+def test_scores_can_be_compared_and_not_hashed():
+    """As arrays: equal scores have no common number that their parts could give."""
+    assert whole() == whole()
+    with pytest.raises(TypeError, match="unhashable type: 'Scores'"):
+        hash(whole())
+
+
 @pytest.mark.parametrize("column", ["loss", "gradient_norm", "per_draw", "representations"])
 def test_scores_that_differ_in_one_number_are_not_equal(column):
     other = whole()
