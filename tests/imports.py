@@ -14,9 +14,10 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "CONTRIBUTING.md"
 
 # From the bottom to the top: a package imports from itself and from those before it. The method are
-# the modules of influence_ssl itself but the errors and the threads.
+# the modules of influence_ssl itself but the errors, the memory, the threads and the processes.
 ORDER = (
-    "influence_ssl.errors", "influence_ssl.ahead", "influence_ssl.files", "influence_ssl.method",
+    "influence_ssl.errors", "influence_ssl._memory", "influence_ssl.processes",
+    "influence_ssl.ahead", "influence_ssl.files", "influence_ssl.method",
     "influence_ssl.encoders", "influence_ssl.analysis", "influence_ssl.report",
     "influence_ssl.command", "influence_ssl.__main__", "influence_lab.tables",
     "influence_lab.figures", "influence_lab.theory",

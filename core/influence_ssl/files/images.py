@@ -8,6 +8,8 @@ largest value in any of them. No image's contrast therefore depends on its own l
 Pillow decodes every image when it is first read. Later, a faster decoder is used for the images for
 which it then gave the same pixels. It is given only bytes with the digest of that first reading, so
 that no result depends on which decoder was used.
+
+What the first reading found is kept where memory allows, and nothing is read again.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from influence_ssl._memory import free_memory
 from influence_ssl.ahead import in_threads, readers
 from influence_ssl.errors import (
     InfluenceOSError,
@@ -51,7 +54,10 @@ from influence_ssl.files.decoding import (
 )
 from influence_ssl.files.looks import Looks, look_of
 from influence_ssl.files.sources import EXTENSIONS, counted, open_source
+from influence_ssl.processes import place
 
+_CPU = torch.device("cpu")
+_NOTHING = torch.empty(0)
 _CHECKED = 16
 THUMBNAIL = 32
 
@@ -80,6 +86,7 @@ class _Inspected(NamedTuple):
     rotated: bool
     content: bytes
     jpeg: bool
+    item: np.ndarray | Tensor
 
 
 def to_tensor(image: Image.Image) -> Float[Tensor, "3 height width"]:
@@ -91,6 +98,11 @@ def _scaled(
     pixels: UInt8[np.ndarray, "b height width 3"],
 ) -> Float[Tensor, "b 3 height width"]:
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous() / 255.0
+
+
+def _as_tensor(item: np.ndarray | Tensor) -> Tensor:
+    """A kept item as the caller's own tensor."""
+    return item.clone() if isinstance(item, Tensor) else _scaled(np.array(item)[None])[0]
 
 
 def pixel_digest(image: Image.Image) -> str:
@@ -130,11 +142,12 @@ class ImageFiles(Dataset[tuple[Tensor]]):
     ``thumbnails[k]`` (grey, 32 x 32, uint8), ``looks[k]``
     (:class:`~influence_ssl.files.looks.Looks`: size, bytes, brightness and so on), ``shape``,
     ``converted`` (the number of images other than plain 8-bit RGB, by kind) and ``rotated`` (the
-    number of images with an EXIF rotation tag, which is not applied). Threads and data loader
-    workers may share the data set.
+    number of images with an EXIF rotation tag, which is not applied). It keeps all items if they
+    fit into a quarter of the free memory, of which processes that share the work take equal parts.
+    Threads and data loader workers may share the data set; a copy for another process keeps none.
 
-    Raises :class:`InfluenceError` if the source is missing, unsafe or without images. Items that
-    cannot be read, or have changed since :meth:`readable`, raise :class:`InfluenceOSError`.
+    Raises :class:`InfluenceError` if the source is missing, unsafe or without images. What is read
+    again but cannot be, or has changed since :meth:`readable`, raises :class:`InfluenceOSError`.
     """
 
     read_by_threads = True
@@ -166,11 +179,18 @@ class ImageFiles(Dataset[tuple[Tensor]]):
         # Of all images that are listed, and so the same for the readable ones among them.
         self._bits: list[int] = [] if bits is None else [bits]
         self._apart = not _keeps_nothing(self.preprocess)
+        # Pixels, which the default preprocessing makes larger, or else tensors; none if not kept.
+        self._items: list[np.ndarray | Tensor] = []
 
     def __len__(self) -> int:
         return len(self.names)
 
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_items": []}
+
     def __getitem__(self, k: int) -> tuple[Tensor]:
+        if self._items:
+            return (_as_tensor(self._items[k]),)
         # Only a preprocess that is not known could look at more of an image than its pixels.
         pixels = None if self._apart else self._fast(k)
         image = self.image(k) if pixels is None else Image.fromarray(pixels)
@@ -184,10 +204,9 @@ class ImageFiles(Dataset[tuple[Tensor]]):
         """
         if self.preprocess is not to_tensor:
             return [self[k] for k in rows]
-        found = ((k, self._fast(k)) for k in rows)
-        pixels = [np.asarray(self.image(k)) if fast is None else fast for k, fast in found]
+        pixels = [self._pixels(k) for k in rows]
         if len({one.shape for one in pixels}) > 1:
-            return [(_scaled(np.array(one)[None])[0],) for one in pixels]
+            return [(_as_tensor(one),) for one in pixels]
         return [(x,) for x in _scaled(np.stack(pixels))]
 
     def image(self, k: int) -> Image.Image:
@@ -217,6 +236,8 @@ class ImageFiles(Dataset[tuple[Tensor]]):
         per processor, at most eight, and none if the first image is small.
         """
         kept: list[int] = []
+        items: list[np.ndarray | Tensor] = []
+        keep = False
         inspected: list[_Inspected] = []
         skipped: list[Skipped] = []
         checked = set(np.linspace(0, len(self) - 1, _CHECKED).astype(int).tolist())
@@ -238,10 +259,13 @@ class ImageFiles(Dataset[tuple[Tensor]]):
                 if first is None:
                     first = (self.names[k], found.shape)
                     self._refuse_random(k)
+                    keep = len(self) * found.item.nbytes < free_memory(_CPU) / 4 / place()[1]
                 elif found.shape != first[1]:
                     raise InfluenceValueError(self._mixed(first, (self.names[k], found.shape)))
                 kept.append(k)
-                inspected.append(found)
+                if keep:
+                    items.append(found.item)
+                inspected.append(found._replace(item=_NOTHING))
         if first is None:
             raise InfluenceOSError(
                 f"none of the {len(self)} images in {str(self.source)!r} can be read; the first is "
@@ -263,7 +287,15 @@ class ImageFiles(Dataset[tuple[Tensor]]):
         subset.converted = dict(counts.most_common())
         subset.rotated = sum(found.rotated for found in inspected)
         subset._jpeg = tuple(found.jpeg for found in inspected)
+        subset._items = items
         return subset
+
+    def _pixels(self, k: int) -> UInt8[np.ndarray, "height width 3"]:
+        """The pixels of :meth:`image` k, if the default preprocessing is to have them."""
+        if self._items:
+            return np.asarray(self._items[k])
+        fast = self._fast(k)
+        return np.asarray(self.image(k)) if fast is None else fast
 
     def _fast(self, k: int) -> UInt8[np.ndarray, "height width 3"] | None:
         """The pixels of :meth:`image` k, if the faster decoder is known to give the same."""
@@ -328,7 +360,7 @@ class ImageFiles(Dataset[tuple[Tensor]]):
         side = (THUMBNAIL, THUMBNAIL)
         thumbnail = np.asarray(image.convert("L").resize(side, Image.Resampling.BOX))
         content = _content(tensor) if k in checked else b""
-        fast = decode_jpeg(data)
+        fast, pixels = decode_jpeg(data), np.asarray(image)
         return _Inspected(
             hashlib.sha256(data).hexdigest(),
             pixel_digest(image),
@@ -338,7 +370,8 @@ class ImageFiles(Dataset[tuple[Tensor]]):
             kinds,
             rotated(data),
             content,
-            fast is not None and np.array_equal(fast, np.asarray(image)),
+            fast is not None and np.array_equal(fast, pixels),
+            pixels if self.preprocess is to_tensor else tensor.contiguous(),
         )
 
     def _tensor(self, k: int, image: Image.Image) -> Tensor:
@@ -362,7 +395,7 @@ class ImageFiles(Dataset[tuple[Tensor]]):
         return tensor
 
     def _refuse_random(self, k: int) -> None:
-        tensors = [self[k][0] for _ in range(4)]
+        tensors = [self._tensor(k, self.image(k)) for _ in range(4)]
         if not all(torch.equal(tensors[0], other) for other in tensors[1:]):
             raise InfluenceValueError(
                 f"preprocess is random: {self.names[k]!r} differs each time; use "
@@ -372,7 +405,7 @@ class ImageFiles(Dataset[tuple[Tensor]]):
     def _refuse_memory(self, contents: dict[int, bytes]) -> None:
         # In two orders, so that each comes after two others.
         for k in (*reversed(contents), *contents):
-            if _content(self[k][0]) != contents[k]:
+            if _content(self._tensor(k, self.image(k))) != contents[k]:
                 raise InfluenceValueError(
                     f"preprocess is random or depends on earlier images: {self.names[k]!r} differs "
                     "when it is read again; let the result depend only on the image itself."

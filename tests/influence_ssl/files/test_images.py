@@ -64,6 +64,12 @@ def listed(folder: Path, header: str | None = "path") -> Path:
     return target
 
 
+@pytest.fixture
+def no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No image is kept, so that each is read again."""
+    monkeypatch.setattr("influence_ssl.files.images.free_memory", lambda device: 0.0)
+
+
 def shorten(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:60])
 
@@ -301,6 +307,7 @@ def test_strict_stops_and_names_the_image(folder: Path) -> None:
         ImageFiles(folder).readable(strict=True)
 
 
+@pytest.mark.usefixtures("no_memory")
 def test_an_image_that_vanishes_during_the_run_is_named(folder: Path) -> None:
     images = ImageFiles(folder).readable()
     (folder / "b.png").unlink()
@@ -308,6 +315,7 @@ def test_an_image_that_vanishes_during_the_run_is_named(folder: Path) -> None:
         images[1]
 
 
+@pytest.mark.usefixtures("no_memory")
 def test_an_image_that_changes_during_the_run_is_named(folder: Path) -> None:
     """Its score would otherwise stand beside the digest of other bytes."""
     images = ImageFiles(folder).readable()
@@ -326,6 +334,47 @@ def of_pillow(content: bytes) -> np.ndarray | None:
     return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
 
 
+@pytest.mark.parametrize("own", [None, lambda image: TF.to_tensor(image)[:, 1:, 2:]])
+def test_items_that_are_kept_are_those_of_the_files_as_first_read(
+    folder: Path, own: Callable[[Image.Image], torch.Tensor] | None
+) -> None:
+    """Also where an image among them cannot be read, and where a caller changes what it got."""
+    shorten(folder / "b.png")
+    files = ImageFiles(folder, own)
+    expected = [files[k][0] for k in (0, 2, 3, 4)]
+    images = files.readable()
+    for path in folder.rglob("*.[pP]*"):
+        path.unlink()
+    for _ in range(2):
+        alone = [images[k][0] for k in range(4)]
+        together = [x for (x,) in images.__getitems__(range(4))]
+        for x, *found in zip(expected, alone, together, strict=True):
+            assert all(torch.equal(x, one) and one.is_contiguous() for one in found)
+        for x in (*alone, *together):
+            x.zero_()
+    with pytest.raises(IndexError):
+        images[4]
+    with pytest.raises(InfluenceOSError, match=r"'a\.png'.*no such file"):
+        images.image(0)
+
+
+def test_processes_keep_their_part_of_a_quarter_of_the_memory(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five images of 8 x 8 pixels in three bytes; the caller's preprocessing gives four each."""
+    free, processes = 0.0, 1
+    monkeypatch.setattr("influence_ssl.files.images.free_memory", lambda device: free)
+    monkeypatch.setattr("influence_ssl.files.images.place", lambda: (0, processes))
+    for preprocess, size in ((None, 5 * 192), (TF.to_tensor, 5 * 768)):
+        for processes in (1, 3):
+            for more in (0, 1):
+                free = 4 * processes * size + more
+                images = ImageFiles(folder, preprocess).readable()
+                assert bool(images._items) == bool(more)
+                assert not pickle.loads(pickle.dumps(images))._items
+
+
+@pytest.mark.usefixtures("no_memory")
 @pytest.mark.parametrize("preprocess", [None, TF.to_tensor])
 def test_the_fast_decoder_changes_no_item(
     tmp_path: Path,
@@ -369,6 +418,7 @@ def test_the_fast_decoder_changes_no_item(
     assert slow.isdisjoint(fast)
 
 
+@pytest.mark.usefixtures("no_memory")
 def test_a_preprocess_of_the_user_s_own_gets_pillow_s_image(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
