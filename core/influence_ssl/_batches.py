@@ -43,8 +43,8 @@ class Batches:
     With none, the caller's thread does everything, each batch when its turn comes.
     ``None``: one per processor, at most eight, if several threads may read the images, else none;
     one for small images, whose reading is mostly Python code, which one thread at a time can run.
-    None either where a tensor is scored on the processor: the noise is a small part of the work,
-    and the processor is busy already.
+    None either where images in memory are scored on the processor: the noise is a small part of the
+    work, and the processor is busy already.
     """
 
     def __init__(
@@ -52,8 +52,8 @@ class Batches:
         workers: int | None,
     ) -> None:  # fmt: skip
         self.examples, self.capture, self.store, self.step = examples, capture, store, step
-        busy = examples.whole and capture.device.type == "cpu"
-        most = processors() if examples.whole else readers(examples.values)
+        busy = examples.in_memory and capture.device.type == "cpu"
+        most = processors() if examples.in_memory else readers(examples.values)
         own = most if examples.threads and not busy else 0
         self.threads = own if workers is None else workers
         self._kept: dict[int, Future[Batch]] | None = None
@@ -61,7 +61,7 @@ class Batches:
     def keep(self, images: int) -> None:
         """Keep what is read for later draws and passes, if it fits into a quarter of the memory."""
         size = images * self.examples.bytes
-        if self._kept is None and not self.examples.whole and size < free_memory(_CPU) / 4:
+        if self._kept is None and not self.examples.in_memory and size < free_memory(_CPU) / 4:
             self._kept = {}
 
     def ready(

@@ -21,7 +21,12 @@ Indices = Sequence[int] | np.ndarray | Tensor
 
 
 class Dataset(Protocol):
-    """A map-style data set whose items are tensors, or tuples that begin with a tensor."""
+    """A map-style data set whose items are tensors, or tuples that begin with a tensor.
+
+    Optional: ``__getitems__(rows)`` reads several items; ``read_by_threads = True`` allows several
+    threads to read at once; ``kept_batch(rows)`` returns several images as one tensor, or None
+    where they would have to be read.
+    """
 
     def __len__(self) -> int: ...
 
@@ -55,7 +60,8 @@ class Examples:
         self.shape = one[0].shape[1:]  # per image
         self.values = one[0].numel()  # per image
         self.bytes = sum(part.numel() * part.element_size() for part in one)  # per item
-        self.whole = isinstance(images, Tensor)  # whose rows need no reading
+        self.whole = isinstance(images, Tensor)
+        self.in_memory = self.whole or self._kept(range(1)) is not None  # nothing is to be read
         # Whether several threads may read at once.
         self.threads = self.whole or getattr(images, "read_by_threads", False)
         if not isinstance(images, Tensor):
@@ -86,9 +92,15 @@ class Examples:
             if found.device.type == "cpu":
                 self._check(found, rows)
             return (found,)
-        batch = stacked(self._items(rows))
+        kept = self._kept(rows)
+        batch = stacked(self._items(rows)) if kept is None else (kept,)
         self._check(batch[0], rows)
         return batch
+
+    def _kept(self, rows: range) -> Tensor | None:
+        """The images of these rows, if the data set has them in memory."""
+        found: Tensor | None = getattr(self.images, "kept_batch", lambda rows: None)(rows)
+        return found
 
     def _items(self, rows: range) -> list[tuple[Tensor, ...]]:
         """The items of these rows of a data set, one by one."""

@@ -97,12 +97,8 @@ def to_tensor(image: Image.Image) -> Float[Tensor, "3 height width"]:
 def _scaled(
     pixels: UInt8[np.ndarray, "b height width 3"],
 ) -> Float[Tensor, "b 3 height width"]:
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous() / 255.0
-
-
-def _as_tensor(item: np.ndarray | Tensor) -> Tensor:
-    """A kept item as the caller's own tensor."""
-    return item.clone() if isinstance(item, Tensor) else _scaled(np.array(item)[None])[0]
+    rows = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    return rows.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
 
 
 def pixel_digest(image: Image.Image) -> str:
@@ -189,8 +185,8 @@ class ImageFiles(Dataset[tuple[Tensor]]):
         return {**self.__dict__, "_items": []}
 
     def __getitem__(self, k: int) -> tuple[Tensor]:
-        if self._items:
-            return (_as_tensor(self._items[k]),)
+        if (kept := self.kept_batch([k])) is not None:
+            return (kept[0],)
         # Only a preprocess that is not known could look at more of an image than its pixels.
         pixels = None if self._apart else self._fast(k)
         image = self.image(k) if pixels is None else Image.fromarray(pixels)
@@ -202,12 +198,23 @@ class ImageFiles(Dataset[tuple[Tensor]]):
         The default preprocessing converts them together: for small images, one by one, that is
         mostly Python code, which one thread at a time can run.
         """
+        if (kept := self.kept_batch(rows)) is not None:
+            return [(x,) for x in kept]
         if self.preprocess is not to_tensor:
             return [self[k] for k in rows]
-        pixels = [self._pixels(k) for k in rows]
+        found = ((k, self._fast(k)) for k in rows)
+        pixels = [np.asarray(self.image(k)) if fast is None else fast for k, fast in found]
         if len({one.shape for one in pixels}) > 1:
-            return [(_as_tensor(one),) for one in pixels]
+            return [(_scaled(np.array(one)[None])[0],) for one in pixels]
         return [(x,) for x in _scaled(np.stack(pixels))]
+
+    def kept_batch(self, rows: Sequence[int]) -> Tensor | None:
+        """Several items as one tensor, if :meth:`readable` has kept them; nothing is read."""
+        if not self._items:
+            return None
+        items = [self._items[k] for k in rows]
+        tensors = [item for item in items if isinstance(item, Tensor)]
+        return torch.stack(tensors) if tensors else _scaled(np.stack(items))
 
     def image(self, k: int) -> Image.Image:
         """Image k as PIL image in mode RGB, before preprocessing."""
@@ -289,13 +296,6 @@ class ImageFiles(Dataset[tuple[Tensor]]):
         subset._jpeg = tuple(found.jpeg for found in inspected)
         subset._items = items
         return subset
-
-    def _pixels(self, k: int) -> UInt8[np.ndarray, "height width 3"]:
-        """The pixels of :meth:`image` k, if the default preprocessing is to have them."""
-        if self._items:
-            return np.asarray(self._items[k])
-        fast = self._fast(k)
-        return np.asarray(self.image(k)) if fast is None else fast
 
     def _fast(self, k: int) -> UInt8[np.ndarray, "height width 3"] | None:
         """The pixels of :meth:`image` k, if the faster decoder is known to give the same."""
