@@ -2,19 +2,27 @@
 
 A card is simulated by a given time per image, during which the processor is free. As PyTorch starts
 a card's work and goes on, it waits for a batch only when the next one is ready, and at the end of
-the pass. Images come as a tensor, for which only the noise is left to do, or as JPEG files, which
-have to be read and decoded as well.
+the pass. Images come as a tensor, for which only the noise is left to do, or as JPEG files: either
+kept from their first reading or read and decoded again.
+
+The most that the processor can do is measured, too: one process per core makes a share of the same
+pass, with no threads and no card. Cores that share a processor's units or its clock do less
+together than one alone times their number.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Self
 
@@ -30,9 +38,10 @@ from influence_ssl import GaussianNoise, Identity, InfluenceScorer
 from influence_ssl.files.images import ImageFiles
 from influence_ssl.objectives import Batch, Encode, Index
 
-IMAGES = {"tiny": {32: (256, 64), 224: (16, 8)}, "cpu": {32: (24_576, 12_288), 224: (2_048, 2_048)}}
+IMAGES = {"tiny": {32: (256, 64), 224: (16, 8)}, "cpu": {32: (24_576, 8_192), 224: (1_024, 768)}}
 """Images of a tensor and JPEG files, by side."""
-ROUNDS = {"tiny": 1, "cpu": 5}
+SOURCES = ("tensor", "JPEG", "JPEG, read again")
+ROUNDS = {"tiny": 1, "cpu": 9}
 SPEEDS, ESTIMATE = (0.5, 1.0, 2.0), "H100"
 """Time of the simulated card over that of the processor, with all its cores at work."""
 CARD = {32: 1 / 10_000, 224: 1 / 1_500}
@@ -106,29 +115,98 @@ def pictures(folder: Path, side: int, count: int) -> ImageFiles:
     return ImageFiles(folder).readable()
 
 
-def measure(images: Tensor | ImageFiles, side: int, cores: int, rounds: int) -> dict[str, Any]:
-    """Images per second without threads, with the default and with one per core, and passes over
-    the slower of both sides.
+def prepared(folder: Path, source: str, side: int, count: int) -> Tensor | ImageFiles:
+    """The images of a source; ``folder`` is made if they are files."""
+    if source == "tensor":
+        return torch.rand(count, 3, side, side)
+    kept = pictures(folder, side, count)
+    return kept if source == "JPEG" else copy.copy(kept)  # a copy keeps none
 
-    Passes have the default threads for files, for a tensor one per core. The
-    processor counts at its best: in its fastest round, without threads and divided by the cores, or
-    with threads if that is faster. A pass is the median of its rounds.
+
+def _share(pipe: Connection, folder: Path, source: str, side: int, count: int) -> None:
+    """Makes a pass over its own images for each message, in one core."""
+    torch.set_num_threads(1)
+    images = prepared(folder, source, side, count)
+    pipe.send(None)
+    while pipe.recv():
+        seconds_of(images, side, workers=0)
+        pipe.send(None)
+
+
+@contextmanager
+def processes(
+    folder: Path, source: str, side: int, count: int, cores: int
+) -> Iterator[list[Connection]]:
+    """One process per core with its share of the images, each ready for a pass."""
+    context, pipes, started = get_context("spawn"), [], []
+    for k in range(cores):
+        pipe, other = context.Pipe()
+        mine = folder / f"process {k}", source, side, count // cores
+        started.append(context.Process(target=_share, args=(other, *mine), daemon=True))
+        started[-1].start()
+        other.close()
+        pipes.append(pipe)
+    try:
+        for pipe in pipes:
+            pipe.recv()
+        yield pipes
+        for pipe in pipes:
+            pipe.send(False)
+        for process in started:
+            process.join()
+    finally:
+        for process in started:
+            process.kill()
+
+
+def together(pipes: list[Connection], images: int) -> float:
+    """Wall time per image of a pass that the processes share."""
+    begin = time.perf_counter()
+    for pipe in pipes:
+        pipe.send(True)
+    for pipe in pipes:
+        pipe.recv()
+    return (time.perf_counter() - begin) / images
+
+
+def measure(
+    folder: Path, source: str, side: int, count: int, cores: int, rounds: int
+) -> dict[str, Any]:
+    """Images per second, and passes over the slower of processor and card; medians of all rounds.
+
+    ``alone``: without threads; ``threads``: with those of the default; ``cores``: with one per
+    core; ``together``: by one process per core. The processor counts at the fastest of these in
+    the same round, as this machine's speed changes from minute to minute. ``first``: the first
+    reading of the files.
     """
+    images = prepared(folder / "all", source, side, count)
     threads = cores if isinstance(images, Tensor) else None
-
-    def rounds_of(workers: int | None, card: float = 0.0) -> list[float]:
-        return [seconds_of(images, side, workers, card) for _ in range(rounds)]
-
-    alone, threaded = min(rounds_of(0)), min(rounds_of(threads))
-    full = threaded if threads == cores else min(rounds_of(cores))
-    processor = min(alone / cores, threaded)
-    cards = {str(speed): speed * processor for speed in SPEEDS} | {ESTIMATE: CARD[side]}
-    passes = {
-        name: round(statistics.median(rounds_of(threads, card)) / max(processor, card), 3)
-        for name, card in cards.items()
+    found: dict[str, list[float]] = {}
+    passes: dict[str, list[float]] = {}
+    if source == "JPEG" and isinstance(images, ImageFiles):
+        begin = time.perf_counter()
+        ImageFiles(images.source).readable()
+        found["first"] = [(time.perf_counter() - begin) / count]
+    with processes(folder, source, side, count, cores) as pipes:
+        for _ in range(rounds):
+            ways = {
+                "alone": seconds_of(images, side, 0),
+                "threads": seconds_of(images, side, threads),
+                "cores": seconds_of(images, side, cores),
+                "together": together(pipes, count // cores * cores),
+            }
+            for name, seconds in ways.items():
+                found.setdefault(name, []).append(seconds)
+            processor = min(ways.values())
+            cards = {str(speed): speed * processor for speed in SPEEDS} | {ESTIMATE: CARD[side]}
+            for name, card in cards.items():
+                took = seconds_of(images, side, threads, card)
+                passes.setdefault(name, []).append(took / max(processor, card))
+    return {
+        "images": count,
+        **{name: round(1 / statistics.median(seconds)) for name, seconds in found.items()},
+        "passes": {name: round(statistics.median(ratios), 3) for name, ratios in passes.items()},
     }
-    return {"images": len(images), "alone": round(1 / alone), "threads": round(1 / threaded),
-            "cores": round(1 / full), "passes": passes}  # fmt: skip
 
 
 def small(images: ImageFiles, rounds: int) -> float:
@@ -156,11 +234,12 @@ def reproduce(task: Task) -> str:
     with tempfile.TemporaryDirectory() as folder:
         few = small(pictures(Path(folder) / "small", 32, n), 3 * rounds)
         for side, (many, files) in sizes.items():
-            read = pictures(Path(folder) / str(side), side, files)
-            for path in sorted(read.source.iterdir()):
-                digest.update(path.read_bytes())
-            for source, images in (("tensor", torch.rand(many, 3, side, side)), ("JPEG", read)):
-                found[f"{side} {source}"] = measure(images, side, cores, rounds)
+            for source in SOURCES:
+                own = Path(folder) / f"{side} {source}"
+                count = many if source == "tensor" else files
+                found[f"{side} {source}"] = measure(own, source, side, count, cores, rounds)
+                for path in sorted(own.glob("all/*.jpg")):
+                    digest.update(path.read_bytes())
     record: dict[str, Any] = {
         "cores": cores,
         "feeds": found,

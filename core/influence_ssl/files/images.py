@@ -52,13 +52,13 @@ from influence_ssl.files.decoding import (
     reason,
     rotated,
 )
-from influence_ssl.files.looks import Looks, look_of
+from influence_ssl.files.looks import Looks, Shrunk, looks_of, shrunk
 from influence_ssl.files.sources import EXTENSIONS, counted, open_source
 from influence_ssl.processes import place
 
 _CPU = torch.device("cpu")
-_NOTHING = torch.empty(0)
 _CHECKED = 16
+_AT_ONCE = 256  # pictures whose looks are measured together
 THUMBNAIL = 32
 
 # One lock per process, because a forked worker's copy might never be released.
@@ -74,19 +74,25 @@ class Skipped(NamedTuple):
     reason: str
 
 
-class _Inspected(NamedTuple):
-    """What reading one image reveals."""
+class _Facts(NamedTuple):
+    """What is remembered of every image."""
 
     sha256: str
     pixels: str
     shape: tuple[int, ...]
     thumbnail: np.ndarray
-    looks: Looks
     kinds: tuple[str, ...]
     rotated: bool
     content: bytes
     jpeg: bool
+
+
+class _Inspected(NamedTuple):
+    """What reading one image reveals: its item, too, as pixels where the preprocessing is ours."""
+
+    facts: _Facts
     item: np.ndarray | Tensor
+    small: Shrunk
 
 
 def to_tensor(image: Image.Image) -> Float[Tensor, "3 height width"]:
@@ -245,14 +251,16 @@ class ImageFiles(Dataset[tuple[Tensor]]):
         kept: list[int] = []
         items: list[np.ndarray | Tensor] = []
         keep = False
-        inspected: list[_Inspected] = []
+        inspected: list[_Facts] = []
+        looks: list[Looks] = []
+        waiting: list[Shrunk] = []
         skipped: list[Skipped] = []
         checked = set(np.linspace(0, len(self) - 1, _CHECKED).astype(int).tolist())
         first: tuple[str, tuple[int, ...]] | None = None
         look = partial(self._inspect, checked)
         head = look(0)
         if workers is None and isinstance(head, _Inspected):
-            most = readers(math.prod(head.shape))
+            most = readers(math.prod(head.facts.shape))
             workers = most if most > 1 else 0  # one thread would be ahead of nothing
         bar = tqdm(total=len(self), desc="reading", unit="image", disable=not progress)
         with closing(in_threads(look, range(1, len(self)), workers)) as rest, bar:
@@ -263,16 +271,21 @@ class ImageFiles(Dataset[tuple[Tensor]]):
                         raise _Unreadable(found, self.source)
                     skipped.append(found)
                     continue
+                facts = found.facts
                 if first is None:
-                    first = (self.names[k], found.shape)
+                    first = (self.names[k], facts.shape)
                     self._refuse_random(k)
                     keep = len(self) * found.item.nbytes < free_memory(_CPU) / 4 / place()[1]
-                elif found.shape != first[1]:
-                    raise InfluenceValueError(self._mixed(first, (self.names[k], found.shape)))
+                elif facts.shape != first[1]:
+                    raise InfluenceValueError(self._mixed(first, (self.names[k], facts.shape)))
                 kept.append(k)
+                inspected.append(facts)
                 if keep:
                     items.append(found.item)
-                inspected.append(found._replace(item=_NOTHING))
+                waiting.append(found.small)
+                if len(waiting) == _AT_ONCE:
+                    looks += looks_of(waiting)
+                    waiting.clear()
         if first is None:
             raise InfluenceOSError(
                 f"none of the {len(self)} images in {str(self.source)!r} can be read; the first is "
@@ -288,7 +301,7 @@ class ImageFiles(Dataset[tuple[Tensor]]):
         subset.sha256 = tuple(found.sha256 for found in inspected)
         subset.pixels = tuple(found.pixels for found in inspected)
         subset.thumbnails = np.stack([found.thumbnail for found in inspected])
-        subset.looks = tuple(found.looks for found in inspected)
+        subset.looks = (*looks, *looks_of(waiting))
         subset.shape = first[1]
         counts = Counter(kind for found in inspected for kind in found.kinds)
         subset.converted = dict(counts.most_common())
@@ -350,6 +363,29 @@ class ImageFiles(Dataset[tuple[Tensor]]):
             data, image, kinds = self._load(k)
         except _Unreadable as error:
             return error.skipped
+        fast, pixels = decode_jpeg(data), np.asarray(image)
+        if self.preprocess is to_tensor:  # whose results are finite, and larger than the pixels
+            item: np.ndarray | Tensor = pixels
+            shape: tuple[int, ...] = (3, *pixels.shape[:2])
+        else:
+            item = self._finite(k, image)
+            shape = tuple(item.shape)
+        side = (THUMBNAIL, THUMBNAIL)
+        thumbnail = np.asarray(image.convert("L").resize(side, Image.Resampling.BOX))
+        content = _content(self._tensor(k, image)) if k in checked else b""
+        facts = _Facts(
+            hashlib.sha256(data).hexdigest(),
+            pixel_digest(image),
+            shape,
+            thumbnail,
+            kinds,
+            rotated(data),
+            content,
+            fast is not None and np.array_equal(fast, pixels),
+        )
+        return _Inspected(facts, item, shrunk(image, len(data)))
+
+    def _finite(self, k: int, image: Image.Image) -> Tensor:
         tensor = self._tensor(k, image)
         # A sum shows such a value in a fraction of the time. It may also overflow.
         if not (tensor.sum().isfinite() or tensor.isfinite().all()):
@@ -357,22 +393,7 @@ class ImageFiles(Dataset[tuple[Tensor]]):
                 f"preprocess returns NaN or infinite values for {self.names[k]!r}; fix it (does it "
                 "divide by a standard deviation of zero?) or remove the image."
             )
-        side = (THUMBNAIL, THUMBNAIL)
-        thumbnail = np.asarray(image.convert("L").resize(side, Image.Resampling.BOX))
-        content = _content(tensor) if k in checked else b""
-        fast, pixels = decode_jpeg(data), np.asarray(image)
-        return _Inspected(
-            hashlib.sha256(data).hexdigest(),
-            pixel_digest(image),
-            tuple(tensor.shape),
-            thumbnail,
-            look_of(image, len(data)),
-            kinds,
-            rotated(data),
-            content,
-            fast is not None and np.array_equal(fast, pixels),
-            pixels if self.preprocess is to_tensor else tensor.contiguous(),
-        )
+        return tensor.contiguous()
 
     def _tensor(self, k: int, image: Image.Image) -> Tensor:
         try:

@@ -9,6 +9,8 @@ import torch
 from influence_lab.cli import main
 from influence_lab.experiments import host
 from influence_ssl import GaussianNoise, Identity, InfluenceScorer
+from influence_ssl.errors import InfluenceOSError
+from influence_ssl.files.images import ImageFiles
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -52,6 +54,28 @@ def test_the_simulated_card_draws_the_noise_of_every_image_once(workers, monkeyp
     assert sorted(of_later) == list(range(16, 40))
 
 
+def test_processes_share_the_images_and_make_a_pass_whenever_they_are_asked(tmp_path):
+    with host.processes(tmp_path, "JPEG", 32, 12, cores=2) as pipes:
+        assert sorted(len(list(path.iterdir())) for path in tmp_path.iterdir()) == [6, 6]
+        assert all(host.together(pipes, 12) > 0 for _ in range(2))
+    with pytest.raises(OSError, match=r"closed|[Bb]roken|reset"):
+        host.together(pipes, 12)
+
+
+@pytest.mark.parametrize("source", host.SOURCES)
+def test_only_what_is_kept_is_not_read_again(source, tmp_path, monkeypatch):
+    images = host.prepared(tmp_path / "own", source, 32, 40)
+    reads = []
+    monkeypatch.setattr(ImageFiles, "_read", lambda self, k: reads.append(k) or b"")
+    if source == "JPEG, read again":
+        with pytest.raises(InfluenceOSError, match=r"00000\.jpg"):
+            host.seconds_of(images, 32, 0)
+        assert reads
+    else:
+        assert host.seconds_of(images, 32, 0) > 0
+        assert not reads
+
+
 def test_reproduce_records_images_per_second(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(host, "IMAGES", {"tiny": {32: (12, 6)}})
     monkeypatch.setattr(host, "SMALL", {"tiny": 4})
@@ -59,12 +83,12 @@ def test_reproduce_records_images_per_second(tmp_path, monkeypatch, capsys):
     assert "times the slower of processor and simulated card" in capsys.readouterr().out
     record = json.loads((tmp_path / "tiny" / "host.json").read_text())
     assert [(name, one["images"]) for name, one in record["feeds"].items()] == [
-        ("32 tensor", 12), ("32 JPEG", 6),
+        ("32 tensor", 12), ("32 JPEG", 6), ("32 JPEG, read again", 6),
     ]  # fmt: skip
+    assert record["feeds"]["32 JPEG"].pop("first") > 0
     for one in record["feeds"].values():
-        assert one["alone"] > 0
-        assert one["threads"] > 0
-        assert one["cores"] > 0
+        assert one.keys() == {"images", "alone", "threads", "cores", "together", "passes"}
+        assert min(one[name] for name in ("alone", "threads", "cores", "together")) > 0
         assert one["passes"].keys() == {"0.5", "1.0", "2.0", "H100"}
     assert record["small"]["images"] == 4
     assert record["small"]["ratio"] > 0

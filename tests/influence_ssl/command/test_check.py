@@ -20,7 +20,7 @@ from influence_ssl.command.main import main
 from influence_ssl.encoders import builtin
 from influence_ssl.encoders.loading import load_encoder
 from influence_ssl.files.images import ImageFiles
-from influence_ssl.files.looks import look_of
+from influence_ssl.files.looks import looks_of, shrunk
 
 WITH_INDEX = pytest.mark.skipif(sys.platform == "darwin", reason="faiss crashes beside PyTorch")
 
@@ -266,7 +266,7 @@ def test_each_flag_is_raised_by_what_it_names() -> None:
         "grey": grey,
     }  # fmt: skip
     pictures = [*made.values(), *[plain] * 20]
-    found = flags([look_of(picture, 1000) for picture in pictures])
+    found = flags(looks_of([shrunk(picture, 1000) for picture in pictures]))
     for name, own in zip(made, found, strict=False):
         assert name in own, (name, own)
     assert found[len(made) :] == [[]] * 20

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import timm.data
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 from torch.utils.data import DataLoader
 from torchvision import models, transforms
 from torchvision.transforms import functional as TF
@@ -305,6 +305,37 @@ def test_strict_stops_and_names_the_image(folder: Path) -> None:
     shorten(folder / "b.png")
     with pytest.raises(InfluenceOSError, match=r"'b\.png'.*truncated"):
         ImageFiles(folder).readable(strict=True)
+
+
+def test_looks_are_those_of_each_picture_alone_by_their_definition(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pictures of several sizes, more of them than are measured together."""
+    monkeypatch.setattr("influence_ssl.files.images._AT_ONCE", 3)
+    sizes = [(8, 8), (40, 3), (8, 8), (2, 2), (200, 100), (8, 8), (64, 64), (200, 100)]
+    for k, size in enumerate(sizes):
+        picture(*size).save(tmp_path / f"{k}.png")
+    images = ImageFiles(tmp_path, lambda image: TF.to_tensor(image.resize((4, 4)))).readable()
+    assert len(images.looks) == len(sizes)
+    for path, size, look in zip(sorted(tmp_path.iterdir()), sizes, images.looks, strict=True):
+        assert look[:3] == (*size, path.stat().st_size)
+        small = Image.open(path)
+        small.thumbnail((64, 64), Image.Resampling.BOX)
+        red, green, blue = np.moveaxis(np.asarray(small, float), 2, 0)
+        bright = (0.241 * red**2 + 0.691 * green**2 + 0.068 * blue**2) ** 0.5 / 255
+        grey = np.asarray(small.convert("L"))
+        edges = np.asarray(small.convert("L").filter(ImageFilter.FIND_EDGES))[1:-1, 1:-1]
+        shares = np.bincount(grey.ravel()) / grey.size
+        spread = np.asarray(small, int).max(2) - np.asarray(small, int).min(2)
+        expected = (
+            bright.mean(),
+            *np.quantile(bright, (0.05, 0.99)),
+            grey.std() / 255,
+            edges.std() if edges.size else 0.0,
+            -sum(p * np.log2(p) for p in shares if p),
+            spread.max() / 255,
+        )
+        np.testing.assert_allclose(look[3:], expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.usefixtures("no_memory")
