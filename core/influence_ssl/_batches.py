@@ -86,7 +86,7 @@ class Batches:
 
     def _read(self, pool: Pool, rows: range, threads: int) -> Future[Batch]:
         examples, kept = self.examples, self._kept
-        if examples.whole:
+        if examples.in_memory:
             return pool.submit(examples.batch, rows)
         if kept is not None and rows.start in kept:
             return kept[rows.start]

@@ -81,10 +81,10 @@ class InfluenceScorer:
     - workers: the number of threads that read images and draw noise ahead of the device; affects
       speed, never the values. With 0, nothing runs ahead. ``None`` means one per processor, at most
       eight, for :class:`~influence_ssl.files.images.ImageFiles` and, on a card, for a tensor; one
-      for files of small images, whose reading is mostly Python code; on the processor itself
-      nothing runs ahead for a tensor, because the noise is a small part of the work. Any other data
-      set is then read in the calling thread, because not all can be read by several threads. Set
-      ``workers`` if yours can.
+      for files of small images that must be read, which is mostly Python code; on the processor
+      itself nothing runs ahead for images in memory, because the noise is a small part of the work.
+      Any other data set is then read in the calling thread, because not all can be read by several
+      threads. Set ``workers`` if yours can.
     """
 
     def __init__(

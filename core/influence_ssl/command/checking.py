@@ -126,7 +126,9 @@ def represent(
     items = in_threads(images.__getitem__, range(len(images)), threads)
     with torch.inference_mode(), closing(items):
         for start in range(0, len(images), batch):
-            x = torch.stack([item[0] for item in islice(items, batch)])
+            x = images.kept_batch(range(start, min(start + batch, len(images))))
+            if x is None:
+                x = torch.stack([item[0] for item in islice(items, batch)])
             try:
                 z = encoder(x.to(device, dtype))
             except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
