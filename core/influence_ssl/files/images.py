@@ -372,7 +372,9 @@ class ImageFiles(Dataset[tuple[Tensor]]):
             shape = tuple(item.shape)
         side = (THUMBNAIL, THUMBNAIL)
         thumbnail = np.asarray(image.convert("L").resize(side, Image.Resampling.BOX))
-        content = _content(self._tensor(k, image)) if k in checked else b""
+        content = b""
+        if k in checked:
+            content = _content(item if isinstance(item, Tensor) else to_tensor(image))
         facts = _Facts(
             hashlib.sha256(data).hexdigest(),
             pixel_digest(image),

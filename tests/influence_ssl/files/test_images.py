@@ -338,6 +338,20 @@ def test_looks_are_those_of_each_picture_alone_by_their_definition(
         np.testing.assert_allclose(look[3:], expected, rtol=1e-12, atol=1e-12)
 
 
+def test_an_item_that_is_kept_is_the_one_that_reading_again_is_compared_with(folder: Path) -> None:
+    """Here each image but the first gives another tensor the first time that it is seen."""
+    seen: set[bytes] = set()
+
+    def own(image: Image.Image) -> torch.Tensor:
+        content = image.tobytes()
+        known = content in seen or not seen
+        seen.add(content)
+        return TF.to_tensor(image) * (1 if known else 2)
+
+    with pytest.raises(InfluenceValueError, match="depends on earlier images"):
+        ImageFiles(folder, own).readable()
+
+
 @pytest.mark.usefixtures("no_memory")
 def test_an_image_that_vanishes_during_the_run_is_named(folder: Path) -> None:
     images = ImageFiles(folder).readable()
