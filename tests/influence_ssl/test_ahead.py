@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from nets import images
+from PIL import Image
 from torch import Tensor, nn
 
 from influence_ssl import (
@@ -29,6 +32,7 @@ from influence_ssl import (
 from influence_ssl import ahead as reading
 from influence_ssl._examples import Examples
 from influence_ssl.ahead import ahead, in_threads
+from influence_ssl.files.images import ImageFiles
 
 PATIENCE = 60.0  # seconds until a test gives up on what has to happen
 
@@ -321,6 +325,25 @@ def test_without_a_word_only_data_sets_that_allow_it_are_read_by_threads(monkeyp
     )
     score(net, data, batch_size=4)
     assert len(data.threads - {here}) > 1
+
+
+@pytest.mark.parametrize(
+    ("kept", "device", "threads"),
+    [(True, "cuda", 3), (True, "cpu", 0), (False, "cuda", 1), (False, "cpu", 1)],
+)
+def test_files_in_memory_are_prepared_as_a_tensor_is(kept, device, threads, tmp_path, monkeypatch):
+    """By all processors for a card and by none ahead for this one; small files by one."""
+    monkeypatch.setattr(reading, "processors", lambda: 3)
+    monkeypatch.setattr(_batches, "processors", lambda: 3)
+    for k in range(2):
+        Image.new("RGB", (8, 8), (40 * k, 0, 0)).save(tmp_path / f"{k}.png")
+    files = ImageFiles(tmp_path).readable()
+    capture = SimpleNamespace(device=torch.device(device))
+    found = [files if kept else copy.copy(files)]  # a copy keeps none
+    if kept:
+        found.append(torch.stack([x for (x,) in files]))
+    for one in found:
+        assert _batches.Batches(Examples(one, None), capture, 2, None, None).threads == threads
 
 
 @pytest.mark.parametrize("workers", [-1, 1.5, "two"])

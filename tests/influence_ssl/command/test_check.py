@@ -1,5 +1,6 @@
 """The check without gradients: its columns, its features, copies across folders and labels."""
 
+import copy
 import hashlib
 import shutil
 import sys
@@ -16,6 +17,7 @@ from influence_lab.experiments.scored import vectors_of
 from influence_lab.pretrain.resnets import cifar_preprocess
 from influence_ssl.analysis import neighbours
 from influence_ssl.analysis.flags import flags
+from influence_ssl.command.checking import represent
 from influence_ssl.command.main import main
 from influence_ssl.encoders import builtin
 from influence_ssl.encoders.loading import load_encoder
@@ -270,3 +272,14 @@ def test_each_flag_is_raised_by_what_it_names() -> None:
     for name, own in zip(made, found, strict=False):
         assert name in own, (name, own)
     assert found[len(made) :] == [[]] * 20
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_representations_are_those_of_each_image_alone(photos: Path, kept: bool) -> None:
+    """In batches that do not divide the number of images, in memory or read again."""
+    encoder, own = builtin.from_package("builtin:cifar-simclr")
+    files = ImageFiles(photos / "photos", own).readable()
+    found = represent(encoder, files if kept else copy.copy(files), 7, torch.device("cpu"))
+    with torch.no_grad():
+        alone = [encoder.eval()(files[k][0][None]).flatten(1) for k in range(len(files))]
+    torch.testing.assert_close(found, torch.cat(alone))
