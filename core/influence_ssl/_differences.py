@@ -51,7 +51,7 @@ def differences(
         compare("loss", i, seen.losses, one.losses, rounding.gradients)
     whole = float(sum(g[0].square().sum() for g in gradients)) ** 0.5
     for n, exact in alone[0].exact.items():
-        if not near(gradients[n][0], exact, rounding.gradients, rounding.floor * whole):
+        if not near(gradients[n][0], exact, rounding.of_layer(n), rounding.floor * whole):
             found.append(("gradient", n))
     return found
 

@@ -12,23 +12,37 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from influence_ssl._gradients import Capture
 from influence_ssl.objectives import Batch, Encode, Index
 
+# If rounding alone changes a gradient by more, the encoder is refused.
+_MOST = 1e-2
+
 
 @dataclass(frozen=True)
 class Rounding:
-    """Relative tolerances of values and gradients, and of gradients relative to all of them."""
+    """Relative tolerances of values and gradients, and of gradients relative to all of them.
+
+    ``unit``: the relative rounding of a coarser type to which the encoder casts. ``most``: how much
+    rounding may change a layer's gradient. ``layers``: the tolerance of each layer's gradient, if
+    it was measured.
+    """
 
     values: float
     gradients: float
     floor: float
+    unit: float = 0.0
+    most: float = _MOST
+    layers: tuple[float, ...] = ()
+
+    def of_layer(self, n: int) -> float:
+        """The relative tolerance of layer n's gradient."""
+        return self.layers[n] if self.layers else self.gradients
 
 
 _DOUBLE = Rounding(1e-6, 1e-6, 1e-10)
 _ROUNDINGS = {torch.float64: _DOUBLE, torch.float32: Rounding(1e-2, 1e-2, 1e-5)}
 _COARSE = Rounding(0.2, 0.2, 1e-2)
-# If rounding alone changes a gradient by more, the encoder is refused.
-_MOST = 1e-2
 # For passes in double precision in which the encoder itself casts to another type.
-_WITHIN = {torch.float32: Rounding(1e-5, 1e-2, 1e-5)}
+_UNIT = torch.finfo(torch.float32).eps
+_WITHIN = {torch.float32: Rounding(1e-5, 1e-2, 1e-5, unit=_UNIT, most=0.2)}
 _WITHIN_COARSE = Rounding(2e-2, 0.2, 1e-2)
 
 
@@ -71,11 +85,12 @@ def of_casts(capture: Capture, batch: Batch, index: Index) -> Rounding | None:
 
 
 def of_noise(capture: Capture, rounding: Rounding, batch: Batch, index: Index) -> Rounding:
-    """The tolerances widened to what rounding does to a layer's gradient, if views nearly coincide.
+    """The tolerances widened to what rounding does to each layer's gradient.
 
-    It is measured by brightening the images by a few units in the last place.
+    It does much if views nearly coincide, or if the encoder itself computes in a coarser type. It
+    is measured by brightening the images by a few units in the last place, of that type if any.
     """
-    brighter = 1 + 4 * torch.finfo(capture.dtype).eps
+    brighter = 1 + 4 * max(torch.finfo(capture.dtype).eps, rounding.unit)
 
     def objective(encode: Encode, *rest: Any) -> Tensor:
         return capture.objective(lambda x: encode(x.to(capture.dtype) * brighter), *rest)
@@ -85,6 +100,6 @@ def of_noise(capture: Capture, rounding: Rounding, batch: Batch, index: Index) -
     whole = float(sum(g.square().sum() for g in before)) ** 0.5
     least = rounding.floor * whole + 1e-30
     pairs = zip(before, after, strict=True)
-    noise = max(float((x - y).norm() / (x.norm() + least)) for x, y in pairs)
-    share = max(rounding.gradients, min(_MOST, 100 * noise))
-    return replace(rounding, gradients=share)
+    noise = [float((x - y).norm() / (x.norm() + least)) for x, y in pairs]
+    layers = tuple(max(rounding.gradients, min(rounding.most, 100 * one)) for one in noise)
+    return replace(rounding, gradients=max(layers), layers=layers)

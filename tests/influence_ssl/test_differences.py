@@ -86,6 +86,8 @@ def test_gradients_count_relative_to_their_own_layer_and_to_all_layers() -> None
     assert found(case) == [("gradient", 1)]
     assert found(case, Rounding(1e-6, 0.51, 0.0)) == []
     assert found(case, Rounding(1e-6, 0.49, 0.0)) == [("gradient", 1)]
+    assert found(case, Rounding(1e-6, 0.49, 0.0, layers=(1e-6, 0.51))) == []
+    assert found(case, Rounding(1e-6, 0.51, 0.0, layers=(0.51, 0.49))) == [("gradient", 1)]
     assert found(case, Rounding(1e-6, 1e-6, 1.1 * gap / whole)) == []
     assert found(case, Rounding(1e-6, 1e-6, 0.9 * gap / whole)) == [("gradient", 1)]
 

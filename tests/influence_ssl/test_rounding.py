@@ -98,7 +98,8 @@ def test_views_that_nearly_coincide_widen_the_tolerance_by_what_rounding_does(
     plain, bright = gradient(x), gradient(x.clone())
     noise = 100 * float((plain - bright).norm() / plain.norm())
     found = of_noise(own, before, (x,), INDEX)
-    assert replace(found, gradients=before.gradients) == before
+    assert replace(found, gradients=before.gradients, layers=()) == before
+    assert found.layers == (found.gradients,)
     if widened == "no":
         assert noise < before.gradients == found.gradients
     elif widened == "most":
@@ -107,6 +108,62 @@ def test_views_that_nearly_coincide_widen_the_tolerance_by_what_rounding_does(
         # Rounding itself varies between orders of summation, its size does not.
         assert before.gradients < found.gradients < 0.01
         assert noise / 30 < found.gradients < noise * 30
+
+
+@pytest.mark.parametrize(("distance", "widened"), [(0.5, "no"), (2e-7, "some"), (1e-7, "most")])
+def test_casts_within_widen_it_by_what_rounding_does_in_their_type(
+    distance: float, widened: str
+) -> None:
+    """By a hundred times the change that a few units in its last place cause, up to a fifth."""
+    net, x = Through(torch.float32), torch.rand(1, 6, dtype=torch.float64)
+    own = capture(net, apart(distance))
+    before = of_casts(own, (x,), INDEX)
+    assert before is not None
+    if widened == "some":
+        before = replace(before, most=1e6)
+
+    def gradient(bright: float) -> Tensor:
+        loss = apart(distance)(lambda x: net(x * bright), (x,))
+        return torch.autograd.grad(loss.sum(), net.linear.weight)[0]
+
+    plain, bright = gradient(1.0), gradient(1 + 4 * torch.finfo(torch.float32).eps)
+    noise = 100 * float((plain - bright).norm() / plain.norm())
+    found = of_noise(own, before, (x,), INDEX)
+    assert replace(found, gradients=before.gradients, layers=()) == before
+    if widened == "no":
+        assert noise < before.gradients == found.gradients
+    elif widened == "most":
+        assert noise > 0.2 == found.gradients
+    else:
+        assert before.gradients < found.gradients < 1e6
+        assert noise / 30 < found.gradients < noise * 30
+
+
+def test_a_layer_that_rounding_does_not_touch_keeps_its_tolerance() -> None:
+    """One layer sees nearly coinciding views, the other sees them far apart."""
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(6, 4, bias=False, dtype=torch.float64)
+            self.other = nn.Linear(6, 4, bias=False, dtype=torch.float64)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([self.linear(x[:, :6]), 1e6 * self.other(x[:, 6:])], 1)
+
+    net, x = Two(), torch.rand(1, 12, dtype=torch.float64)
+    step = torch.cat([torch.full((6,), 1e-13), torch.linspace(-1, 1, 6)]).double()
+
+    def objective(encode: Any, batch: Any, *_: Any) -> Tensor:
+        (a, b), (c, d) = (encode(y).split(4, 1) for y in (batch[0], batch[0] + step))
+        return 1e26 * (a - c).square().sum(1) + 1e-12 * (b - d).square().sum(1)
+
+    layers = [Layer(name, [getattr(net, name)], 4, 6) for name in ("linear", "other")]
+    before = usual(torch.float64)
+    found = of_noise(Capture(net, layers, objective, 0), before, (x,), INDEX)
+    assert [found.of_layer(n) for n in (0, 1)] == [found.gradients, before.gradients]
+    assert found.gradients > 100 * before.gradients
+    assert [before.of_layer(n) for n in (0, 1)] == 2 * [before.gradients]
 
 
 def test_near_measures_by_the_longer_of_the_two() -> None:

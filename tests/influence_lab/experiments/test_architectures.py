@@ -21,6 +21,17 @@ TWELVE = (
 )  # fmt: skip
 
 
+def test_rounding_refuses_no_encoder_that_computes_in_single_precision():
+    """With one thread, some processors sum in an order that changes one gradient by 3 per cent."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        row = architectures.checked("timm", "efficientvit_b0")
+    finally:
+        torch.set_num_threads(before)
+    assert row["error"] <= architectures.SINGLE, row
+
+
 @pytest.mark.parametrize("key", TWELVE)
 def test_scores_are_those_of_brute_force(key):
     row = architectures.checked(*key.split("."))
