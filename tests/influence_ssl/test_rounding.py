@@ -110,7 +110,7 @@ def test_views_that_nearly_coincide_widen_the_tolerance_by_what_rounding_does(
         assert noise / 30 < found.gradients < noise * 30
 
 
-@pytest.mark.parametrize(("distance", "widened"), [(0.5, "no"), (2e-7, "some"), (1e-7, "most")])
+@pytest.mark.parametrize(("distance", "widened"), [(0.5, "no"), (1e-3, "some"), (1e-7, "most")])
 def test_casts_within_widen_it_by_what_rounding_does_in_their_type(
     distance: float, widened: str
 ) -> None:
@@ -120,7 +120,7 @@ def test_casts_within_widen_it_by_what_rounding_does_in_their_type(
     before = of_casts(own, (x,), INDEX)
     assert before is not None
     if widened == "some":
-        before = replace(before, most=1e6)
+        before = replace(before, gradients=1e-9)  # what double precision does is below that
 
     def gradient(bright: float) -> Tensor:
         loss = apart(distance)(lambda x: net(x * bright), (x,))
@@ -135,7 +135,7 @@ def test_casts_within_widen_it_by_what_rounding_does_in_their_type(
     elif widened == "most":
         assert noise > 0.2 == found.gradients
     else:
-        assert before.gradients < found.gradients < 1e6
+        assert before.gradients < found.gradients < 0.2
         assert noise / 30 < found.gradients < noise * 30
 
 
